@@ -1,0 +1,64 @@
+"""Command line: ``python -m engine check|plan|run|evaluate SPEC [section.field=value ...]``.
+
+Exit codes: 0 done, 1 the run failed, 2 the spec or the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import engine
+from engine.errors import FusionError, SpecError
+from engine.specfile import dump_spec
+
+VERBS = {
+    "check": "check the spec and print it with all defaults; starts nothing and reads no model",
+    "plan": "look at models, tokenizers and a sample of the corpus; say what the run would do and need",
+    "run": "run it: score, align, fuse, train, export, report",
+    "evaluate": "held-out bits per byte of the target, the sources, the export and evaluation.models",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out one verb; returns the exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        spec = engine.load_spec(parsed.spec, parsed.overrides)
+        _carry_out(parsed.verb, spec)
+    except SpecError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except FusionError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine", description="Streaming knowledge fusion.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, help_text in VERBS.items():
+        command = verbs.add_parser(verb, help=help_text, description=help_text)
+        command.add_argument("spec", help="path of a YAML spec")
+        command.add_argument("overrides", nargs="*", metavar="section.field=value", help="overrides, the value in YAML")
+    return parser
+
+
+def _carry_out(verb: str, spec: engine.FusionSpec) -> None:
+    if verb == "check":
+        print(dump_spec(spec), end="")
+    elif verb == "plan":
+        print(engine.plan(spec))
+    elif verb == "run":
+        engine.run(spec)
+    else:
+        engine.evaluate(spec)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

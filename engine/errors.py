@@ -1,0 +1,74 @@
+"""The errors that a person meets: each says what is wrong, where, the value seen, the values allowed and what to do.
+
+They cross process borders (Ray pickles them), so every one can be rebuilt from its arguments alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with what the user gave.
+
+    Attributes:
+        where: the dotted path in the spec (``fusion.rule``), or a file and row.
+        what: the value seen and why it cannot be used.
+        remedy: the values allowed, or what to do; may be empty when ``what`` says it all.
+    """
+
+    where: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+class FusionError(Exception):
+    """Base of every error that the engine raises on purpose."""
+
+
+class _FaultsError(FusionError):
+    """An error that lists all faults at once, so that a person mends them in one go."""
+
+    headline = "something is wrong"
+
+    def __init__(self, faults: Iterable[Fault]):
+        self.faults = tuple(faults)
+        super().__init__(self.faults)
+
+    def __str__(self) -> str:
+        count = len(self.faults)
+        lines = [f"{self.headline} ({count} fault{'s' if count != 1 else ''}):"]
+        return "\n".join(lines + [f"  - {fault}" for fault in self.faults])
+
+
+class SpecError(_FaultsError, ValueError):
+    """The spec or the command line is wrong; nothing was started."""
+
+    headline = "the spec cannot be used"
+
+
+class PreflightError(_FaultsError):
+    """The spec is well-formed, but files, models or the cluster do not allow this run; nothing was started."""
+
+    headline = "the run cannot start"
+
+
+class RecordError(FusionError):
+    """A record between two stages, or a row of the corpus, is not what the next stage needs."""
+
+
+class TokenizerError(FusionError):
+    """A tokenizer cannot be used because its tokens do not add up to the bytes of the text."""
+
+
+class SourceModelError(FusionError):
+    """A source model cannot be loaded, or what it returned cannot be a probability distribution."""
+
+
+class TrainingError(FusionError):
+    """The target model's training cannot go on, for example because of a non-finite loss."""

@@ -1,0 +1,48 @@
+"""From Ray's nested errors to the one sentence that a person can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from engine.errors import FusionError
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Let a ``FusionError`` from any process of the run arrive as itself; name the root of any other failure.
+
+    Raises:
+        FusionError: whatever failed, with Ray's own error as its cause.
+    """
+    try:
+        yield
+    except FusionError as error:
+        raise _innermost(error) from None
+    except Exception as error:
+        found = next((cause for cause in _causes(error) if isinstance(cause, FusionError)), None)
+        if found is not None:
+            raise _innermost(found) from error
+        *_, root = _causes(error)
+        raise FusionError(f"the run failed: {type(root).__name__}: {str(root).strip() or 'no message'}") from error
+
+
+def _innermost(error: FusionError) -> FusionError:
+    """The error as it was raised: Ray hands over a class of its own that carries it as ``cause``."""
+    cause = getattr(error, "cause", None)
+    return _innermost(cause) if isinstance(cause, FusionError) else error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything inside it, outermost first, each once."""
+    seen: set[int] = set()
+    waiting: list[BaseException] = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        inside = [getattr(current, "cause", None), current.__cause__, current.__context__]
+        inside += list((getattr(current, "worker_failures", None) or {}).values())  # Ray Train: one for each rank
+        waiting += [item for item in inside if isinstance(item, BaseException)]

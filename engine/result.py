@@ -1,0 +1,133 @@
+"""What a run has done: the numbers that travel from the workers to the display, the report and the caller.
+
+All of it is plain data: frozen, picklable, and readable without ray or torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step, over all workers.
+
+    Attributes:
+        step: 1 for the first.
+        loss: the objective; ``lm_loss`` and ``fusion_loss`` are its unweighted parts, nats per row. ``fusion_loss`` is
+            NaN in a step without fused rows.
+        grad_norm: global norm before clipping.
+        learning_rate: of this step.
+        tokens: target tokens learned, padding excluded; ``passages`` and ``bytes`` likewise.
+        seconds: wall time of the step, waiting included.
+        wait_seconds: the exposed wait, time that the slowest worker waited for data.
+        padding: share of the blocks' places that hold no token.
+        source_nats, source_bytes, source_wins, source_covered_rows: for each source model in the spec's order; sums
+            over the passages of the step (nats: cross-entropy in nats per byte times bytes, of the passages scored).
+        fused_rows: target rows with a fused distribution.
+    """
+
+    step: int
+    loss: float
+    lm_loss: float
+    fusion_loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    passages: int
+    bytes: int
+    seconds: float
+    wait_seconds: float
+    padding: float
+    fused_rows: int
+    source_nats: tuple[float, ...] = ()
+    source_bytes: tuple[int, ...] = ()
+    source_wins: tuple[int, ...] = ()
+    source_covered_rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageTotals:
+    """What one stage of the stream has done so far, over all its replicas.
+
+    Attributes:
+        name: ``corpus``, a source model's name, ``align and fuse``, ``pack`` or ``train``.
+        passages, tokens: done; tokens are the stage's own (a source counts its own tokens).
+        busy_seconds: inside the stage's own work; ``wait_seconds``: between two calls, for input or for room behind it.
+        replicas: processes that have reported.
+        starts: how often a replica has started; more than ``replicas`` means that some were replaced.
+    """
+
+    name: str
+    passages: int = 0
+    tokens: int = 0
+    busy_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    replicas: int = 0
+    starts: int = 0
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A file or row of the corpus that was left out, and why."""
+
+    path: str
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A picture of a running run, taken by the driver about twice a second."""
+
+    stages: tuple[StageTotals, ...] = ()
+    steps: tuple[StepRecord, ...] = ()
+    skipped: tuple[SkippedRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceTotals:
+    """One source model over all learned passages.
+
+    Attributes:
+        cross_entropy: nats per byte.
+        win_rate: share of passages that ``min_ce`` gave to this source, in [0, 1]; NaN under ``avg_ce``.
+        coverage: share of target rows for which it had a row, in [0, 1].
+    """
+
+    name: str
+    cross_entropy: float
+    win_rate: float
+    coverage: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What ``engine.run`` returns. Picklable."""
+
+    name: str
+    output_dir: str
+    export_dir: str
+    report_path: str
+    spec_path: str
+    steps: int
+    passages: int
+    tokens: int
+    bytes: int
+    wall_seconds: float
+    spilled_bytes: int
+    sources: tuple[SourceTotals, ...] = ()
+    history: tuple[StepRecord, ...] = ()
+    stages: tuple[StageTotals, ...] = ()
+    skipped: tuple[SkippedRow, ...] = ()
+    bits_per_byte: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> StepRecord:
+        """The last step's record."""
+        return self.history[-1]
+
+    @property
+    def win_rates(self) -> dict[str, float]:
+        """Source name to the share of passages that it won."""
+        return {source.name: source.win_rate for source in self.sources}

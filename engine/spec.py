@@ -1,0 +1,167 @@
+"""The spec of a run: decisions only. What can be derived from them, ``engine.plan`` derives and shows.
+
+Sections are frozen and refuse unknown keys. A fault is reported with its dotted path, the value seen and the values
+allowed, all faults at once (``engine.specfile``).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: Names become column prefixes, folder names and labels of metrics.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Text = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen part of the spec that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Run(Section):
+    name: Name
+    """Name of the run in logs, on the dashboard and in metrics."""
+    output_dir: Text
+    """Folder or fsspec URL for checkpoints, export, report and the resolved spec; nothing else is written there."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of everything random: dropout of the target, nothing else at present."""
+    deterministic: bool = False
+    """Keep the order of the corpus through all stages, so that two runs learn the same blocks in the same order."""
+
+
+class Corpus(Section):
+    paths: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Files, globs or fsspec URLs of .parquet, .jsonl or .txt files, the last two plain, .gz or .zst."""
+    text_column: Text = "text"
+    """Column (Parquet) or key (JSONL) that holds a document. A .txt file is one document."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """What to do about a file or row that cannot be read: stop with a sentence, or leave it out and count it."""
+    passes: Annotated[int, Field(ge=1)] = 1
+    """How many times the corpus is read, all within one execution."""
+
+
+class TargetModel(Section):
+    checkpoint: Text
+    """Hugging Face folder or hub name of the model to train; any causal language model that transformers loads."""
+
+
+class SourceModel(Section):
+    name: Name
+    """Prefix of this source's columns and its name in every table."""
+    checkpoint: Text
+    """Hugging Face folder or hub name."""
+    backend: Literal["vllm", "transformers"] = "vllm"
+    """What runs the model: vLLM, or transformers where vLLM does not know the architecture."""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Number of processes that hold this model."""
+    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
+    """Logical CPUs that Ray reserves for each replica."""
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs that Ray reserves for each replica; a fraction shares one GPU between pools."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights and activations; auto takes the checkpoint's."""
+    bos: Literal["tokenizer", "always", "never"] = "tokenizer"
+    """Whether BOS precedes every passage: as the model's own tokenizer does it, or by decision."""
+    max_context_tokens: Annotated[int, Field(ge=8)] = 2048
+    """Passages are cut to this many of the source's tokens, or to the model's own limit if that is lower."""
+    kv_cache_bytes: Annotated[int, Field(ge=2**20)] = 2**28
+    """Memory for vLLM's key-value cache. Scoring needs about two batches of it, far less than serving."""
+
+
+class Alignment(Section):
+    tokens: Literal["byte_offset"] = "byte_offset"
+    """How target rows find source rows: both have consumed the same number of bytes of the passage."""
+    vocabulary: Literal["prefix", "exact"] = "prefix"
+    """How a source token becomes a target token: same bytes, else (prefix) the first target token of its bytes."""
+    cache_dir: Text = "~/.cache/knowledge-fusion-engine"
+    """Folder or fsspec URL for the vocabulary mapping tables, shared by runs."""
+
+
+class Fusion(Section):
+    rule: Literal["min_ce", "avg_ce"] = "min_ce"
+    """min_ce takes the distribution of the source with the lowest cross-entropy, avg_ce averages by cross-entropy."""
+    granularity: Literal["passage"] = "passage"
+    """The cross-entropies that rule compares are those of the whole passage."""
+    top_k: Annotated[int, Field(ge=1, le=1024)] = 64
+    """Entries kept of every row, from the sources to the loss. The paper's 10 fits large models only."""
+
+
+class Objective(Section):
+    lm_loss_weight: Share = 0.9
+    """The paper's lambda: weight of the causal LM loss; the fusion loss gets the rest."""
+
+
+class Optimizer(Section):
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
+    """Peak learning rate of AdamW."""
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """Decoupled weight decay, on matrices only."""
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    """Gradients are clipped to this global norm."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Decay after the warm-up, to a tenth of the peak at max_steps."""
+
+
+class Training(Section):
+    num_workers: Annotated[int, Field(ge=1)] = 1
+    """Ray Train workers, each holding one FSDP2 shard of the target model."""
+    num_cpus_per_worker: Annotated[float, Field(ge=0.0)] = 1.0
+    """Logical CPUs that Ray reserves for each worker."""
+    num_gpus_per_worker: Literal[0, 1] = 0
+    """0 trains on CPUs (gloo), 1 on GPUs (nccl)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and gathered parameters; the optimizer always keeps float32."""
+    block_length: Annotated[int, Field(ge=8)] = 2048
+    """Tokens in a training block; passages are cut to fit."""
+    global_batch_blocks: Annotated[int, Field(ge=1)] = 128
+    """Training blocks in one optimizer step, over all workers."""
+    micro_batch_blocks: Annotated[int, Field(ge=1)] = 1
+    """Training blocks that one worker puts through the model at once; the rest of the step accumulates gradients."""
+    max_steps: Annotated[int, Field(ge=1)] = 1000
+    """The run ends after this many optimizer steps, or with the corpus."""
+    checkpoint_every_steps: Annotated[int, Field(ge=1)] = 500
+    """Steps between checkpoints; the last step always makes one."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """Older checkpoints are deleted."""
+    optimizer: Optimizer = Optimizer()
+    """AdamW and its schedule."""
+
+
+class Evaluation(Section):
+    corpora: dict[Name, Annotated[tuple[Text, ...], Field(min_length=1)]] = {}
+    """Held-out domains: name to paths, read like corpus.paths."""
+    models: dict[Text, Text] = {}
+    """Further models beside the target, the sources and the run's own export: label to checkpoint."""
+    batch_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Tokens in one forward pass."""
+
+
+class Cluster(Section):
+    object_store_bytes: Annotated[int, Field(ge=80 * 2**20)] = 2**30
+    """Shared memory of a Ray that the run starts by itself; a cluster that it joins has its own."""
+    dashboard: bool = False
+    """Whether a Ray that the run starts by itself has a dashboard."""
+
+
+class FusionSpec(Section):
+    """Everything that a run decides. Load one with ``engine.load_spec``."""
+
+    run: Run
+    corpus: Corpus
+    target_model: TargetModel
+    source_models: tuple[SourceModel, ...] = ()
+    """The models to fuse. Without any, the run is plain continued training, the CLM baseline."""
+    alignment: Alignment = Alignment()
+    fusion: Fusion = Fusion()
+    objective: Objective = Objective()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    cluster: Cluster = Cluster()
