@@ -1,0 +1,1 @@
+"""How records flow: from the corpus through source models and aligners into training."""

@@ -1,0 +1,200 @@
+"""From fsspec paths to documents: Parquet, JSONL and plain text, plain or compressed, local or at any fsspec URL.
+
+A corpus is read in units, a file or a row group of a Parquet file, so that many readers can share one big file. Nothing
+is lost on bad input: whatever cannot be read becomes an ``Unreadable`` that names file, row and reason.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow.parquet
+import zstandard
+
+from engine.errors import Fault
+
+SUFFIXES = (".parquet", ".jsonl", ".txt")
+COMPRESSIONS = (".gz", ".zst")
+
+
+@dataclass(frozen=True)
+class CorpusUnit:
+    """What one reader takes at once.
+
+    Attributes:
+        path: file or URL.
+        row_group: of a Parquet file; -1 for a whole file of another kind.
+        first_row: number of the unit's first row in its file; rows count from 1.
+    """
+
+    path: str
+    row_group: int = -1
+    first_row: int = 1
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: where it stands in the corpus, and its text."""
+
+    path: str
+    row: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file (row 0) or row that cannot be used, and why."""
+
+    path: str
+    row: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, row {self.row}: {self.reason}" if self.row else f"{self.path}: {self.reason}"
+
+
+def find_files(patterns: Sequence[str], where: str) -> tuple[list[str], list[Fault]]:
+    """Expand globs and check that every file exists and is of a kind that can be read.
+
+    Args:
+        patterns: paths, globs or URLs, each naming at least one file.
+        where: dotted path of the spec's field, for the faults.
+
+    Returns:
+        The files, pattern by pattern, sorted within one; and what is wrong with the patterns.
+    """
+    files: list[str] = []
+    faults: list[Fault] = []
+    for index, pattern in enumerate(patterns):
+        try:
+            filesystem, path = fsspec.core.url_to_fs(pattern)
+            found = [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(path))]
+        except Exception as error:  # every filesystem has errors of its own, and all of them belong to this path
+            faults.append(Fault(f"{where}.{index}", f"{pattern!r} cannot be listed: {type(error).__name__}: {error}"))
+            continue
+        found = [name.removeprefix("file://") for name in found]
+        if not found:
+            faults.append(Fault(f"{where}.{index}", f"no file is at {pattern!r}", "give an existing path or glob"))
+        faults += [_unknown_kind(f"{where}.{index}", name) for name in found if _kind(name) not in SUFFIXES]
+        files += found
+    return files, faults
+
+
+def units_of(path: str) -> list[CorpusUnit]:
+    """The units of one file; a file that cannot be opened is one unit, whose reading will say why."""
+    if _kind(path) != ".parquet":
+        return [CorpusUnit(path)]
+    try:
+        with fsspec.open(path) as file:
+            metadata = pyarrow.parquet.ParquetFile(file).metadata
+    except (OSError, pyarrow.ArrowException):
+        return [CorpusUnit(path)]
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return [CorpusUnit(path, group, 1 + sum(sizes[:group])) for group in range(len(sizes))]
+
+
+def read_documents(unit: CorpusUnit, text_column: str) -> Iterator[Document | Unreadable]:
+    """The documents of one unit, in order, each checked: a non-empty string that is valid UTF-8."""
+    readers = {".parquet": _parquet_rows, ".jsonl": _json_rows, ".txt": _text_rows}
+    try:
+        for row, value in readers[_kind(unit.path)](unit, text_column):
+            yield _checked(unit.path, row, value)
+    except Exception as error:  # every filesystem, codec and format has errors of its own, and all mean the same here
+        yield Unreadable(unit.path, 0, f"the file cannot be read: {type(error).__name__}: {error}")
+
+
+class _BadRow(str):
+    """Why a row has no text; travels in the place of the text."""
+
+
+def _checked(path: str, row: int, value: Any) -> Document | Unreadable:
+    if isinstance(value, _BadRow):
+        return Unreadable(path, row, str(value))
+    if not isinstance(value, str):
+        return Unreadable(path, row, f"the text is {type(value).__name__}, not a string")
+    if not value:
+        return Unreadable(path, row, "the document is empty")
+    try:
+        value.encode("utf8")
+    except UnicodeEncodeError as error:
+        return Unreadable(path, row, f"character {error.start} is half of a surrogate pair, which UTF-8 cannot hold")
+    return Document(path, row, value)
+
+
+def _parquet_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
+    with fsspec.open(unit.path) as file:
+        parquet = pyarrow.parquet.ParquetFile(file)
+        if text_column not in parquet.schema_arrow.names:
+            reason = f"has no column {text_column!r}; it has {', '.join(parquet.schema_arrow.names)}"
+            yield unit.first_row, _BadRow(reason)
+            return
+        column = parquet.read_row_group(unit.row_group, columns=[text_column]).column(0)
+    for index, scalar in enumerate(column):
+        try:
+            yield unit.first_row + index, scalar.as_py()
+        except UnicodeDecodeError as error:
+            yield unit.first_row + index, _BadRow(f"invalid UTF-8 at byte {error.start}")
+
+
+def _json_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
+    with _open(unit.path) as file:
+        for row, line in enumerate(file, start=unit.first_row):
+            if line.strip():
+                yield row, _json_text(line, text_column)
+
+
+def _json_text(line: bytes, text_column: str) -> Any:
+    try:
+        record = json.loads(line.decode("utf8"))
+    except UnicodeDecodeError as error:
+        return _BadRow(f"invalid UTF-8 at byte {error.start}")
+    except json.JSONDecodeError as error:
+        return _BadRow(f"is not JSON: {error}")
+    if not isinstance(record, dict):
+        return _BadRow(f"is {type(record).__name__}, not an object with the key {text_column!r}")
+    if text_column not in record:
+        return _BadRow(f"has no key {text_column!r}; it has {', '.join(record) or 'none'}")
+    return record[text_column]
+
+
+def _text_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
+    with _open(unit.path) as file:
+        data = file.read()
+    try:
+        yield unit.first_row, data.decode("utf8")
+    except UnicodeDecodeError as error:
+        yield unit.first_row, _BadRow(f"invalid UTF-8 at byte {error.start}")
+
+
+@contextmanager
+def _open(path: str) -> Iterator[BinaryIO]:
+    """The file's bytes, decompressed as its suffix says."""
+    with fsspec.open(path) as file:
+        if path.endswith(".gz"):
+            yield gzip.GzipFile(fileobj=file)
+        elif path.endswith(".zst"):
+            # Across frames: files of several frames are common, and the default stops after the first without a word.
+            reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+            yield io.BufferedReader(reader)
+        else:
+            yield file
+
+
+def _kind(path: str) -> str:
+    """The suffix that tells how a file is read, the one of its compression aside."""
+    for suffix in COMPRESSIONS:
+        path = path.removesuffix(suffix)
+    return next((suffix for suffix in SUFFIXES if path.endswith(suffix)), "")
+
+
+def _unknown_kind(where: str, path: str) -> Fault:
+    return Fault(
+        where, f"{path!r} is of no kind that can be read", "allowed: .parquet, .jsonl, .txt, also .gz and .zst"
+    )

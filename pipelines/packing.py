@@ -1,0 +1,108 @@
+"""Fused passages to training blocks of a fixed shape (pure numpy).
+
+Packing is stateless: one batch of passages in, its blocks out, so a lost task can be done again anywhere and no
+remainder has to travel with a checkpoint. The price is the empty end of each batch's last blocks. Best fit keeps it
+small: with 64 passages a batch, see LOG.md for the share of padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from engine.records import FUSED_PASSAGE, NO_TOKEN, TRAINING_BLOCK, check, ragged, rows_of, schema
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Distribute items over as few bins as best fit decreasing finds.
+
+    Args:
+        lengths: of the items, each in [1, capacity].
+        capacity: of a bin.
+
+    Returns:
+        The items of each bin in ascending order, the bins by their first item: order survives where it can.
+
+    Raises:
+        ValueError: an item is longer than a bin.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for item in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        length = lengths[item]
+        if length > capacity:
+            raise ValueError(f"item {item} of length {length} does not fit into {capacity}")
+        fitting = [index for index, left in enumerate(room) if left >= length]
+        if fitting:
+            best = min(fitting, key=lambda index: room[index])
+        else:
+            best = len(bins)
+            bins.append([])
+            room.append(capacity)
+        bins[best].append(item)
+        room[best] -= length
+    return sorted(sorted(items) for items in bins)
+
+
+class Packer:
+    """Packs batches of ``records.FUSED_PASSAGE`` into ``records.TRAINING_BLOCK``.
+
+    Args:
+        block_length: L, tokens in a block; no passage may be longer.
+        top_k: K, entries kept of each row.
+    """
+
+    def __init__(self, block_length: int, top_k: int):
+        self._block_length = block_length
+        self._top_k = top_k
+
+    def __call__(self, passages: pa.Table) -> pa.Table:
+        """One table of fused passages to one table of training blocks."""
+        check(passages, FUSED_PASSAGE, "pack")
+        columns = {name: self._rows(passages[name]) for name in passages.column_names}
+        bins = best_fit([len(tokens) for tokens in columns["token_ids"]], self._block_length)
+        blocks = [self._block(columns, items) for items in bins]
+        fields = schema(TRAINING_BLOCK)
+        arrays = [ragged([block[field.name] for block in blocks], field.type.value_type) for field in fields]
+        return pa.table(arrays, fields)
+
+    def _rows(self, column: pa.ChunkedArray) -> list[np.ndarray] | np.ndarray:
+        """A ragged column as a list of arrays, a plain one as one array."""
+        return rows_of(column) if pa.types.is_large_list(column.type) else column.to_numpy()
+
+    def _block(self, columns: dict[str, list[np.ndarray] | np.ndarray], items: Sequence[int]) -> dict[str, np.ndarray]:
+        """One block from the passages ``items``: token columns laid one after the other, then padding."""
+        length, top_k = self._block_length, self._top_k
+        block = {
+            "input_ids": np.zeros(length, np.int32),
+            "segment_ids": np.zeros(length, np.int32),
+            "loss_mask": np.zeros(length, bool),
+            "fusion_mask": np.zeros(length, bool),
+            "fused_ids": np.full((length, top_k), NO_TOKEN, np.int32),
+            "fused_probs": np.zeros((length, top_k), np.float16),
+        }
+        start = 0
+        for segment, item in enumerate(items, start=1):
+            end = start + len(columns["token_ids"][item])
+            block["input_ids"][start:end] = columns["token_ids"][item]
+            block["segment_ids"][start:end] = segment
+            block["loss_mask"][start : end - 1] = True  # the passage's last row has no label inside the passage
+            block["fusion_mask"][start:end] = columns["is_fused"][item]
+            block["fused_ids"][start:end] = columns["fused_ids"][item].reshape(-1, top_k)
+            block["fused_probs"][start:end] = columns["fused_probs"][item].reshape(-1, top_k)
+            start = end
+        return block | self._passages_inside(columns, items)
+
+    def _passages_inside(self, columns: dict, items: Sequence[int]) -> dict[str, np.ndarray]:
+        """What the ledger and the metrics need to know of the passages in a block."""
+        tokens = [len(columns["token_ids"][item]) for item in items]
+        return {
+            "passage_ids": np.array([columns["passage_id"][item] for item in items], object),
+            "passage_tokens": np.array(tokens, np.int32),
+            "passage_bytes": np.array([columns["num_bytes"][item] for item in items], np.int32),
+            "winner": np.array([columns["winner"][item] for item in items], np.int16),
+            "cross_entropy": np.concatenate([columns["cross_entropy"][item] for item in items]),
+            "covered_rows": np.concatenate([columns["covered_rows"][item] for item in items]),
+        }
