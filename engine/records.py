@@ -16,6 +16,7 @@ and built without copies, and never as Python lists (a hundred times slower, see
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -136,14 +137,18 @@ def ragged(rows: Sequence[np.ndarray], dtype: pa.DataType) -> pa.LargeListArray:
 
 
 def flat_values(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The flat values of a ragged column and the offsets ``[B+1]`` of its rows in them, without a copy where possible."""
+    """The flat values of a ragged column and the offsets ``[B+1]`` of its rows in them, from 0.
+
+    No copy of the values where Arrow allows. A slice yields its own rows alone.
+    """
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     offsets = column.offsets.to_numpy()
-    return column.values.to_numpy(zero_copy_only=False), offsets
+    first, last = int(offsets[0]), int(offsets[-1])
+    return column.values.slice(first, last - first).to_numpy(zero_copy_only=False), offsets - first
 
 
 def rows_of(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray]:
     """The rows of a ragged column as numpy arrays (views, where Arrow allows)."""
     values, offsets = flat_values(column)
-    return [values[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [values[start:end] for start, end in itertools.pairwise(offsets)]

@@ -149,6 +149,10 @@ class Cluster(Section):
     """Shared memory of a Ray that the run starts by itself; a cluster that it joins has its own."""
     dashboard: bool = False
     """Whether a Ray that the run starts by itself has a dashboard."""
+    source_model_labels: dict[Text, Text] = {}
+    """Labels that the nodes of the source models must have; none: any node."""
+    training_labels: dict[Text, Text] = {}
+    """Labels that the nodes of the training workers must have; none: any node."""
 
 
 class FusionSpec(Section):

@@ -36,7 +36,7 @@ def test_every_format_gives_the_same_documents(tmp_path, suffix):
 
 def test_a_text_file_is_one_document_byte_for_byte(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_bytes("one\r\ntwo\n\n".encode())
+    path.write_bytes(b"one\r\ntwo\n\n")
     assert documents(str(path)) == [Document(str(path), 1, "one\r\ntwo\n\n")]
 
 

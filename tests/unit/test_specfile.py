@@ -97,7 +97,7 @@ def test_a_section_is_frozen():
     ],
 )
 def test_an_override_that_fits_nowhere_is_named(override, words):
-    with pytest.raises(SpecError, match="override|place|YAML") as caught:
+    with pytest.raises(SpecError) as caught:
         load_spec(yaml.safe_load(GOOD) | {"fusion": {"top_k": 3}}, [override])
     assert words in str(caught.value)
 
