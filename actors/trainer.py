@@ -1,0 +1,213 @@
+"""What one Ray Train worker does: take its share of the stream, step the target model, keep the journal, report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+
+from actors import checkpoints
+from actors.target_model import StepLosses, TargetModel
+from engine.ledger import Ledger
+from engine.records import flat_values, rows_of
+from engine.result import StepRecord
+from engine.spec import FusionSpec
+
+
+@dataclass
+class Journal:
+    """What a checkpoint carries beside the weights.
+
+    Attributes:
+        history: the records of all steps.
+        ledger: the passages of all checkpoints so far, over all workers.
+        fresh: passages that this worker has learned since the last checkpoint.
+    """
+
+    history: list[StepRecord] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
+    fresh: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Sums over the training blocks of one step; ``per_source`` is [4, N]: nats, bytes, wins and covered rows."""
+
+    tokens: int
+    passages: int
+    bytes: int
+    places: int
+    per_source: np.ndarray
+
+
+def train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
+    """The training loop of one worker; all workers run it in step.
+
+    Args:
+        config: ``spec`` (FusionSpec), ``monitor`` (handle of the run's RunMonitor) and ``threads`` (of torch).
+
+    Returns:
+        The records of all steps, those before a restart included.
+    """
+    spec: FusionSpec = config["spec"]
+    torch.set_num_threads(config["threads"])
+    torch.manual_seed(spec.run.seed)
+    target = TargetModel(
+        spec.target_model.checkpoint,
+        spec.training,
+        spec.objective,
+        spec.fusion.top_k,
+        ray.train.torch.get_device(),
+    )
+    journal = restore(target, spec.run.output_dir)
+    blocks = _blocks(spec)
+    while target.step < spec.training.max_steps:
+        record = _step(target, next_blocks(blocks), len(spec.source_models), journal)
+        if record is None:
+            break
+        if torch.distributed.get_rank() == 0:
+            config["monitor"].step.remote(record)
+        if target.step % spec.training.checkpoint_every_steps == 0:
+            commit(target, spec, journal)
+    if target.step % spec.training.checkpoint_every_steps:
+        commit(target, spec, journal)
+    checkpoints.export(target, spec.target_model.checkpoint, os.path.join(spec.run.output_dir, "export"))
+    return tuple(journal.history)
+
+
+def restore(target: TargetModel, output_dir: str) -> Journal:
+    """Bring the target to the last complete checkpoint and return its journal; a new one if there is none."""
+    folder = checkpoints.latest(os.path.join(output_dir, "checkpoints"))
+    if folder is None:
+        return Journal()
+    state = checkpoints.load(target, folder)
+    return Journal([_step_record(record) for record in state["history"]], Ledger(state["learned"]))
+
+
+def learned_passages(output_dir: str) -> Ledger:
+    """The ledger of the last complete checkpoint, read without the weights; an empty one if there is none."""
+    folder = checkpoints.latest(os.path.join(output_dir, "checkpoints"))
+    return Ledger(checkpoints.read_state(folder)["learned"]) if folder else Ledger()
+
+
+def commit(target: TargetModel, spec: FusionSpec, journal: Journal) -> None:
+    """Save weights, optimizer and journal as one checkpoint; all workers take part."""
+    shares: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(shares, journal.fresh)
+    for share in shares:
+        journal.ledger.learn(share)
+    journal.fresh.clear()
+    folder = os.path.join(spec.run.output_dir, "checkpoints")
+    state = {"history": [asdict(record) for record in journal.history], "learned": journal.ledger.passage_ids()}
+    checkpoints.save(target, os.path.join(folder, f"step-{target.step:08d}"), state)
+    checkpoints.prune(folder, spec.training.keep_checkpoints)
+
+
+def next_blocks(blocks: Iterator[pa.Table]) -> tuple[pa.Table | None, float]:
+    """This worker's blocks of the next step, None when its share is used up, and the seconds it waited for them."""
+    started = time.perf_counter()
+    table = next(blocks, None)
+    return table, time.perf_counter() - started
+
+
+def count(table: pa.Table | None, num_sources: int) -> StepCounts:
+    """The sums that a step's record shows, over this worker's blocks."""
+    if table is None:
+        return StepCounts(0, 0, 0, 0, np.zeros((4, num_sources)))
+    num_bytes = flat_values(table["passage_bytes"])[0]
+    cross_entropy = flat_values(table["cross_entropy"])[0].reshape(-1, num_sources)
+    scored = np.isfinite(cross_entropy)
+    winner = flat_values(table["winner"])[0]
+    per_source = np.stack(
+        [
+            (np.where(scored, cross_entropy, 0.0) * num_bytes[:, None]).sum(0),
+            (scored * num_bytes[:, None]).sum(0),
+            (winner[:, None] == np.arange(num_sources)).sum(0),
+            flat_values(table["covered_rows"])[0].reshape(-1, num_sources).sum(0),
+        ]
+    )
+    return StepCounts(
+        tokens=int(flat_values(table["passage_tokens"])[0].sum()),
+        passages=len(num_bytes),
+        bytes=int(num_bytes.sum()),
+        places=len(flat_values(table["input_ids"])[0]),
+        per_source=per_source,
+    )
+
+
+def _blocks(spec: FusionSpec) -> Iterator[pa.Table]:
+    """This worker's share of the stream, one table a step."""
+    shard = ray.train.get_dataset_shard("train")
+    blocks_per_worker = spec.training.global_batch_blocks // spec.training.num_workers
+    return iter(shard.iter_batches(batch_size=blocks_per_worker, batch_format="pyarrow", prefetch_batches=1))
+
+
+def _step(
+    target: TargetModel, waited: tuple[pa.Table | None, float], num_sources: int, journal: Journal
+) -> StepRecord | None:
+    """One optimizer step over all workers, written into the journal; None when every worker's share is used up."""
+    table, wait_seconds = waited
+    started = time.perf_counter()
+    counts, wait_seconds = _over_workers(count(table, num_sources), wait_seconds, target.device)
+    if not counts.places:
+        return None
+    losses = target.train_step(table)
+    seconds = wait_seconds + time.perf_counter() - started
+    record = _record(target.step, losses, counts, seconds, wait_seconds)
+    journal.history.append(record)
+    if table is not None:
+        journal.fresh += [str(passage_id) for row in rows_of(table["passage_ids"]) for passage_id in row]
+    return record
+
+
+def _over_workers(counts: StepCounts, wait_seconds: float, device: torch.device) -> tuple[StepCounts, float]:
+    """Counts summed over the workers, and the longest wait."""
+    scalars = [counts.tokens, counts.passages, counts.bytes, counts.places]
+    sums = torch.tensor([*scalars, *counts.per_source.ravel()], dtype=torch.float64, device=device)
+    longest = torch.tensor(wait_seconds, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(sums)
+    torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
+    values = sums.cpu().numpy()
+    per_source = values[len(scalars) :].reshape(counts.per_source.shape)
+    return StepCounts(*(int(value) for value in values[: len(scalars)]), per_source), float(longest)
+
+
+def _record(step: int, losses: StepLosses, counts: StepCounts, seconds: float, wait_seconds: float) -> StepRecord:
+    nats, num_bytes, wins, covered_rows = counts.per_source
+    return StepRecord(
+        step=step,
+        loss=losses.loss,
+        lm_loss=losses.lm_loss,
+        fusion_loss=losses.fusion_loss,
+        grad_norm=losses.grad_norm,
+        learning_rate=losses.learning_rate,
+        tokens=counts.tokens,
+        passages=counts.passages,
+        bytes=counts.bytes,
+        seconds=seconds,
+        wait_seconds=wait_seconds,
+        padding=1.0 - counts.tokens / counts.places,
+        fused_rows=losses.fused_rows,
+        source_nats=tuple(float(value) for value in nats),
+        source_bytes=_whole(num_bytes),
+        source_wins=_whole(wins),
+        source_covered_rows=_whole(covered_rows),
+    )
+
+
+def _whole(values: Sequence[float]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _step_record(fields: dict[str, Any]) -> StepRecord:
+    """A record as it was before JSON turned its tuples into lists."""
+    return StepRecord(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})

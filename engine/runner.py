@@ -1,0 +1,141 @@
+"""The engine's door: preflight, the stream into training, evaluation, report."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.run_monitor import RunMonitor
+from engine import cluster
+from engine.failures import readable_errors
+from engine.preflight import SPEC_FILE, preflight
+from engine.progress import ProgressDisplay, show_evaluation, show_summary
+from engine.report import write_report
+from engine.result import Progress, RunResult, SourceTotals, StepRecord
+from engine.spec import FusionSpec
+from engine.specfile import as_located_spec
+from pipelines.flow import derive_flow
+from pipelines.held_out import evaluate_models
+from pipelines.training import train
+
+
+def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
+    """Fuse the source models into the target model: score, align, fuse, train, export, evaluate, report.
+
+    Blocks until the run is done. Joins the Ray of a submitted job or starts a local one. A run that was stopped goes on
+    from its last checkpoint when it is started again with the same spec.
+
+    Args:
+        spec: a spec, a mapping, or the path of a YAML file.
+
+    Raises:
+        SpecError: the spec is wrong; nothing was started.
+        PreflightError: files, models or the cluster do not allow the run; lists all faults.
+        FusionError: the run failed; says at which stage and why.
+    """
+    started = time.monotonic()
+    spec = as_located_spec(spec)
+    flow = preflight(spec)
+    with cluster.session(spec, flow.logical_cpus, flow.gpus), readable_errors():
+        monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
+        with ProgressDisplay(spec, lambda since_step: _snapshot(monitor, since_step)):
+            history = train(spec, flow, monitor)
+        result = _result(spec, history, _snapshot(monitor))
+        result = replace(
+            result,
+            bits_per_byte=_bits_per_byte(spec),
+            spilled_bytes=cluster.spilled_bytes(),
+            wall_seconds=time.monotonic() - started,
+        )
+    write_report(spec, result, result.report_path)
+    show_summary(result)
+    return result
+
+
+def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> dict[str, dict[str, float]]:
+    """Held-out bits per byte of the target before, the sources, the run's export if there is one, and further models.
+
+    Returns:
+        Label to domain to bits per byte.
+
+    Raises:
+        SpecError, PreflightError, FusionError: as in ``run``.
+    """
+    spec = as_located_spec(spec)
+    derive_flow(spec)
+    with cluster.session(spec, logical_cpus=1, gpus=spec.training.num_gpus_per_worker), readable_errors():
+        bits_per_byte = _bits_per_byte(spec)
+    show_evaluation(bits_per_byte)
+    return bits_per_byte
+
+
+def compared_models(spec: FusionSpec) -> dict[str, str]:
+    """Label to checkpoint of everything that an evaluation of this spec compares."""
+    models = {"target before": spec.target_model.checkpoint}
+    models |= {f"source {source.name}": source.checkpoint for source in spec.source_models}
+    models |= spec.evaluation.models
+    export = export_dir(spec)
+    if "://" in export or os.path.exists(export):
+        models["fused target" if spec.source_models else "continued target"] = export
+    return models
+
+
+def export_dir(spec: FusionSpec) -> str:
+    """Where a run leaves the trained target in Hugging Face format."""
+    return os.path.join(spec.run.output_dir, "export")
+
+
+def _bits_per_byte(spec: FusionSpec) -> dict[str, dict[str, float]]:
+    return evaluate_models(spec, compared_models(spec)) if spec.evaluation.corpora else {}
+
+
+def _snapshot(monitor: ActorHandle, since_step: int = 0) -> Progress:
+    return ray.get(monitor.snapshot.remote(since_step))
+
+
+def _result(spec: FusionSpec, history: Sequence[StepRecord], progress: Progress) -> RunResult:
+    """The run's totals; evaluation, spilling and wall time are not known yet."""
+    return RunResult(
+        name=spec.run.name,
+        output_dir=spec.run.output_dir,
+        export_dir=export_dir(spec),
+        report_path=os.path.join(spec.run.output_dir, "report.html"),
+        spec_path=os.path.join(spec.run.output_dir, SPEC_FILE),
+        steps=len(history),
+        passages=sum(record.passages for record in history),
+        tokens=sum(record.tokens for record in history),
+        bytes=sum(record.bytes for record in history),
+        wall_seconds=math.nan,
+        spilled_bytes=0,
+        sources=tuple(_source_totals(spec, history, index) for index in range(len(spec.source_models))),
+        history=tuple(history),
+        stages=progress.stages,
+        skipped=progress.skipped,
+    )
+
+
+def _source_totals(spec: FusionSpec, history: Sequence[StepRecord], index: int) -> SourceTotals:
+    """Sums over all steps, as rates. A passage of T tokens has T-1 rows with a label."""
+    passages = sum(record.passages for record in history)
+    rows = sum(record.tokens for record in history) - passages
+    scored_bytes = sum(record.source_bytes[index] for record in history)
+    return SourceTotals(
+        name=spec.source_models[index].name,
+        cross_entropy=_ratio(sum(record.source_nats[index] for record in history), scored_bytes),
+        win_rate=_ratio(sum(record.source_wins[index] for record in history), passages)
+        if spec.fusion.rule == "min_ce"
+        else math.nan,
+        coverage=_ratio(sum(record.source_covered_rows[index] for record in history), rows),
+    )
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else math.nan

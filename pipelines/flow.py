@@ -1,0 +1,142 @@
+"""The numbers of a run that follow from its spec, its models and its corpus: nobody sets them, ``plan`` shows them.
+
+Logical CPUs are counted here because too few of them do not slow a stream down, they stop it: actor pools reserve
+theirs before the first task runs, and a task that finds none left waits for ever, without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from actors.backends import context_limit
+from engine.errors import Fault, FusionError, PreflightError
+from engine.spec import FusionSpec
+from engine.tokenization import PassageTokenizer
+from pipelines.corpus import find_files, units_of
+
+#: Every passage may have BOS before it and EOS behind it.
+SPECIAL_TOKENS = 2
+SMALLEST_WINDOW = 8
+
+#: Tokens in a batch of full passages: enough to keep an engine busy for several of its own steps, few enough for three
+#: sources' rows at K=128 (768 bytes a row) to stay near 100 MB in the object store.
+BATCH_TOKENS = 65_536
+FEWEST_PASSAGES, MOST_PASSAGES = 8, 64
+
+READER_CPUS = 0.5
+ALIGNER_CPUS = 1.0
+PACKING_CPUS = 0.5
+#: Ray Data's own repartition tasks reserve one CPU each, which cannot be set.
+REPARTITION_CPUS = 1.0
+REPARTITIONS = 2
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class FlowPlan:
+    """Sizes of the stream.
+
+    Attributes:
+        corpus_units: what readers share out, as the fields of ``corpus.CorpusUnit``; one pass.
+        checkpoints, windows: of the target and all sources: the text tokens that each can take in one passage.
+        batch_passages: passages in one call of a source model, an aligner or the packer.
+        blocks_per_worker: training blocks of one worker in one step.
+        reader_replicas, reader_cpus, aligner_replicas, aligner_cpus, packing_cpus: of the stages between the models.
+        logical_cpus, gpus: what Ray must be able to reserve for all stages and workers at once.
+    """
+
+    corpus_units: tuple[dict[str, Any], ...]
+    checkpoints: tuple[str, ...]
+    windows: tuple[int, ...]
+    batch_passages: int
+    blocks_per_worker: int
+    reader_replicas: int
+    reader_cpus: float
+    aligner_replicas: int
+    aligner_cpus: float
+    packing_cpus: float
+    logical_cpus: float
+    gpus: float
+
+
+def derive_flow(spec: FusionSpec) -> FlowPlan:
+    """Look at the models' configurations and the corpus' files and derive all sizes.
+
+    Raises:
+        PreflightError: lists every model that cannot be loaded and every path without files.
+    """
+    faults: list[Fault] = []
+    files, missing = find_files(spec.corpus.paths, "corpus.paths")
+    faults += missing
+    windows = [_collect(faults, "target_model.checkpoint", _target_window, spec)]
+    for index, source in enumerate(spec.source_models):
+        windows.append(_collect(faults, f"source_models.{index}.checkpoint", _source_window, source))
+    if faults:
+        raise PreflightError(faults)
+    replicas = sum(source.replicas for source in spec.source_models)
+    readers, aligners = max(1, replicas // 4), max(1, replicas // 2)
+    training = spec.training
+    return FlowPlan(
+        corpus_units=tuple(asdict(unit) for path in files for unit in units_of(path)),
+        checkpoints=(spec.target_model.checkpoint, *(source.checkpoint for source in spec.source_models)),
+        windows=tuple(windows),
+        batch_passages=max(FEWEST_PASSAGES, min(MOST_PASSAGES, BATCH_TOKENS // training.block_length)),
+        blocks_per_worker=training.global_batch_blocks // training.num_workers,
+        reader_replicas=readers,
+        reader_cpus=READER_CPUS,
+        aligner_replicas=aligners,
+        aligner_cpus=ALIGNER_CPUS,
+        packing_cpus=PACKING_CPUS,
+        logical_cpus=training.num_workers * training.num_cpus_per_worker
+        + sum(source.replicas * source.num_cpus for source in spec.source_models)
+        + readers * READER_CPUS
+        + aligners * ALIGNER_CPUS
+        + PACKING_CPUS
+        + REPARTITIONS * REPARTITION_CPUS,
+        gpus=training.num_workers * training.num_gpus_per_worker
+        + sum(source.replicas * source.num_gpus for source in spec.source_models),
+    )
+
+
+def scoring_window(checkpoint: str, limit: int) -> int:
+    """Text tokens of a passage that a model can score in one forward pass, at most ``limit`` with BOS and EOS.
+
+    Raises:
+        OSError, ValueError: the checkpoint cannot be loaded, or takes too few tokens.
+    """
+    return _window(checkpoint, context_limit(_load_config(checkpoint), limit, generated_tokens=0))
+
+
+def _collect(faults: list[Fault], where: str, look: Callable[[Any], Result], subject: Any) -> Result | None:
+    """``look(subject)``, its failure turned into a fault at ``where``."""
+    try:
+        return look(subject)
+    except (OSError, ValueError, FusionError) as error:
+        faults.append(Fault(where, str(error).strip().splitlines()[0], "give a Hugging Face folder or hub name"))
+        return None
+
+
+def _target_window(spec: FusionSpec) -> int:
+    return scoring_window(spec.target_model.checkpoint, spec.training.block_length)
+
+
+def _source_window(source: Any) -> int:
+    config = _load_config(source.checkpoint)
+    return _window(source.checkpoint, context_limit(config, source.max_context_tokens, generated_tokens=1))
+
+
+def _load_config(checkpoint: str) -> Any:
+    from transformers import AutoConfig  # takes seconds, and `check` and --help do without
+
+    return AutoConfig.from_pretrained(checkpoint)
+
+
+def _window(checkpoint: str, limit: int) -> int:
+    """Text tokens of a passage under a limit that counts BOS and EOS; the tokenizer is looked at on the way."""
+    PassageTokenizer.load(checkpoint)
+    if limit - SPECIAL_TOKENS < SMALLEST_WINDOW:
+        raise ValueError(f"{checkpoint} takes {limit} tokens; a passage needs {SMALLEST_WINDOW + SPECIAL_TOKENS}")
+    return limit - SPECIAL_TOKENS

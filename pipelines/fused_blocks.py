@@ -1,0 +1,97 @@
+"""The whole data flow on one screen: corpus -> passages -> source models, one after the other -> fusion -> blocks.
+
+A chain, not a join: each pool adds its columns to the same rows, and all pools work at once on different batches.
+Nothing is stored in between. Every epoch and every restart of a Ray Data execution would load all source models anew,
+so several passes over the corpus repeat its *units* inside one execution.
+"""
+
+from __future__ import annotations
+
+import ray
+import ray.data
+from ray.actor import ActorHandle
+from ray.data import ActorPoolStrategy, Dataset
+
+from actors.aligner import Aligner
+from actors.run_monitor import Meter
+from actors.source_model import SourceModel
+from engine.ledger import Ledger
+from engine.spec import FusionSpec
+from pipelines.flow import FlowPlan
+from pipelines.packing import Packer
+from pipelines.passages import PassageReader
+
+
+def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: ActorHandle) -> Dataset:
+    """The stream of training blocks (``records.TRAINING_BLOCK``), one Arrow block for each worker and step.
+
+    Args:
+        spec: of the run.
+        flow: what ``pipelines.flow`` has derived from it.
+        learned: passages that never enter the stream again.
+        monitor: the run's ``RunMonitor`` actor.
+    """
+    stream = _read_passages(spec, flow, learned, monitor)
+    for source in spec.source_models:
+        stream = stream.map_batches(
+            SourceModel,
+            fn_constructor_kwargs={
+                "source": source,
+                "top_k": spec.fusion.top_k,
+                "meter": Meter(source.name, monitor),
+            },
+            batch_size=flow.batch_passages,
+            batch_format="pyarrow",
+            num_cpus=source.num_cpus,
+            num_gpus=source.num_gpus,
+            label_selector=spec.cluster.source_model_labels,
+            compute=ActorPoolStrategy(size=source.replicas),
+        )
+    stream = stream.map_batches(
+        Aligner,
+        fn_constructor_kwargs={
+            "target_checkpoint": spec.target_model.checkpoint,
+            "sources": [(source.name, source.checkpoint) for source in spec.source_models],
+            "fusion": spec.fusion,
+            "alignment": spec.alignment,
+            "meter": Meter("align and fuse", monitor),
+        },
+        batch_size=flow.batch_passages,
+        batch_format="pyarrow",
+        num_cpus=flow.aligner_cpus,
+        compute=ActorPoolStrategy(size=flow.aligner_replicas),
+    )
+    stream = stream.map_batches(
+        Packer(spec.training.block_length, spec.fusion.top_k),
+        batch_size=flow.batch_passages,
+        batch_format="pyarrow",
+        num_cpus=flow.packing_cpus,
+    )
+    return stream.repartition(target_num_rows_per_block=flow.blocks_per_worker)
+
+
+def _read_passages(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: ActorHandle) -> Dataset:
+    """Batches of ``flow.batch_passages`` passages (``records.PASSAGE``), all passes over the corpus in turn."""
+    units = [
+        {**unit, "corpus_pass": corpus_pass} for corpus_pass in range(spec.corpus.passes) for unit in flow.corpus_units
+    ]
+    return (
+        ray.data.from_items(units, override_num_blocks=len(units))
+        .map_batches(
+            PassageReader,
+            fn_constructor_kwargs={
+                "checkpoints": flow.checkpoints,
+                "windows": flow.windows,
+                "text_column": spec.corpus.text_column,
+                "on_error": spec.corpus.on_error,
+                "learned": learned,
+                "batch_passages": flow.batch_passages,
+                "meter": Meter("corpus", monitor),
+            },
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=flow.reader_cpus,
+            compute=ActorPoolStrategy(size=flow.reader_replicas),
+        )
+        .repartition(target_num_rows_per_block=flow.batch_passages)
+    )

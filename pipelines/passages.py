@@ -1,0 +1,172 @@
+"""From documents to passages short enough for every tokenizer, cut on the original bytes.
+
+A passage is a run of bytes of its document. Cuts lie where a token of *every* tokenizer ends, so that no model sees
+half of its own token; nothing is decoded and encoded again, and every byte is covered exactly once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from actors.run_monitor import Meter
+from engine.errors import RecordError
+from engine.ledger import Ledger
+from engine.records import PASSAGE, schema
+from engine.result import SkippedRow
+from engine.tokenization import PassageTokenizer
+from pipelines.corpus import CorpusUnit, Document, Unreadable, read_documents
+
+#: Text that is tokenized at once to find one cut, in bytes a token of the smallest window. Text that a tokenizer knows
+#: has three to five bytes a token, so eight reach beyond the window; the cost is linear in the document's length.
+LOOKAHEAD_BYTES_PER_TOKEN = 8
+
+
+class PassageCutter:
+    """Cuts documents so that each passage fits into the window of every tokenizer.
+
+    Args:
+        tokenizers: of the target model and all source models.
+        windows: the number of text tokens (BOS and EOS not counted) that each model can take; at least 8.
+    """
+
+    def __init__(self, tokenizers: Sequence[PassageTokenizer], windows: Sequence[int]):
+        self._tokenizers = list(zip(tokenizers, windows, strict=True))
+        self._lookahead = LOOKAHEAD_BYTES_PER_TOKEN * min(windows)
+
+    def cut(self, document: str) -> Iterator[str]:
+        """The passages of one document, in order; joined they are the document."""
+        data = document.encode("utf8")
+        start = 0
+        while start < len(data):
+            end = _character_boundary(data, start + self._lookahead)
+            passage = self._longest_prefix(data[start:end], is_tail=end == len(data))
+            yield passage
+            start += len(passage.encode("utf8"))
+
+    def _longest_prefix(self, data: bytes, is_tail: bool) -> str:
+        """The longest good beginning of ``data`` that fits every window; all of it if it is the tail and fits."""
+        text = data.decode("utf8")
+        ends = [tokenizer.encode(text)[1] for tokenizer, _ in self._tokenizers]
+        fits = all(len(end) <= window for end, (_, window) in zip(ends, self._tokenizers, strict=True))
+        if fits and is_tail:
+            return text
+        for cut in self._cuts(data, ends):
+            prefix = data[:cut].decode("utf8")
+            if self._fits(prefix):  # a beginning alone may tokenize into more than it did inside the longer text
+                return prefix
+        raise RecordError(f"no beginning of {text[:40]!r} fits every model's window; raise max_context_tokens")
+
+    def _cuts(self, data: bytes, ends: Sequence[np.ndarray]) -> Iterator[int]:
+        """Places to cut, best first: common token ends before a blank, any common token ends, any characters."""
+        windows = [window for _, window in self._tokenizers]
+        limit = min(int(end[min(len(end), window) - 1]) for end, window in zip(ends, windows, strict=True))
+        common = ends[0]
+        for other in ends[1:]:
+            common = np.intersect1d(common, other, assume_unique=False)
+        common = [int(cut) for cut in np.unique(common) if 0 < cut <= limit and _is_boundary(data, int(cut))]
+        before_blank = [cut for cut in common if cut > limit // 2 and data[cut : cut + 1].isspace()]
+        yield from reversed(before_blank)
+        yield from reversed(common)
+        while limit > 0:
+            yield _character_boundary(data, limit)
+            limit //= 2
+
+    def _fits(self, text: str) -> bool:
+        return all(len(tokenizer.encode(text)[0]) <= window for tokenizer, window in self._tokenizers)
+
+
+class PassageReader:
+    """Reads units of the corpus and yields their passages; what cannot be read stops the run or is counted.
+
+    Args:
+        checkpoints: of the target model and all source models, for their tokenizers.
+        windows: see ``PassageCutter``.
+        text_column: see the spec.
+        on_error: ``fail`` or ``skip``.
+        learned: passages that a checkpoint has learned already; they are left out.
+        batch_passages: rows in each table that is yielded.
+        meter: of the stage ``corpus``.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[str],
+        windows: Sequence[int],
+        text_column: str,
+        on_error: str,
+        learned: Ledger,
+        batch_passages: int,
+        meter: Meter,
+    ):
+        tokenizers = {checkpoint: PassageTokenizer.load(checkpoint) for checkpoint in checkpoints}
+        self._cutter = PassageCutter([tokenizers[checkpoint] for checkpoint in checkpoints], windows)
+        self._text_column = text_column
+        self._on_error = on_error
+        self._learned = learned
+        self._batch_passages = batch_passages
+        self._meter = meter
+
+    def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
+        """Units (columns ``path``, ``row_group``, ``first_row``, ``corpus_pass``) to tables of ``records.PASSAGE``.
+
+        Raises:
+            RecordError: a file or row cannot be read and ``on_error`` is ``fail``; names both and the reason.
+        """
+        for unit in units.to_pylist():
+            corpus_pass = unit.pop("corpus_pass")
+            yield from self._batches(self._passages(CorpusUnit(**unit), corpus_pass))
+
+    def _passages(self, unit: CorpusUnit, corpus_pass: int) -> Iterator[tuple[str, str, int, bool]]:
+        for document in read_documents(unit, self._text_column):
+            if isinstance(document, Unreadable):
+                self._report(document)
+            else:
+                yield from self._passages_of(document, corpus_pass)
+
+    def _passages_of(self, document: Document, corpus_pass: int) -> Iterator[tuple[str, str, int, bool]]:
+        texts = list(self._cutter.cut(document.text))
+        for index, text in enumerate(texts):
+            passage_id = f"{corpus_pass}/{document.path}:{document.row}:{index}"
+            if passage_id not in self._learned:
+                yield passage_id, text, len(text.encode("utf8")), index == len(texts) - 1
+
+    def _report(self, unreadable: Unreadable) -> None:
+        if self._on_error == "fail":
+            raise RecordError(f"{unreadable}; mend it, or set corpus.on_error: skip to go on without it")
+        self._meter.skip(SkippedRow(unreadable.path, unreadable.row, unreadable.reason))
+
+    def _batches(self, passages: Iterable[tuple[str, str, int, bool]]) -> Iterator[pa.Table]:
+        rows: list[tuple[str, str, int, bool]] = []
+        started = time.perf_counter()
+        for passage in passages:
+            rows.append(passage)
+            if len(rows) == self._batch_passages:
+                yield self._table(rows, started)
+                rows, started = [], time.perf_counter()
+        if rows:
+            yield self._table(rows, started)
+
+    def _table(self, rows: Sequence[tuple[str, str, int, bool]], started: float) -> pa.Table:
+        self._meter.record(passages=len(rows), tokens=0, busy_seconds=time.perf_counter() - started)
+        columns = list(zip(*rows, strict=True))
+        fields = schema(PASSAGE)
+        return pa.table([pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)], fields)
+
+
+def _is_boundary(data: bytes, position: int) -> bool:
+    """Whether a character starts (or the text ends) at ``position``: UTF-8 continuation bytes are 0b10xxxxxx."""
+    return position >= len(data) or data[position] & 0xC0 != 0x80
+
+
+def _character_boundary(data: bytes, position: int) -> int:
+    """The last character boundary at or before ``position``; the first one behind the start if there is none."""
+    position = min(position, len(data))
+    while not _is_boundary(data, position):
+        position -= 1
+    if position:
+        return position
+    return next(end for end in range(1, len(data) + 1) if _is_boundary(data, end))

@@ -1,0 +1,144 @@
+"""The quickstart, shortened, as a user runs it: what it returns, what it leaves on disk, and what it must not leave."""
+
+import math
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.result import RunResult
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+
+pytestmark = pytest.mark.timeout(400)
+
+PROGRAM = f"""
+import pickle, sys
+from engine import load_spec, run
+spec = load_spec("pipelines/specs/quickstart.yaml", [
+    "run.output_dir=" + sys.argv[1], "training.max_steps={STEPS}", "alignment.cache_dir=" + sys.argv[2],
+    "training.checkpoint_every_steps=5",
+])
+result = run(spec)
+pickle.dump(result, open(sys.argv[3], "wb"))
+"""
+
+
+def files_below(folder: Path) -> set[str]:
+    """All files, Python's own compiled caches aside."""
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and ".git" not in path.parts and ".venv" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory) -> dict:
+    """One run in a process of its own, with a home and a temporary folder of its own."""
+    base = tmp_path_factory.mktemp("quickstart")
+    home, temporary = base / "home", Path("/dev/shm") / f"fusion-{os.getpid()}"
+    home.mkdir()
+    temporary.mkdir()
+    before = files_below(ROOT)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(temporary), "LANG": "C.UTF-8"}
+    arguments = [str(base / "output"), str(base / "tables"), str(base / "result.pickle")]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=360,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    leftovers = {name for name in files_below(temporary) if not name.startswith("ray/")}
+    subprocess.run(["rm", "-rf", str(temporary)], check=True)
+    return {
+        "result": pickle.loads((base / "result.pickle").read_bytes()),
+        "output": base / "output",
+        "stdout": done.stdout,
+        "new in repository": files_below(ROOT) - before,
+        "in home": files_below(home),
+        "in temporary folder": leftovers,
+        "tables": files_below(base / "tables"),
+    }
+
+
+def test_the_result_says_what_was_done(outcome):
+    result = outcome["result"]
+    assert isinstance(result, RunResult)
+    assert result.steps == STEPS == len(result.history)
+    assert result.tokens > 5_000
+    assert result.passages > 50
+    assert result.wall_seconds > 0
+    assert not result.skipped
+    assert math.isfinite(result.metrics.loss)
+    assert result.metrics.fusion_loss > 0
+    assert set(result.win_rates) == {"llama-docs", "gpt2-code", "neox-mixed"}
+    assert sum(result.win_rates.values()) == pytest.approx(1.0)
+    for source in result.sources:
+        assert 0.5 < source.coverage <= 1.0
+        assert 0.5 < source.cross_entropy < 4.0
+    assert {stage.name for stage in result.stages} >= {"corpus", "llama-docs", "gpt2-code", "neox-mixed"}
+    assert all(stage.passages >= result.passages for stage in result.stages if stage.name != "train")
+
+
+def test_training_lowers_the_loss(outcome):
+    history = outcome["result"].history
+    assert sum(record.loss for record in history[-4:]) < sum(record.loss for record in history[:4])
+
+
+def test_the_evaluation_compares_all_models(outcome):
+    table = outcome["result"].bits_per_byte
+    assert set(table) >= {"target before", "fused target", "source llama-docs", "source gpt2-code", "source neox-mixed"}
+    assert all(0.5 < value < 8.0 for row in table.values() for value in row.values())
+    assert "fused target" in outcome["stdout"]
+    assert str(outcome["output"] / "export") in outcome["stdout"].replace("\n", "")
+
+
+def test_nothing_appears_outside_the_output_folder(outcome):
+    assert outcome["new in repository"] == set()
+    assert outcome["in home"] == set()
+    assert outcome["in temporary folder"] == set()
+    assert len(outcome["tables"]) == 3, "one mapping table a source"
+
+
+def test_only_what_belongs_there_is_in_the_output_folder(outcome):
+    assert {path.name for path in outcome["output"].iterdir()} == {
+        "spec.yaml",
+        "checkpoints",
+        "export",
+        "report.html",
+        "logs",
+    }
+    # 768 bytes of top-k a token would be 40 MB by now: nothing of the stream is stored.
+    stored = sum(path.stat().st_size for path in (outcome["output"] / "logs").rglob("*") if path.is_file())
+    assert stored < 100_000
+    assert {path.name for path in (outcome["output"] / "checkpoints").iterdir()} == {"step-00000010", "step-00000012"}
+
+
+def test_ray_spilled_nothing(outcome):
+    assert outcome["result"].spilled_bytes == 0
+
+
+def test_the_report_is_one_file_without_network(outcome):
+    html = (outcome["output"] / "report.html").read_text()
+    assert "llama-docs" in html
+    assert "src=\"http" not in html
+    assert "href=\"http" not in html.replace("href=\"https://arxiv.org", "")
+
+
+def test_transformers_loads_the_export(outcome):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(outcome["output"] / "export")
+    model = AutoModelForCausalLM.from_pretrained(outcome["output"] / "export")
+    ids = tokenizer("def main():", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.isfinite(model(ids).logits).all()

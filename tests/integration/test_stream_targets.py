@@ -1,0 +1,127 @@
+"""The stream's fused targets equal those of a slow, obvious path in pure Python, row by row."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from actors.run_monitor import RunMonitor
+from actors.source_model import SourceModel
+from engine import cluster
+from engine.ledger import Ledger
+from engine.records import rows_of
+from engine.specfile import as_located_spec
+from engine.tokenization import PassageTokenizer
+from pipelines.flow import derive_flow
+from pipelines.fused_blocks import fused_blocks
+from tests.oracles import fused_passage
+
+pytestmark = pytest.mark.timeout(300)
+
+TEXTS = [
+    "Return the number of items in a container.",
+    "def main():\n\tfor index in range(10):\r\n\t\tprint(index)\n",
+    "Ein Satz mit Umlauten: äöüß, und ein Gedankenstrich \u2013 so.",
+    "emoji 🙂👩‍👩‍👧‍👦 and flags 🇩🇪 in a row",
+    "the string </s> is text here, and so are <s> and <|endoftext|> and <unk>",
+    "   leading and trailing blanks   \n\n\n",
+    "日本語のテキストと English と עברית mixed",
+    "combining: e\u0301 a\u0308 n\u0303; precomposed: é ä ñ",
+    "tabs\tand\tvertical\x0b and nul \x00 and bell \x07",
+    "x",
+    "1995, 2024, 3.14159, 1_000_000, 0xFF",
+    "class Ledger(dict):\n    '''A set that knows where it stands.'''\n    def __len__(self): return 3\n",
+]
+
+
+def spec(tmp_path, rule: str, vocabulary: str) -> dict:
+    models = "pipelines/quickstart/models"
+    sources = ("llama-docs", "gpt2-code", "neox-mixed")
+    pa.parquet.write_table(pa.table({"text": TEXTS}), tmp_path / "texts.parquet")
+    return {
+        "run": {"name": "targets", "output_dir": str(tmp_path / "out"), "deterministic": True},
+        "corpus": {"paths": [str(tmp_path / "texts.parquet")]},
+        "target_model": {"checkpoint": f"{models}/mistral-target"},
+        "source_models": [
+            {"name": name, "checkpoint": f"{models}/{name}", "dtype": "float32", "kv_cache_bytes": 2**26}
+            for name in sources
+        ],
+        "alignment": {"vocabulary": vocabulary, "cache_dir": str(tmp_path / "tables")},
+        "fusion": {"rule": rule, "top_k": 16},
+        "training": {"block_length": 256, "global_batch_blocks": 1},
+        "cluster": {"object_store_bytes": 2**27},
+    }
+
+
+def scored(spec, passages: pa.Table) -> pa.Table:
+    """The passages with all sources' columns, each source called directly in a process of its own."""
+    for source in spec.source_models:
+
+        @ray.remote(num_cpus=1)
+        def score(source, passages):
+            return SourceModel(source, spec.fusion.top_k)(passages)
+
+        passages = ray.get(score.remote(source, passages))
+    return passages
+
+
+@pytest.mark.parametrize(("rule", "vocabulary"), [("min_ce", "prefix"), ("avg_ce", "exact")])
+def test_the_stream_equals_the_slow_path(tmp_path, rule, vocabulary):
+    located = as_located_spec(spec(tmp_path, rule, vocabulary))
+    flow = derive_flow(located)
+    with cluster.session(located, flow.logical_cpus, flow.gpus):
+        monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
+        blocks = fused_blocks(located, flow, Ledger(), monitor).take_all()
+        passages = pa.table(
+            {
+                "passage_id": [f"0/{located.corpus.paths[0]}:{row}:0" for row in range(1, len(TEXTS) + 1)],
+                "text": pa.array(TEXTS, pa.large_string()),
+                "num_bytes": pa.array([len(text.encode()) for text in TEXTS], pa.int32()),
+                "ends_document": [True] * len(TEXTS),
+            }
+        )
+        distributions = scored(located, passages)
+    target = PassageTokenizer.load(located.target_model.checkpoint)
+    sources = [PassageTokenizer.load(source.checkpoint) for source in located.source_models]
+    streamed = passages_inside(blocks, located.fusion.top_k)
+    assert set(streamed) == set(passages["passage_id"].to_pylist())
+    for row, text in enumerate(TEXTS):
+        expected = fused_passage(
+            text,
+            True,
+            target,
+            sources,
+            [distribution(distributions, source.name, row) for source in located.source_models],
+            located.fusion,
+            vocabulary,
+        )
+        seen = streamed[f"0/{located.corpus.paths[0]}:{row + 1}:0"]
+        assert np.array_equal(seen["token_ids"], expected["token_ids"]), text
+        assert np.array_equal(seen["is_fused"], expected["is_fused"]), text
+        assert seen["winner"] == expected["winner"], text
+        assert np.array_equal(seen["fused_ids"], expected["fused_ids"]), text
+        np.testing.assert_allclose(seen["fused_probs"], expected["fused_probs"], rtol=2e-3, atol=1e-6)
+        assert seen["is_fused"].sum() > 0 or len(text) < 3
+
+
+def distribution(table: pa.Table, name: str, row: int) -> dict[str, np.ndarray]:
+    """One source's columns of one passage, under their names without the prefix."""
+    names = ("end_bytes", "topk_ids", "topk_logprobs", "token_logprobs")
+    return {column: rows_of(table[f"{name}/{column}"])[row] for column in names}
+
+
+def passages_inside(blocks: list[dict], top_k: int) -> dict[str, dict]:
+    """The passages of all training blocks, unpacked."""
+    found = {}
+    for block in blocks:
+        segments = np.asarray(block["segment_ids"])
+        for segment, passage_id in enumerate(block["passage_ids"], start=1):
+            where = segments == segment
+            found[passage_id] = {
+                "token_ids": np.asarray(block["input_ids"])[where],
+                "is_fused": np.asarray(block["fusion_mask"])[where],
+                "fused_ids": np.asarray(block["fused_ids"]).reshape(-1, top_k)[where],
+                "fused_probs": np.asarray(block["fused_probs"], np.float32).reshape(-1, top_k)[where],
+                "winner": block["winner"][segment - 1],
+            }
+    return found

@@ -1,0 +1,118 @@
+"""Passages: cut on the original bytes where every tokenizer can follow; nothing lost, nothing twice."""
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.errors import RecordError
+from engine.ledger import Ledger
+from engine.records import PASSAGE, check
+from engine.tokenization import PassageTokenizer
+from pipelines.passages import PassageCutter, PassageReader
+from tests.tiny_tokenizers import tokenizer_folders
+
+WINDOWS = (24, 16, 20)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> list[str]:
+    return [str(folder) for folder in tokenizer_folders(tmp_path_factory.mktemp("tokenizers"))]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(checkpoints) -> list[PassageTokenizer]:
+    return [PassageTokenizer.load(checkpoint) for checkpoint in checkpoints]
+
+
+@pytest.fixture(scope="module")
+def cutter(tokenizers) -> PassageCutter:
+    return PassageCutter(tokenizers, WINDOWS)
+
+
+@settings(max_examples=150, deadline=None)
+@given(document=st.text(min_size=1, max_size=400))
+def test_passages_join_to_the_document_and_fit_every_window(cutter, tokenizers, document):
+    passages = list(cutter.cut(document))
+    assert "".join(passages) == document
+    assert all(passages)
+    for tokenizer, window in zip(tokenizers, WINDOWS, strict=True):
+        assert all(len(tokenizer.encode(passage)[0]) <= window for passage in passages)
+
+
+def test_a_short_document_is_one_passage(cutter):
+    assert list(cutter.cut("Short enough.")) == ["Short enough."]
+
+
+def test_prose_is_cut_before_blanks(cutter):
+    document = "The quick brown fox jumps over the lazy dog and the cat sat on the mat. " * 20
+    passages = list(cutter.cut(document))
+    assert len(passages) > 10
+    assert sum(passage.startswith(" ") for passage in passages[1:]) > 0.9 * (len(passages) - 1)
+
+
+def test_a_very_long_document_costs_linear_work(tokenizers):
+    class Counting:
+        """Counts the characters that a tokenizer is given."""
+
+        def __init__(self, tokenizer):
+            self.tokenizer, self.characters = tokenizer, 0
+
+        def encode(self, text):
+            self.characters += len(text)
+            return self.tokenizer.encode(text)
+
+    work = {}
+    for repeats in (20, 200):
+        counting = Counting(tokenizers[0])
+        document = "some words of a document without an end, é and 🙂 " * repeats
+        assert "".join(PassageCutter([counting], [24]).cut(document)) == document
+        work[repeats] = counting.characters / len(document)
+    assert work[200] < 1.2 * work[20]
+
+
+def reader(checkpoints, path, on_error="fail", learned=(), skipped=None) -> tuple[PassageReader, pa.Table]:
+    class Recorder:
+        """Stands in for the run monitor."""
+
+        def record(self, **_):
+            pass
+
+        def skip(self, row):
+            skipped.append(row)
+
+    units = pa.Table.from_pylist([{"path": str(path), "row_group": -1, "first_row": 1, "corpus_pass": 0}])
+    return PassageReader(checkpoints, WINDOWS, "text", on_error, Ledger(learned), 3, Recorder()), units
+
+
+def test_tables_hold_the_passages_in_order(checkpoints, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "' + "two words " * 30 + '"}\n')
+    read, units = reader(checkpoints, path)
+    tables = list(read(units))
+    for table in tables:
+        check(table, PASSAGE, "test")
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert max(len(table) for table in tables) == 3
+    assert rows[0] == {"passage_id": f"0/{path}:1:0", "text": "one", "num_bytes": 3, "ends_document": True}
+    assert "".join(row["text"] for row in rows[1:]) == "two words " * 30
+    assert [row["ends_document"] for row in rows[1:]] == [False] * (len(rows) - 2) + [True]
+
+
+def test_learned_passages_do_not_come_again(checkpoints, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n')
+    read, units = reader(checkpoints, path, learned=[f"0/{path}:1:0"])
+    assert [row["text"] for table in read(units) for row in table.to_pylist()] == ["two"]
+
+
+def test_a_bad_row_stops_or_is_counted(checkpoints, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": ""}\n{"text": "three"}\n')
+    read, units = reader(checkpoints, path)
+    with pytest.raises(RecordError, match=r"a\.jsonl, row 2: the document is empty; mend it, or set corpus.on_error"):
+        list(read(units))
+    skipped = []
+    read, units = reader(checkpoints, path, on_error="skip", skipped=skipped)
+    assert [row["text"] for table in read(units) for row in table.to_pylist()] == ["one", "three"]
+    assert [(row.path, row.row, row.reason) for row in skipped] == [(str(path), 2, "the document is empty")]
