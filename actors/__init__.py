@@ -1,0 +1,1 @@
+"""Who holds state: source models, the aligner, the target model, the training worker, the run monitor."""

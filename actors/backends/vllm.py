@@ -1,0 +1,188 @@
+"""Scoring with vLLM: prompt log-probabilities taken out of the engine as dense tensors.
+
+The engine core ships ids and log-probabilities as tensors; one method of vLLM's front end then turns every number into
+Python objects, which costs more than the model. We replace that method by one that keeps the tensors. It is private, so
+it is guarded: where its inside is not what we know, vLLM's public flat form serves, slower and with a warning.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from actors.backends import PromptRows
+from engine.errors import SourceModelError
+
+#: Set before vLLM is imported. The engine stays in this process: no orphans, and Ray sees its memory.
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the default gives every engine of a node the same cores
+    "VLLM_CPU_CI_ENV": "1",  # no warm-up by compiling
+}
+
+#: Prompt tokens in one step of the engine; a vocabulary row of each is held in float32 on the CPU runner.
+BATCHED_TOKENS = {"cpu": 2048, "cuda": 4096}
+
+#: What the engine's tensors were when this capture was written.
+_KNOWN_FIELDS = ("logprob_token_ids", "logprobs", "selected_token_ranks")
+_KNOWN_PARAMETERS = ["self", "prompt_logprobs_tensors"]
+
+
+class VllmBackend:
+    """A source model behind vLLM; see ``backends.Backend``.
+
+    Args:
+        checkpoint: Hugging Face folder or hub name.
+        top_k: K.
+        dtype: of weights and activations; ``auto`` is the checkpoint's.
+        context: tokens of the longest prompt.
+        kv_cache_bytes: memory for keys and values; scoring needs about two steps' worth.
+        device: ``cpu`` or ``cuda``.
+        dense: capture the tensors; False takes the public flat form.
+        batched_tokens: prompt tokens in one step of the engine.
+
+    Raises:
+        SourceModelError: vLLM cannot load the model.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        top_k: int,
+        dtype: str,
+        context: int,
+        kv_cache_bytes: int,
+        device: str,
+        dense: bool = True,
+        batched_tokens: int | None = None,
+    ):
+        os.environ.update(_ENVIRONMENT)
+        if device == "cpu":
+            os.environ["TORCHDYNAMO_DISABLE"] = "1"  # its compiler wants g++, and scoring is exact without
+        from vllm import LLM, SamplingParams
+
+        try:
+            self._engine = LLM(
+                model=checkpoint,
+                dtype=dtype,
+                max_model_len=context + 1,  # one token is always generated
+                max_logprobs=top_k,
+                max_num_batched_tokens=batched_tokens or BATCHED_TOKENS[device],
+                kv_cache_memory_bytes=kv_cache_bytes,
+                gpu_memory_utilization=0.05,  # only a check that this much is free: kv_cache_bytes sets the size
+                enable_prefix_caching=False,
+                enforce_eager=True,  # graphs help decoding; scoring is prefill alone
+                skip_tokenizer_init=True,
+                disable_log_stats=True,
+            )
+        except (ValueError, RuntimeError, OSError) as error:
+            raise SourceModelError(f"{checkpoint}: vLLM cannot load it: {error}") from error
+        self.vocab_size = self._engine.llm_engine.model_config.get_vocab_size()
+        self._top_k = top_k
+        self._dense = dense and _install_dense_capture()
+        # All in the constructor: the flag that keeps cached prefixes out of the scores is set there and nowhere else.
+        self._sampling = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False, flat_logprobs=True
+        )
+
+    def score(self, prompts: Sequence[np.ndarray]) -> list[PromptRows]:
+        """Rows of each prompt.
+
+        Raises:
+            SourceModelError: an id is outside the vocabulary (vLLM would read beyond its table).
+        """
+        for index, prompt in enumerate(prompts):
+            if prompt.size and not 0 <= prompt.min() <= prompt.max() < self.vocab_size:
+                raise SourceModelError(
+                    f"prompt {index} has ids from {prompt.min()} to {prompt.max()}, the model has {self.vocab_size}; "
+                    f"the tokenizer does not belong to this checkpoint"
+                )
+        if self._dense:
+            _CAPTURE.active = True
+        try:
+            outputs = self._engine.generate(
+                [{"prompt_token_ids": prompt.tolist()} for prompt in prompts], self._sampling, use_tqdm=False
+            )
+        except Exception as error:
+            if type(error).__name__ == "EngineDeadError":
+                os._exit(1)  # only a dead process makes Ray replace the actor and score its rows again
+            raise
+        finally:
+            _CAPTURE.active = False
+        read = _dense_rows if self._dense else _flat_rows
+        return [read(output.prompt_logprobs, self._top_k) for output in outputs]
+
+
+class _Capture:
+    """Whether the replaced method keeps tensors now: two engines of one process may want different forms."""
+
+    active = False
+
+
+_CAPTURE = _Capture()
+
+
+def _install_dense_capture() -> bool:
+    """Replace the method that makes Python objects; False, with a warning, where vLLM's inside is another."""
+    from vllm.v1.engine.logprobs import LogprobsProcessor
+    from vllm.v1.outputs import LogprobsTensors
+
+    original = getattr(LogprobsProcessor, "_update_prompt_logprobs", None)
+    if getattr(original, "is_dense_capture", False):
+        return True
+    known = (
+        original is not None
+        and list(inspect.signature(original).parameters) == _KNOWN_PARAMETERS
+        and LogprobsTensors._fields[:3] == _KNOWN_FIELDS
+    )
+    if not known:
+        warnings.warn("this vLLM keeps its prompt log-probabilities elsewhere; scoring takes the slower public form")
+        return False
+
+    def keep_tensors(self, prompt_logprobs_tensors):
+        """Called once a request, after its last chunk of prefill, with [n-1, K+1] tensors."""
+        if not _CAPTURE.active:
+            return original(self, prompt_logprobs_tensors)
+        ids, logprobs, *_ = prompt_logprobs_tensors
+        self.prompt_logprobs = (ids.numpy(), logprobs.numpy())
+        return None
+
+    keep_tensors.is_dense_capture = True
+    LogprobsProcessor._update_prompt_logprobs = keep_tensors
+    return True
+
+
+def _dense_rows(captured: tuple[np.ndarray, np.ndarray] | None, top_k: int) -> PromptRows:
+    """Column 0 is the token that does follow, columns 1 to K are the likeliest, likeliest first.
+
+    The first captured entry describes the prompt's second token given its first: it is row 0, the shift is done.
+    """
+    if not captured or not len(captured[0]):
+        return _no_rows(top_k)
+    ids, logprobs = captured
+    return PromptRows(
+        topk_ids=ids[:, 1:].astype(np.int32),
+        topk_logprobs=logprobs[:, 1:].astype(np.float32),
+        token_logprobs=logprobs[:, 0].astype(np.float32),
+    )
+
+
+def _flat_rows(flat, top_k: int) -> PromptRows:
+    """The same from vLLM's public flat lists, whose first position (of the prompt's first token) is empty."""
+    starts = [start for start, end in zip(flat.start_indices, flat.end_indices, strict=True) if end > start]
+    if not starts:
+        return _no_rows(top_k)
+    ids = np.array(flat.token_ids, np.int32)
+    logprobs = np.array(flat.logprobs, np.float32)
+    places = np.array(starts)[:, None] + np.arange(1, top_k + 1)
+    return PromptRows(topk_ids=ids[places], topk_logprobs=logprobs[places], token_logprobs=logprobs[starts])
+
+
+def _no_rows(top_k: int) -> PromptRows:
+    return PromptRows(np.zeros((0, top_k), np.int32), np.zeros((0, top_k), np.float32), np.zeros(0, np.float32))

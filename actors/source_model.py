@@ -1,0 +1,111 @@
+"""SourceModel: passages in, the same passages with one source model's distributions out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from actors.backends import Backend, PromptRows, context_limit
+from actors.run_monitor import Meter
+from engine import spec
+from engine.errors import SourceModelError
+from engine.records import PASSAGE, check, ragged, source_columns
+from engine.tokenization import NO_ROLE, PassageTokenizer
+
+
+class SourceModel:
+    """One replica of a source model: its tokenizer and its engine.
+
+    Every passage is scored with EOS behind it, whether or not the document ends there: the row of the last text token
+    needs a successor to exist. The row of EOS itself does not exist, so S is one less than the number of tokens.
+
+    Args:
+        source: the spec's section.
+        top_k: K, entries kept of each row.
+        meter: of this source's stage.
+
+    Raises:
+        SourceModelError: the model cannot be loaded, or its vocabulary is smaller than K.
+    """
+
+    def __init__(self, source: spec.SourceModel, top_k: int, meter: Meter):
+        from transformers import AutoConfig
+
+        self._source = source
+        self._top_k = top_k
+        self._meter = meter
+        self._tokenizer = PassageTokenizer.load(source.checkpoint)
+        self._adds_bos = {"always": True, "never": False}.get(source.bos, self._tokenizer.adds_bos)
+        if self._adds_bos and self._tokenizer.bos_id == NO_ROLE:
+            raise SourceModelError(f"{source.name}: bos is {source.bos}, but the tokenizer has no BOS; use never")
+        config = AutoConfig.from_pretrained(source.checkpoint)
+        self._context = context_limit(config, source.max_context_tokens, generated_tokens=1)
+        self._backend = _load_backend(source, top_k, self._context)
+        if self._backend.vocab_size < top_k:
+            raise SourceModelError(
+                f"{source.name}: fusion.top_k is {top_k}, the vocabulary has {self._backend.vocab_size} tokens; lower top_k"
+            )
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """``records.PASSAGE`` (and other sources' columns) to the same with ``records.source_columns``.
+
+        Raises:
+            SourceModelError: a passage is longer than the context, or the model returned what is no distribution.
+        """
+        started = time.perf_counter()
+        check(batch, PASSAGE, self._source.name)
+        encoded = [
+            self._tokenizer.encode_with_roles(text.as_py(), self._adds_bos, ends_document=True) for text in batch["text"]
+        ]
+        self._insist_on_context(batch, encoded)
+        rows = self._score([ids for ids, _ in encoded])
+        self._insist_on_distributions(batch, rows)
+        end_bytes = [ends[:-1] for _, ends in encoded]
+        values = {
+            "end_bytes": end_bytes,
+            "topk_ids": [row.topk_ids for row in rows],
+            "topk_logprobs": [row.topk_logprobs for row in rows],
+            "token_logprobs": [row.token_logprobs for row in rows],
+        }
+        for column in source_columns(self._source.name):
+            batch = batch.append_column(column.name, ragged(values[column.name.rsplit("/", 1)[1]], column.dtype.value_type))
+        tokens = sum(len(ids) for ids, _ in encoded)
+        self._meter.record(passages=len(batch), tokens=tokens, busy_seconds=time.perf_counter() - started)
+        return batch
+
+    def _score(self, prompts: Sequence[np.ndarray]) -> list[PromptRows]:
+        """The backend's rows, asked for in order of length so that prompts of one step are alike."""
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        rows = self._backend.score([prompts[index] for index in order])
+        by_prompt = dict(zip(order, rows, strict=True))
+        return [by_prompt[index] for index in range(len(prompts))]
+
+    def _insist_on_context(self, batch: pa.Table, encoded: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        for passage_id, (ids, _) in zip(batch["passage_id"], encoded, strict=True):
+            if len(ids) > self._context:
+                raise SourceModelError(
+                    f"{self._source.name}: passage {passage_id} has {len(ids)} tokens, the model takes {self._context}"
+                )
+
+    def _insist_on_distributions(self, batch: pa.Table, rows: Sequence[PromptRows]) -> None:
+        for passage_id, row in zip(batch["passage_id"], rows, strict=True):
+            finite = np.isfinite(row.token_logprobs).all() and not np.isnan(row.topk_logprobs).any()
+            if not finite or (row.topk_logprobs > 1e-3).any():
+                raise SourceModelError(
+                    f"{self._source.name}: passage {passage_id} got log-probabilities that are not finite or above 0; "
+                    f"look at the weights and at source_models dtype {self._source.dtype!r}"
+                )
+
+
+def _load_backend(source: spec.SourceModel, top_k: int, context: int) -> Backend:
+    device = "cuda" if source.num_gpus else "cpu"
+    if source.backend == "vllm":
+        from actors.backends.vllm import VllmBackend
+
+        return VllmBackend(source.checkpoint, top_k, source.dtype, context, source.kv_cache_bytes, device)
+    from actors.backends.transformers import TransformersBackend
+
+    return TransformersBackend(source.checkpoint, top_k, source.dtype, device)

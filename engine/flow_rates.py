@@ -1,0 +1,123 @@
+"""How fast the stages of a running stream are just now, and which of them the others wait for."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from engine.result import Progress, StageTotals
+from engine.spec import FusionSpec
+from engine.summary import busy_share, ratio, replaced
+
+#: Rates are taken over this long: several batches of a large source model, yet short enough to see a change.
+WINDOW_SECONDS = 30.0
+
+#: Below this busy share no stage is what the others wait for.
+BOTTLENECK_SHARE = 0.5
+
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class StageRate:
+    """One stage now.
+
+    Attributes:
+        name, passages, replicas: as in ``StageTotals``.
+        tokens_per_second: in the window, over all replicas; NaN for a stage that counts no tokens.
+        busy_share: share of the window's time that the stage worked, in [0, 1].
+        replaced: replicas that died and were started anew.
+    """
+
+    name: str
+    passages: int
+    tokens_per_second: float
+    busy_share: float
+    replicas: int
+    replaced: int
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A picture's totals, the number of steps and the time."""
+
+    now: float
+    step: int
+    stages: dict[str, StageTotals]
+
+
+class FlowRates:
+    """Rates over the last ``WINDOW_SECONDS`` of pictures."""
+
+    def __init__(self, spec: FusionSpec):
+        self._order = ["corpus", *(source.name for source in spec.source_models)]
+        self._looks: deque[_Look] = deque()
+
+    def update(self, picture: Progress, step: int, now: float) -> None:
+        """Take in a picture and forget those that are too old, but for the last one before the window."""
+        self._looks.append(_Look(now, step, {stage.name: stage for stage in picture.stages}))
+        while len(self._looks) > 2 and self._looks[1].now <= now - WINDOW_SECONDS:
+            self._looks.popleft()
+
+    def stages(self) -> list[StageRate]:
+        """All stages that have spoken, in the order of the stream."""
+        stages = self._looks[-1].stages.values() if self._looks else ()
+        return [self._rate(stage) for stage in sorted(stages, key=self._position)]
+
+    @property
+    def train_tokens_per_second(self) -> float:
+        """Target tokens learned a second, NaN before the second picture."""
+        return next((rate.tokens_per_second for rate in self.stages() if rate.name == TRAIN), math.nan)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Wall time of a step, NaN before two steps lie in the window."""
+        if not self._looks:
+            return math.nan
+        first, last = self._looks[0], self._looks[-1]
+        return ratio(last.now - first.now, last.step - first.step)
+
+    def bottleneck(self) -> str:
+        """Which stage the others wait for, and how long training waits for data, in words."""
+        rates = [rate for rate in self.stages() if not math.isnan(rate.busy_share)]
+        if not rates:
+            return "no stage has reported yet"
+        slowest = max(rates, key=lambda rate: rate.busy_share)
+        train = next((rate for rate in rates if rate.name == TRAIN), None)
+        waits = f"training waits for data {100 * (1 - train.busy_share):.0f} % of the time" if train else ""
+        if slowest.name == TRAIN and slowest.busy_share >= BOTTLENECK_SHARE:
+            return f"training is busy {100 * slowest.busy_share:.0f} % of the time: the other stages wait for it"
+        if slowest.busy_share < BOTTLENECK_SHARE:
+            words = "no stage is busy for more than half of its time"
+        else:
+            words = f"{slowest.name} is {100 * slowest.busy_share:.0f} % busy: the others wait for it"
+        return "; ".join(filter(None, (words, waits)))
+
+    def _rate(self, stage: StageTotals) -> StageRate:
+        earlier = self._looks[0].stages.get(stage.name, StageTotals(stage.name))
+        seconds = self._looks[-1].now - self._looks[0].now
+        return StageRate(
+            name=stage.name,
+            passages=stage.passages,
+            tokens_per_second=ratio(stage.tokens - earlier.tokens, seconds) if stage.tokens else math.nan,
+            busy_share=self._recent_busy_share(stage, earlier),
+            replicas=stage.replicas,
+            replaced=replaced(stage),
+        )
+
+    def _recent_busy_share(self, stage: StageTotals, earlier: StageTotals) -> float:
+        """Of the work reported within the window; of all work where none was, as in the middle of a long batch."""
+        recent = StageTotals(
+            stage.name,
+            busy_seconds=stage.busy_seconds - earlier.busy_seconds,
+            wait_seconds=stage.wait_seconds - earlier.wait_seconds,
+        )
+        share = busy_share(recent)
+        return busy_share(stage) if math.isnan(share) else share
+
+    def _position(self, stage: StageTotals) -> int:
+        """Place in the stream: as the spec has it, then what lies behind the sources, training last."""
+        if stage.name == TRAIN:
+            return len(self._order) + 1
+        return self._order.index(stage.name) if stage.name in self._order else len(self._order)

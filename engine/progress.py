@@ -1,0 +1,227 @@
+"""What a person sees while a run is going on and when it is done.
+
+On a terminal one live panel; elsewhere (continuous integration, the log of a Ray job) a plain line every ten seconds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from engine.flow_rates import FlowRates, StageRate
+from engine.result import Progress, RunResult, StepRecord
+from engine.spec import FusionSpec
+from engine.summary import Rows, duration, number, run_figures, source_rows, stage_rows
+from pipelines.evaluation import rich_table
+
+SECONDS_BETWEEN_PICTURES = 0.5
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressDisplay:
+    """A context that shows a run until it is left; a picture that cannot be taken never stops the run.
+
+    Args:
+        spec: of the run.
+        snapshot: takes a picture of the run: all totals, and the steps after the one it is given.
+        console: where to write; the process's standard output by default.
+    """
+
+    def __init__(self, spec: FusionSpec, snapshot: Callable[[int], Progress], console: Console | None = None):
+        self._snapshot = snapshot
+        self._console = console or Console()
+        self._state = RunState(spec)
+        self._left = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="progress", daemon=True)
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._live is not None:
+            self._live.start()
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._left.set()
+        self._watcher.join(timeout=5.0)  # a cluster that no longer answers must not hold up the error that says so
+        if self._live is not None:
+            self._live.stop()
+
+    def _watch(self) -> None:
+        """Look and show, again and again, and once more when the display is left."""
+        interval = SECONDS_BETWEEN_PICTURES if self._live is not None else SECONDS_BETWEEN_LINES
+        while True:
+            is_last = self._left.is_set()
+            try:
+                self._state.update(self._snapshot(self._state.last_step), time.monotonic())
+            except Exception as error:  # of Ray, while its cluster goes down: the run itself says what is wrong
+                self._print(f"no progress to be had: {type(error).__name__}")
+                return
+            self._show()
+            if is_last:
+                return
+            self._left.wait(interval)
+
+    def _show(self) -> None:
+        if self._live is not None:
+            self._live.update(panel(self._state), refresh=True)
+        else:
+            self._print(line(self._state))
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+class RunState:
+    """What the display knows: the spec, the latest picture, and the rates of the last half minute."""
+
+    def __init__(self, spec: FusionSpec, now: float | None = None):
+        self.spec = spec
+        self.picture = Progress()
+        self.step: StepRecord | None = None
+        self.rates = FlowRates(spec)
+        self._began = time.monotonic() if now is None else now
+        self.elapsed_seconds = 0.0
+
+    @property
+    def last_step(self) -> int:
+        """Number of the latest step, 0 before the first."""
+        return self.step.step if self.step else 0
+
+    @property
+    def seconds_left(self) -> float:
+        """Until ``max_steps`` at the pace of the last half minute; NaN before there is one."""
+        return (self.spec.training.max_steps - self.last_step) * self.rates.seconds_per_step
+
+    def update(self, picture: Progress, now: float) -> None:
+        """Take in a picture and the time at which it was taken."""
+        self.picture = picture
+        self.step = picture.steps[-1] if picture.steps else self.step
+        self.elapsed_seconds = now - self._began
+        self.rates.update(picture, self.last_step, now)
+
+    @property
+    def headline(self) -> str:
+        """What the run is doing, in words."""
+        if self.step is not None:
+            return self.rates.bottleneck()
+        sources = [source.name for source in self.spec.source_models]
+        waiting = [name for name in sources if name not in {stage.name for stage in self.picture.stages}]
+        seconds = f"{self.elapsed_seconds:.0f} s"
+        if waiting == sources and sources:
+            return f"starting {len(sources)} source model{'s' * (len(sources) > 1)} ... {seconds}"
+        if waiting:
+            return f"waiting for the first passages of {', '.join(waiting)} ... {seconds}"
+        return f"waiting for the first step ... {seconds}"
+
+
+def line(state: RunState) -> str:
+    """The state of a run in one line."""
+    parts = [state.spec.run.name]
+    if state.step is not None:
+        parts += [
+            f"step {state.last_step}/{state.spec.training.max_steps}",
+            f"{duration(state.elapsed_seconds)}",
+            f"{number(state.rates.train_tokens_per_second, ',.0f')} tokens/s",
+            losses(state.step),
+        ]
+    return " | ".join([*parts, state.headline, *_skipped(state)])
+
+
+def panel(state: RunState) -> RenderableType:
+    """The state of a run as a panel of the terminal."""
+    parts: list[RenderableType] = []
+    if state.step is not None:
+        parts += [_bar(state), Text(losses(state.step))]
+    if state.picture.stages:
+        parts += [_stage_table(state.rates.stages())]
+    parts += [Text(state.headline, style="bold"), *(Text(text, style="yellow") for text in _skipped(state))]
+    return Panel(Group(*parts), title=Text(state.spec.run.name, style="bold"), title_align="left", padding=(0, 1))
+
+
+def losses(record: StepRecord) -> str:
+    """The parts of a step's loss."""
+    fusion = number(record.fusion_loss, ".4f")
+    return f"loss {number(record.loss, '.4f')} (causal LM {number(record.lm_loss, '.4f')}, fusion {fusion})"
+
+
+def _bar(state: RunState) -> RenderableType:
+    most = state.spec.training.max_steps
+    row = Table.grid(padding=(0, 2), expand=True)
+    row.add_column(no_wrap=True)
+    row.add_column(ratio=1)
+    row.add_column(no_wrap=True)
+    times = f"{duration(state.elapsed_seconds)}, at most {duration(state.seconds_left)} left"
+    speed = f"{number(state.rates.train_tokens_per_second, ',.0f')} tokens/s"
+    bar = ProgressBar(total=most, completed=state.last_step)
+    row.add_row(f"step {state.last_step}/{most}", bar, f"{speed}, {times}")
+    return row
+
+
+def _stage_table(rates: Sequence[StageRate]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("stage")
+    for heading in ("passages", "tokens/s", "busy", "replicas"):
+        table.add_column(heading, justify="right")
+    for rate in rates:
+        replicas = f"{rate.replicas}" + (f" ({rate.replaced} replaced)" if rate.replaced else "")
+        speed, busy = number(rate.tokens_per_second, ",.0f"), number(100 * rate.busy_share, ".0f")
+        table.add_row(rate.name, f"{rate.passages:,}", speed, f"{busy} %" if busy != "-" else busy, replicas)
+    return table
+
+
+def _skipped(state: RunState) -> list[str]:
+    skipped = state.picture.skipped
+    if not skipped:
+        return []
+    last = skipped[-1]
+    return [f"{len(skipped):,} row{'s' * (len(skipped) > 1)} skipped, last {last.path}, row {last.row}: {last.reason}"]
+
+
+def summary_table(result: RunResult) -> RenderableType:
+    """The end of a run for the terminal: totals, losses, source models, stages, evaluation and where things lie.
+
+    Paths are not wrapped into cells, so that they can be copied.
+    """
+    parts: list[RenderableType] = [_rich(run_figures(result))]
+    parts += [_rich(rows) for rows in (source_rows(result), stage_rows(result)) if rows.rows]
+    if result.bits_per_byte:
+        parts.append(rich_table(result.bits_per_byte))
+    paths = {"exported model": result.export_dir, "report": result.report_path, "spec": result.spec_path}
+    parts += [Text(f"{label:<16}{path}", overflow="ignore", no_wrap=True) for label, path in paths.items()]
+    return Group(*parts)
+
+
+def show_summary(result: RunResult, console: Console | None = None) -> None:
+    """Print ``summary_table``."""
+    (console or Console()).print(summary_table(result), soft_wrap=True)
+
+
+def show_evaluation(bits_per_byte: Mapping[str, Mapping[str, float]], console: Console | None = None) -> None:
+    """Print an evaluation: label to domain to bits per byte."""
+    console = console or Console()
+    if bits_per_byte:
+        console.print(rich_table(bits_per_byte))
+    else:
+        console.print("nothing to evaluate: name held-out domains in evaluation.corpora", markup=False)
+
+
+def _rich(rows: Rows) -> Table:
+    table = Table(title=rows.heading, title_justify="left", title_style="bold")
+    for index, heading in enumerate(rows.columns):
+        is_number = index > 0 and len(rows.columns) > 2
+        table.add_column(heading, justify="right" if is_number else "left")
+    for row in rows.rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

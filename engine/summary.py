@@ -1,0 +1,127 @@
+"""The figures of a finished run in words and units: what the terminal and the report have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.result import RunResult, StageTotals, StepRecord
+
+#: Stands for a number that is not there.
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table as text: a heading, the names of its columns and its rows. The first column names the row."""
+
+    heading: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def run_figures(result: RunResult) -> Rows:
+    """The run as a whole: size, time, speed, losses."""
+    speed = number(ratio(result.tokens, result.wall_seconds), ",.0f")
+    figures = {
+        "steps": f"{result.steps:,}",
+        "learned": f"{result.tokens:,} tokens in {result.passages:,} passages, {result.bytes:,} bytes",
+        "wall time": duration(result.wall_seconds),
+        "speed": f"{speed} tokens/s, loading and evaluation included",
+    }
+    figures |= _training_figures(result.history)
+    figures["skipped rows"] = f"{len(result.skipped):,}"
+    figures["spilled to disk"] = f"{result.spilled_bytes:,} bytes"
+    return Rows("Run", ("", result.name), tuple(figures.items()))
+
+
+def source_rows(result: RunResult) -> Rows:
+    """Each source model over all learned passages."""
+    columns = ("source model", "nats per byte", "bits per byte", "win rate", "coverage")
+    rows = tuple(
+        (
+            source.name,
+            number(source.cross_entropy, ".4f"),
+            number(source.cross_entropy / math.log(2), ".4f"),
+            share(source.win_rate),
+            share(source.coverage),
+        )
+        for source in result.sources
+    )
+    return Rows("Source models on the learned passages", columns, rows)
+
+
+def stage_rows(result: RunResult) -> Rows:
+    """Each stage of the stream: what it has done, how fast, and what it could do if it never waited."""
+    columns = ("stage", "passages", "tokens", "tokens/s", "if never waiting", "busy", "replicas", "replaced")
+    return Rows("Stages of the stream", columns, tuple(_stage_row(stage) for stage in result.stages))
+
+
+def _training_figures(history: Sequence[StepRecord]) -> dict[str, str]:
+    if not history:
+        return {"losses": "no step was made: the corpus held nothing to learn"}
+    first, last = history[0], history[-1]
+    seconds, waited = sum(r.seconds for r in history), sum(r.wait_seconds for r in history)
+    names = {"loss": "objective", "lm_loss": "causal LM loss", "fusion_loss": "fusion loss"}
+    figures = {
+        label: f"{number(getattr(first, name), '.4f')} → {number(getattr(last, name), '.4f')} nats per row"
+        for name, label in names.items()
+    }
+    speed = number(ratio(sum(r.tokens for r in history), seconds), ",.0f")
+    figures["training"] = f"{duration(seconds)}, {speed} tokens/s, waiting for data {share(ratio(waited, seconds))}"
+    return figures
+
+
+def _stage_row(stage: StageTotals) -> tuple[str, ...]:
+    seconds = (stage.busy_seconds + stage.wait_seconds) / max(1, stage.replicas)
+    busy = stage.busy_seconds / max(1, stage.replicas)
+    counts_tokens = stage.tokens > 0
+    return (
+        stage.name,
+        f"{stage.passages:,}",
+        f"{stage.tokens:,}" if counts_tokens else MISSING,
+        number(ratio(stage.tokens, seconds), ",.0f") if counts_tokens else MISSING,
+        number(ratio(stage.tokens, busy), ",.0f") if counts_tokens else MISSING,
+        share(busy_share(stage)),
+        f"{stage.replicas}",
+        f"{replaced(stage)}",
+    )
+
+
+def busy_share(stage: StageTotals) -> float:
+    """Share of its time that a stage worked, in [0, 1]; NaN before its first report."""
+    return ratio(stage.busy_seconds, stage.busy_seconds + stage.wait_seconds)
+
+
+def replaced(stage: StageTotals) -> int:
+    """How many replicas of a stage have died and were started anew."""
+    return max(0, stage.starts - stage.replicas)
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """A quotient, NaN where there is nothing to divide by."""
+    return numerator / denominator if denominator else math.nan
+
+
+def number(value: float, layout: str) -> str:
+    """A number in ``layout``, or a dash."""
+    return MISSING if math.isnan(value) else format(value, layout)
+
+
+def share(value: float) -> str:
+    """A share in [0, 1] as per cent."""
+    return MISSING if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 8.4 s, 3 min 20 s, 2 h 05 min."""
+    if math.isnan(seconds):
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
