@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from engine.result import Progress, StageTotals
 from engine.spec import FusionSpec
-from engine.summary import busy_share, ratio, replaced
+from engine.summary import busy_share, ratio, replicas
 
 #: Rates are taken over this long: several batches of a large source model, yet short enough to see a change.
 WINDOW_SECONDS = 30.0
@@ -24,18 +24,18 @@ class StageRate:
     """One stage now.
 
     Attributes:
-        name, passages, replicas: as in ``StageTotals``.
-        tokens_per_second: in the window, over all replicas; NaN for a stage that counts no tokens.
+        name, passages: as in ``StageTotals``.
+        tokens_per_second: in the window, over all replicas; NaN for a stage that counts no tokens, and before the
+            second picture of it.
         busy_share: share of the window's time that the stage worked, in [0, 1].
-        replaced: replicas that died and were started anew.
+        replicas: their number, and how many were replaced, in words.
     """
 
     name: str
     passages: int
     tokens_per_second: float
     busy_share: float
-    replicas: int
-    replaced: int
+    replicas: str
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,8 @@ class FlowRates:
     @property
     def seconds_per_step(self) -> float:
         """Wall time of a step, NaN before two steps lie in the window."""
-        if not self._looks:
-            return math.nan
-        first, last = self._looks[0], self._looks[-1]
-        return ratio(last.now - first.now, last.step - first.step)
+        looks = [look for look in self._looks if look.step]
+        return ratio(looks[-1].now - looks[0].now, looks[-1].step - looks[0].step) if looks else math.nan
 
     def bottleneck(self) -> str:
         """Which stage the others wait for, and how long training waits for data, in words."""
@@ -95,15 +93,14 @@ class FlowRates:
         return "; ".join(filter(None, (words, waits)))
 
     def _rate(self, stage: StageTotals) -> StageRate:
-        earlier = self._looks[0].stages.get(stage.name, StageTotals(stage.name))
-        seconds = self._looks[-1].now - self._looks[0].now
+        first = next(look for look in self._looks if stage.name in look.stages)
+        earlier, seconds = first.stages[stage.name], self._looks[-1].now - first.now
         return StageRate(
             name=stage.name,
             passages=stage.passages,
             tokens_per_second=ratio(stage.tokens - earlier.tokens, seconds) if stage.tokens else math.nan,
             busy_share=self._recent_busy_share(stage, earlier),
-            replicas=stage.replicas,
-            replaced=replaced(stage),
+            replicas=replicas(stage),
         )
 
     def _recent_busy_share(self, stage: StageTotals, earlier: StageTotals) -> float:

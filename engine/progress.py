@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -20,7 +21,7 @@ from rich.text import Text
 from engine.flow_rates import FlowRates, StageRate
 from engine.result import Progress, RunResult, StepRecord
 from engine.spec import FusionSpec
-from engine.summary import Rows, duration, number, run_figures, source_rows, stage_rows
+from engine.summary import Rows, duration, number, run_figures, share, source_rows, stage_rows
 from pipelines.evaluation import rich_table
 
 SECONDS_BETWEEN_PICTURES = 0.5
@@ -42,7 +43,8 @@ class ProgressDisplay:
         self._state = RunState(spec)
         self._left = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="progress", daemon=True)
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        can_redraw = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = Live(console=self._console, auto_refresh=False) if can_redraw else None
 
     def __enter__(self) -> ProgressDisplay:
         if self._live is not None:
@@ -175,9 +177,8 @@ def _stage_table(rates: Sequence[StageRate]) -> Table:
     for heading in ("passages", "tokens/s", "busy", "replicas"):
         table.add_column(heading, justify="right")
     for rate in rates:
-        replicas = f"{rate.replicas}" + (f" ({rate.replaced} replaced)" if rate.replaced else "")
-        speed, busy = number(rate.tokens_per_second, ",.0f"), number(100 * rate.busy_share, ".0f")
-        table.add_row(rate.name, f"{rate.passages:,}", speed, f"{busy} %" if busy != "-" else busy, replicas)
+        speed = number(rate.tokens_per_second, ",.0f")
+        table.add_row(rate.name, f"{rate.passages:,}", speed, share(rate.busy_share), rate.replicas)
     return table
 
 
@@ -218,7 +219,7 @@ def show_evaluation(bits_per_byte: Mapping[str, Mapping[str, float]], console: C
 
 
 def _rich(rows: Rows) -> Table:
-    table = Table(title=rows.heading, title_justify="left", title_style="bold")
+    table = Table(title=rows.heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, heading in enumerate(rows.columns):
         is_number = index > 0 and len(rows.columns) > 2
         table.add_column(heading, justify="right" if is_number else "left")

@@ -54,7 +54,7 @@ def source_rows(result: RunResult) -> Rows:
 
 def stage_rows(result: RunResult) -> Rows:
     """Each stage of the stream: what it has done, how fast, and what it could do if it never waited."""
-    columns = ("stage", "passages", "tokens", "tokens/s", "if never waiting", "busy", "replicas", "replaced")
+    columns = ("stage", "passages", "tokens", "tokens/s", "if all busy", "busy", "replicas")
     return Rows("Stages of the stream", columns, tuple(_stage_row(stage) for stage in result.stages))
 
 
@@ -65,7 +65,7 @@ def _training_figures(history: Sequence[StepRecord]) -> dict[str, str]:
     seconds, waited = sum(r.seconds for r in history), sum(r.wait_seconds for r in history)
     names = {"loss": "objective", "lm_loss": "causal LM loss", "fusion_loss": "fusion loss"}
     figures = {
-        label: f"{number(getattr(first, name), '.4f')} → {number(getattr(last, name), '.4f')} nats per row"
+        label: f"{number(getattr(first, name), '.4f')} -> {number(getattr(last, name), '.4f')} nats per row"
         for name, label in names.items()
     }
     speed = number(ratio(sum(r.tokens for r in history), seconds), ",.0f")
@@ -84,8 +84,7 @@ def _stage_row(stage: StageTotals) -> tuple[str, ...]:
         number(ratio(stage.tokens, seconds), ",.0f") if counts_tokens else MISSING,
         number(ratio(stage.tokens, busy), ",.0f") if counts_tokens else MISSING,
         share(busy_share(stage)),
-        f"{stage.replicas}",
-        f"{replaced(stage)}",
+        replicas(stage),
     )
 
 
@@ -94,9 +93,10 @@ def busy_share(stage: StageTotals) -> float:
     return ratio(stage.busy_seconds, stage.busy_seconds + stage.wait_seconds)
 
 
-def replaced(stage: StageTotals) -> int:
-    """How many replicas of a stage have died and were started anew."""
-    return max(0, stage.starts - stage.replicas)
+def replicas(stage: StageTotals) -> str:
+    """How many replicas a stage has, and how many of them have died and were started anew."""
+    replaced = stage.starts - stage.replicas
+    return f"{stage.replicas}" + (f" ({replaced} replaced)" if replaced > 0 else "")
 
 
 def ratio(numerator: float, denominator: float) -> float:
@@ -118,7 +118,7 @@ def duration(seconds: float) -> str:
     """Seconds as a person says them: 8.4 s, 3 min 20 s, 2 h 05 min."""
     if math.isnan(seconds):
         return MISSING
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

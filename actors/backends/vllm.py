@@ -44,8 +44,10 @@ class VllmBackend:
         context: tokens of the longest prompt.
         kv_cache_bytes: memory for keys and values; scoring needs about two steps' worth.
         device: ``cpu`` or ``cuda``.
-        dense: capture the tensors; False takes the public flat form.
         batched_tokens: prompt tokens in one step of the engine.
+
+    Attributes:
+        dense: whether scoring captures the tensors; vLLM's public flat form otherwise.
 
     Raises:
         SourceModelError: vLLM cannot load the model.
@@ -59,7 +61,6 @@ class VllmBackend:
         context: int,
         kv_cache_bytes: int,
         device: str,
-        dense: bool = True,
         batched_tokens: int | None = None,
     ):
         os.environ.update(_ENVIRONMENT)
@@ -85,7 +86,7 @@ class VllmBackend:
             raise SourceModelError(f"{checkpoint}: vLLM cannot load it: {error}") from error
         self.vocab_size = self._engine.llm_engine.model_config.get_vocab_size()
         self._top_k = top_k
-        self._dense = dense and _install_dense_capture()
+        self.dense = _install_dense_capture()
         # All in the constructor: the flag that keeps cached prefixes out of the scores is set there and nowhere else.
         self._sampling = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False, flat_logprobs=True
@@ -103,7 +104,7 @@ class VllmBackend:
                     f"prompt {index} has ids from {prompt.min()} to {prompt.max()}, the model has {self.vocab_size}; "
                     f"the tokenizer does not belong to this checkpoint"
                 )
-        if self._dense:
+        if self.dense:
             _CAPTURE.active = True
         try:
             outputs = self._engine.generate(
@@ -115,7 +116,7 @@ class VllmBackend:
             raise
         finally:
             _CAPTURE.active = False
-        read = _dense_rows if self._dense else _flat_rows
+        read = _dense_rows if self.dense else _flat_rows
         return [read(output.prompt_logprobs, self._top_k) for output in outputs]
 
 

@@ -77,6 +77,18 @@ def split_documents(quotas: dict[str, int], rest: str, seed: int) -> dict[str, l
     return parts
 
 
+def cut(text: str, sizes: Iterator[int]) -> Iterator[str]:
+    """Passages of a text: each of at most the next size in characters, ending before white space where there is any."""
+    start = 0
+    while start < len(text):
+        end = start + next(sizes)
+        if end < len(text):
+            end = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end)) + 1 or end
+            end -= text[end - 1].isspace()
+        yield text[start:end]
+        start = end
+
+
 def _has_room(module: list[Document], part: str, taken: dict[tuple[str, str], int], quota: int) -> bool:
     """Whether the part still lacks text of a domain that this module has, and the module is not too large for it."""
     is_small = sum(document.num_bytes for document in module) * LARGEST_SHARE <= quota

@@ -1,0 +1,122 @@
+"""Checkpoints: sharded weights, optimizer and journal in one unit, through fsspec; export to Hugging Face format.
+
+A checkpoint is a folder of torch DCP files and ``state.json``, which the first worker writes last. A folder without it
+is the remains of a crash and counts for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from typing import Any
+
+import fsspec
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from actors.target_model import TargetModel
+
+STATE_FILE = "state.json"
+
+
+def save(target: TargetModel, folder: str, state: dict[str, Any]) -> None:
+    """Write one checkpoint; all workers take part.
+
+    Args:
+        folder: local or fsspec path, one for each step.
+        state: what JSON can hold; must be equal on all workers.
+    """
+    weights, optimizer = get_state_dict(target.model, target.optimizer)
+    dcp.save({"model": weights, "optimizer": optimizer}, storage_writer=FsspecWriter(folder))
+    dist.barrier()
+    if dist.get_rank() == 0:
+        filesystem, path = fsspec.core.url_to_fs(folder)
+        data = json.dumps({**state, "step": target.step}).encode("utf8")
+        filesystem.pipe_file(os.path.join(path, STATE_FILE + ".part"), data)
+        filesystem.mv(os.path.join(path, STATE_FILE + ".part"), os.path.join(path, STATE_FILE))
+    dist.barrier()
+
+
+def load(target: TargetModel, folder: str) -> dict[str, Any]:
+    """Bring weights, optimizer and step back, on any number of workers; returns the state."""
+    weights, optimizer = get_state_dict(target.model, target.optimizer)
+    content = {"model": weights, "optimizer": optimizer}
+    dcp.load(content, storage_reader=FsspecReader(folder))
+    set_state_dict(
+        target.model, target.optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"]
+    )
+    state = read_state(folder)
+    target.step = state["step"]
+    return state
+
+
+def read_state(folder: str) -> dict[str, Any]:
+    """The state of a checkpoint, without its weights."""
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    return json.loads(filesystem.cat_file(os.path.join(path, STATE_FILE)))
+
+
+def latest(folder: str) -> str | None:
+    """The newest complete checkpoint below ``folder``, None if there is none."""
+    complete = _complete(folder)
+    return complete[-1] if complete else None
+
+
+def prune(folder: str, keep: int) -> None:
+    """Delete all but the newest ``keep`` complete checkpoints, and the remains of broken ones; one worker works."""
+    if dist.get_rank() == 0:
+        filesystem, path = fsspec.core.url_to_fs(folder)
+        kept = {os.path.basename(name) for name in _complete(folder)[-keep:]}
+        for name in filesystem.ls(path, detail=False):
+            if os.path.basename(name.rstrip("/")) not in kept:
+                filesystem.rm(name, recursive=True)
+    dist.barrier()
+
+
+def export(target: TargetModel, tokenizer_checkpoint: str, folder: str) -> None:
+    """Write the target model in Hugging Face format: safetensors, configuration, tokenizer; all workers take part."""
+    weights = get_model_state_dict(target.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_rank() == 0:
+        weights = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+        filesystem, path = fsspec.core.url_to_fs(folder)
+        filesystem.makedirs(os.path.dirname(path), exist_ok=True)
+        local = "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
+        # Beside its place, so that a local export appears by one rename; a remote one is uploaded file by file.
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(path) if local else None, prefix=".export-") as temporary:
+            _write_model(target, tokenizer_checkpoint, weights, temporary)
+            if filesystem.exists(path):
+                filesystem.rm(path, recursive=True)
+            if local:
+                os.makedirs(path)
+                for name in os.listdir(temporary):
+                    os.rename(os.path.join(temporary, name), os.path.join(path, name))
+            else:
+                filesystem.put(temporary + "/", path, recursive=True)
+    dist.barrier()
+
+
+def _write_model(target: TargetModel, tokenizer_checkpoint: str, weights: dict[str, Any], folder: str) -> None:
+    import torch
+
+    with torch.device("meta"):  # only its configuration and its rules for tied weights are needed
+        model = AutoModelForCausalLM.from_config(target.config)
+    if target.generation_config is not None:
+        model.generation_config = target.generation_config
+    model.save_pretrained(folder, state_dict=weights)
+    AutoTokenizer.from_pretrained(tokenizer_checkpoint).save_pretrained(folder)
+
+
+def _complete(folder: str) -> list[str]:
+    """Complete checkpoints, oldest first: their names count the steps in digits of one width."""
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    found = filesystem.glob(os.path.join(path, "*", STATE_FILE))
+    return [filesystem.unstrip_protocol(os.path.dirname(name)) for name in sorted(found)]
