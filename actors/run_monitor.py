@@ -19,6 +19,9 @@ from engine.result import Progress, SkippedRow, StageTotals, StepRecord
 #: Seconds between two messages of one replica.
 SEND_INTERVAL = 0.5
 
+#: How long a replica that is sent home waits for the monitor to take its last totals.
+LAST_WORDS_SECONDS = 2.0
+
 #: The stage that is made of the steps themselves.
 TRAIN = "train"
 
@@ -100,23 +103,32 @@ class Meter:
 
     def flush(self) -> None:
         """Send the totals now, if the monitor does not have them yet."""
-        if not hasattr(self, "_totals"):
-            return
-        with self._lock:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            if not self._is_sent:
-                self._is_sent = True
-                self._monitor.report.remote(self._replica, self._process, self._totals)
+        self._send()
 
     def __del__(self) -> None:
-        if not sys.is_finalizing():  # else the monitor's handle may be gone already
-            self.flush()
+        if sys.is_finalizing():  # the monitor's handle may be gone already
+            return
+        reply, ray = self._send(), _ray()
+        if reply is not None and ray is not None:
+            # The process ends next, and with it a message that is still on its way.
+            ray.wait([reply], timeout=LAST_WORDS_SECONDS)
 
     def skip(self, row: SkippedRow) -> None:
         """Report a file or row that was left out, at once."""
         self._monitor.skip.remote(row)
+
+    def _send(self) -> Any:
+        """Send what the monitor does not have yet; its reply, None if there was nothing to send."""
+        if not hasattr(self, "_totals"):
+            return None
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._is_sent:
+                return None
+            self._is_sent = True
+            return self._monitor.report.remote(self._replica, self._process, self._totals)
 
     def _start(self, now: float) -> None:
         self._lock = threading.RLock()  # a flush from __del__ may come upon a thread that holds it
@@ -145,10 +157,16 @@ def _flush(reference: weakref.ref[Meter]) -> None:
         meter.flush()
 
 
+def _ray() -> Any:
+    """Ray, if this process belongs to a cluster: it has long been imported then, and elsewhere nobody needs it."""
+    ray = sys.modules.get("ray")
+    return ray if ray is not None and ray.is_initialized() else None
+
+
 def _actor_id() -> str | None:
     """Ray's id of the actor around this code, which outlives the actor's processes; None outside of Ray."""
-    ray = sys.modules.get("ray")  # in an actor it has long been imported, and elsewhere nobody needs it
-    return ray.get_runtime_context().get_actor_id() if ray is not None and ray.is_initialized() else None
+    ray = _ray()
+    return ray.get_runtime_context().get_actor_id() if ray is not None else None
 
 
 def _sum(name: str, processes: dict[tuple[str, str], StageTotals]) -> StageTotals:

@@ -58,7 +58,8 @@ class SourceModel:
         started = time.perf_counter()
         check(batch, PASSAGE, self._source.name)
         encoded = [
-            self._tokenizer.encode_with_roles(text.as_py(), self._adds_bos, ends_document=True) for text in batch["text"]
+            self._tokenizer.encode_with_roles(text.as_py(), self._adds_bos, ends_document=True)
+            for text in batch["text"]
         ]
         self._insist_on_context(batch, encoded)
         rows = self._score([ids for ids, _ in encoded])
@@ -71,7 +72,9 @@ class SourceModel:
             "token_logprobs": [row.token_logprobs for row in rows],
         }
         for column in source_columns(self._source.name):
-            batch = batch.append_column(column.name, ragged(values[column.name.rsplit("/", 1)[1]], column.dtype.value_type))
+            batch = batch.append_column(
+                column.name, ragged(values[column.name.rsplit("/", 1)[1]], column.dtype.value_type)
+            )
         tokens = sum(len(ids) for ids, _ in encoded)
         self._meter.record(passages=len(batch), tokens=tokens, busy_seconds=time.perf_counter() - started)
         return batch

@@ -22,6 +22,10 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",  # one process a stage is Ray's business, not the tokenizer's
 }
 
+#: For a Ray that the run starts by itself: workers start when they are needed, not one for each logical CPU, and as many
+#: at once as the stream asks for.
+LOCAL = {"RAY_prestart_worker_first_driver": "0", "RAY_worker_maximum_startup_concurrency": "16"}
+
 
 @contextmanager
 def session(spec: FusionSpec, logical_cpus: float, gpus: float) -> Iterator[None]:
@@ -56,6 +60,8 @@ def _connect(spec: FusionSpec, logical_cpus: float) -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level="ERROR")
         return
+    for name, value in LOCAL.items():
+        os.environ.setdefault(name, value)
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray protects a local cluster by a token; given one, it does not write its own into the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -111,8 +111,10 @@ def cross_entropies(num_bytes: np.ndarray, sources: Sequence[SourceRows]) -> np.
     batch = len(num_bytes)
     first_byte = np.zeros(batch, np.int32)
     for source in sources:
-        scored = np.diff(source.offsets) > 0
-        first_byte[scored] = np.maximum(first_byte[scored], source.end_bytes[source.offsets[:-1][scored]])
+        scored = np.flatnonzero(np.diff(source.offsets))
+        begins = source.end_bytes[source.offsets[:-1][scored]]
+        comparable = begins < num_bytes[scored]  # a source that has scored no byte at all must not end the comparison
+        first_byte[scored[comparable]] = np.maximum(first_byte[scored[comparable]], begins[comparable])
     cross_entropy = np.empty((len(sources), batch))
     for index, source in enumerate(sources):
         kernels.nats_per_byte(

@@ -129,7 +129,9 @@ class _ChunkedObjective(torch.autograd.Function):
             for total, gradient in zip(head_gradients, gradients[1:], strict=True):
                 total += gradient
             sums += chunk_sums.detach()
-        head_gradients = [gradient.to(tensor.dtype) for gradient, tensor in zip(head_gradients, inputs[1:], strict=True)]
+        head_gradients = [
+            gradient.to(tensor.dtype) for gradient, tensor in zip(head_gradients, inputs[1:], strict=True)
+        ]
         context.save_for_backward(hidden_gradient, *head_gradients)
         context.mark_non_differentiable(sums)
         return sums[0] * scales[0] + sums[1] * scales[1], sums

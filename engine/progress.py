@@ -145,7 +145,7 @@ def panel(state: RunState) -> RenderableType:
     """The state of a run as a panel of the terminal."""
     parts: list[RenderableType] = []
     if state.step is not None:
-        parts += [_bar(state), Text(losses(state.step))]
+        parts += [_bar(state), Text(_pace(state)), Text(losses(state.step))]
     if state.picture.stages:
         parts += [_stage_table(state.rates.stages())]
     parts += [Text(state.headline, style="bold"), *(Text(text, style="yellow") for text in _skipped(state))]
@@ -163,12 +163,13 @@ def _bar(state: RunState) -> RenderableType:
     row = Table.grid(padding=(0, 2), expand=True)
     row.add_column(no_wrap=True)
     row.add_column(ratio=1)
-    row.add_column(no_wrap=True)
-    times = f"{duration(state.elapsed_seconds)}, at most {duration(state.seconds_left)} left"
-    speed = f"{number(state.rates.train_tokens_per_second, ',.0f')} tokens/s"
-    bar = ProgressBar(total=most, completed=state.last_step)
-    row.add_row(f"step {state.last_step}/{most}", bar, f"{speed}, {times}")
+    row.add_row(f"step {state.last_step}/{most}", ProgressBar(total=most, completed=state.last_step))
     return row
+
+
+def _pace(state: RunState) -> str:
+    speed = number(state.rates.train_tokens_per_second, ",.0f")
+    return f"{speed} tokens/s, {duration(state.elapsed_seconds)}, at most {duration(state.seconds_left)} left"
 
 
 def _stage_table(rates: Sequence[StageRate]) -> Table:
@@ -219,7 +220,9 @@ def show_evaluation(bits_per_byte: Mapping[str, Mapping[str, float]], console: C
 
 
 def _rich(rows: Rows) -> Table:
-    table = Table(title=rows.heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=rows.heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for index, heading in enumerate(rows.columns):
         is_number = index > 0 and len(rows.columns) > 2
         table.add_column(heading, justify="right" if is_number else "left")

@@ -161,7 +161,9 @@ class PassageTokenizer:
 
     def _difference(self, text: str, joined: bytes) -> str:
         data = text.encode("utf8")
-        start = next((i for i, (a, b) in enumerate(zip(data, joined, strict=False)) if a != b), min(len(data), len(joined)))
+        if joined.startswith(b" ") and not data.startswith(b" "):
+            joined = joined[1:]  # the dummy prefix is no difference
+        start = next((i for i, (a, b) in enumerate(zip(data, joined, strict=False)) if a != b), len(joined))
         character = len(data[:start].decode("utf8", errors="ignore"))
         return (
             f"{self.name}: the tokens do not add up to the text: at character {character} (byte {start}) the text has "

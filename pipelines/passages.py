@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.run_monitor import Meter
-from engine.errors import RecordError
+from engine.errors import RecordError, TokenizerError
 from engine.ledger import Ledger
 from engine.records import PASSAGE, schema
 from engine.result import SkippedRow
@@ -124,11 +124,17 @@ class PassageReader:
         for document in read_documents(unit, self._text_column):
             if isinstance(document, Unreadable):
                 self._report(document)
+                continue
+            try:
+                texts = list(self._cutter.cut(document.text))
+            except (TokenizerError, RecordError) as error:
+                self._report(Unreadable(document.path, document.row, str(error)))
             else:
-                yield from self._passages_of(document, corpus_pass)
+                yield from self._new_passages(document, texts, corpus_pass)
 
-    def _passages_of(self, document: Document, corpus_pass: int) -> Iterator[tuple[str, str, int, bool]]:
-        texts = list(self._cutter.cut(document.text))
+    def _new_passages(
+        self, document: Document, texts: Sequence[str], corpus_pass: int
+    ) -> Iterator[tuple[str, str, int, bool]]:
         for index, text in enumerate(texts):
             passage_id = f"{corpus_pass}/{document.path}:{document.row}:{index}"
             if passage_id not in self._learned:

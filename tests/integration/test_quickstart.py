@@ -129,8 +129,8 @@ def test_ray_spilled_nothing(outcome):
 def test_the_report_is_one_file_without_network(outcome):
     html = (outcome["output"] / "report.html").read_text()
     assert "llama-docs" in html
-    assert "src=\"http" not in html
-    assert "href=\"http" not in html.replace("href=\"https://arxiv.org", "")
+    assert 'src="http' not in html
+    assert 'href="http' not in html.replace('href="https://arxiv.org', "")
 
 
 def test_transformers_loads_the_export(outcome):

@@ -116,3 +116,12 @@ def test_a_bad_row_stops_or_is_counted(checkpoints, tmp_path):
     read, units = reader(checkpoints, path, on_error="skip", skipped=skipped)
     assert [row["text"] for table in read(units) for row in table.to_pylist()] == ["one", "three"]
     assert [(row.path, row.row, row.reason) for row in skipped] == [(str(path), 2, "the document is empty")]
+
+
+def test_a_document_that_a_tokenizer_cannot_tell_as_bytes_is_a_bad_row(checkpoints, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "the marker \u2581 stands for a blank"}\n')
+    skipped = []
+    read, units = reader(checkpoints, path, on_error="skip", skipped=skipped)
+    assert [row["text"] for table in read(units) for row in table.to_pylist()] == ["one"]
+    assert "at character 11 (byte 11) the text has '\u2581 stands" in skipped[0].reason

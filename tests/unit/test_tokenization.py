@@ -1,0 +1,114 @@
+"""Tokenization: byte offsets that always add up, whatever the text and the kind of tokenizer."""
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from engine.errors import TokenizerError
+from engine.tokenization import NO_ROLE, PassageTokenizer
+from tests.tiny_tokenizers import SENTENCES, byte_level_with_bos, byte_level_without_bos, sentencepiece_like
+
+MAKERS = {
+    "byte-level with BOS": byte_level_with_bos,
+    "byte-level without BOS": byte_level_without_bos,
+    "SentencePiece-like": sentencepiece_like,
+}
+
+#: All planes, combining marks, emoji, line ends, NUL, tabs, runs of blanks; no surrogates, which UTF-8 does not know.
+ALPHABET = st.characters(exclude_categories=["Cs"])
+PIECES = st.sampled_from(
+    [" ", "   ", "\t", "\r\n", "\n\n", "\x00", "e\u0301", "👩‍👩‍👧", "🇩🇪", "the", " the", "</s>", "<s>"]
+)
+ANY_TEXT = st.lists(st.one_of(ALPHABET, PIECES), max_size=60).map("".join)
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> dict[str, PassageTokenizer]:
+    return {name: PassageTokenizer(make(), name) for name, make in MAKERS.items()}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@settings(max_examples=200, deadline=None)
+@given(text=ANY_TEXT)
+@example(text="")
+@example(text=" ")
+@example(text="  leading")
+@example(text="\u2581 is the marker itself")
+@example(text="a\u0301🙂\r\n\t\x00</s><|endoftext|><unk>")
+def test_offsets_add_up_to_the_bytes(tokenizers, name, text):
+    tokenizer = tokenizers[name]
+    if name == "SentencePiece-like" and "\u2581" in text:
+        # The marker stands for a blank in this kind: the character itself cannot be told from one, so it is refused.
+        with pytest.raises(TokenizerError, match=r"do not add up .* byte"):
+            tokenizer.encode(text)
+        return
+    ids, end_bytes = tokenizer.encode(text)
+    data = text.encode("utf8")
+    assert len(ids) == len(end_bytes)
+    assert (end_bytes[-1] if len(ids) else 0) == len(data)
+    assert all(earlier <= later for earlier, later in zip(end_bytes[:-1], end_bytes[1:], strict=True))
+    start = 0
+    for token, end in zip(ids, end_bytes, strict=True):
+        piece = tokenizer.token_bytes[token]
+        assert piece is not None
+        assert piece.endswith(data[start:end])
+        start = end
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_special_strings_inside_text_are_text(tokenizers, name):
+    tokenizer = tokenizers[name]
+    ids, _ = tokenizer.encode("a </s> b <s> c <|endoftext|> d <eos> e <bos> f <pad>")
+    assert not {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} & set(ids.tolist())
+
+
+def test_roles_and_habits_are_the_tokenizers_own(tokenizers):
+    first, second, third = tokenizers.values()
+    assert (first.adds_bos, second.adds_bos, third.adds_bos) == (True, False, True)
+    assert first.token_bytes[first.bos_id] is None
+    assert second.bos_id == second.eos_id
+    ids, ends = first.encode_with_roles("cat", add_bos=True, ends_document=True)
+    assert (ids[0], ids[-1]) == (first.bos_id, first.eos_id)
+    assert (ends[0], ends[-1]) == (0, 3)
+    ids, ends = third.encode_with_roles("cat", add_bos=False, ends_document=False)
+    assert ends[-1] == 3
+    assert third.bos_id not in ids
+
+
+def test_a_split_emoji_ends_between_characters_only_where_its_last_byte_is(tokenizers):
+    ids, ends = tokenizers["byte-level without BOS"].encode("a🦋b")
+    assert len(ids) > 3, "the butterfly is no token of this vocabulary"
+    assert ends.tolist()[0] == 1
+    assert ends.tolist()[-2:] == [5, 6]
+    assert set(ends.tolist()[1:-2]) <= {2, 3, 4}
+
+
+def test_a_missing_role_is_said_to_be_missing():
+    tokenizer = PassageTokenizer(PreTrainedTokenizerFast(tokenizer_object=byte_level_with_bos().backend_tokenizer), "x")
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos) == (NO_ROLE, NO_ROLE, False)
+    assert tokenizer.encode_with_roles("a", True, True)[0].tolist() == tokenizer.encode("a")[0].tolist()
+
+
+def test_a_tokenizer_that_changes_its_input_is_refused_where_it_does():
+    plain = byte_level_without_bos().backend_tokenizer
+    plain.normalizer = normalizers.Lowercase()
+    tokenizer = PassageTokenizer(PreTrainedTokenizerFast(tokenizer_object=plain), "lower")
+    with pytest.raises(TokenizerError, match=r"lower: .* at character 3 \(byte 4\) the text has 'Cd'"):
+        tokenizer.encode("aéb" + "Cd")
+
+
+def test_a_kind_whose_tokens_are_no_bytes_is_refused():
+    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.decoder = decoders.WordPiece()
+    words.train_from_iterator(SENTENCES, trainers.WordPieceTrainer(vocab_size=200, special_tokens=["[UNK]"]))
+    with pytest.raises(TokenizerError, match="cannot be told as bytes"):
+        PassageTokenizer(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]"), "words")
+
+
+def test_the_fingerprint_follows_what_matters(tokenizers):
+    prints = {tokenizer.fingerprint for tokenizer in tokenizers.values()}
+    assert len(prints) == 3
+    assert PassageTokenizer(byte_level_with_bos(), "again").fingerprint in prints

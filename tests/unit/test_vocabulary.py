@@ -1,0 +1,84 @@
+"""Vocabulary mapping: bytes decide, roles decide for special tokens, and the cache survives everything."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from engine.tokenization import PassageTokenizer
+from engine.vocabulary import UNMAPPED, build_mapping, load_or_build
+from tests import oracles
+from tests.tiny_tokenizers import byte_level_with_bos, byte_level_without_bos, sentencepiece_like
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> list[PassageTokenizer]:
+    makers = (byte_level_with_bos, byte_level_without_bos, sentencepiece_like)
+    return [PassageTokenizer(make(), make.__name__) for make in makers]
+
+
+@pytest.mark.parametrize("method", ["exact", "prefix"])
+def test_mapping_equals_the_slow_twin_for_every_pair(tokenizers, method):
+    for source in tokenizers:
+        for target in tokenizers:
+            assert build_mapping(source, target, method).tolist() == oracles.mapping(source, target, method)
+
+
+def test_what_is_mapped_begins_the_source_tokens_bytes(tokenizers):
+    for source in tokenizers:
+        for target in tokenizers:
+            mapping = build_mapping(source, target, "prefix")
+            for token, data in enumerate(source.token_bytes):
+                if data and mapping[token] != UNMAPPED:
+                    assert data.startswith(target.token_bytes[mapping[token]])
+
+
+def test_a_tokenizer_maps_onto_itself(tokenizers):
+    for tokenizer in tokenizers:
+        mapping = build_mapping(tokenizer, tokenizer, "exact")
+        same = [token for token, data in enumerate(tokenizer.token_bytes) if data]
+        data_of = [tokenizer.token_bytes[mapping[token]] for token in same]
+        assert data_of == [tokenizer.token_bytes[token] for token in same]
+
+
+def test_special_tokens_map_by_role_not_by_string(tokenizers):
+    first, second, third = tokenizers
+    assert build_mapping(third, first, "prefix")[third.eos_id] == first.eos_id
+    assert build_mapping(third, first, "prefix")[third.bos_id] == first.bos_id
+    assert build_mapping(second, first, "prefix")[second.eos_id] == first.eos_id
+    assert build_mapping(first, third, "prefix")[first.pad_id] == UNMAPPED
+
+
+def test_prefix_finds_the_first_token_of_the_middle_of_a_text(tokenizers):
+    first, _, third = tokenizers
+    mapping = build_mapping(first, third, "prefix")
+    blank = next(token for token, data in enumerate(first.token_bytes) if data == b" the")
+    assert third.token_bytes[mapping[blank]] in (b" the", b" t", b" th", b" ")
+    tail = first.id_of_bytes[b"t"]
+    assert third.token_bytes[mapping[tail]] == b"t", "no dummy prefix in front of a token"
+
+
+def test_the_cache_is_used_rebuilt_when_broken_and_safe_for_many(tokenizers, tmp_path):
+    source, target = tokenizers[0], tokenizers[2]
+    expected = build_mapping(source, target, "prefix")
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(load_or_build(source, target, "prefix", str(tmp_path))))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(result, expected) for result in results)
+    (cached,) = tmp_path.iterdir()
+    cached.write_bytes(b"torn")
+    assert np.array_equal(load_or_build(source, target, "prefix", str(tmp_path)), expected)
+    np.save(cached, np.zeros(source.vocab_size, np.int32))
+    cached.with_suffix(".npy.npy").unlink(missing_ok=True)
+    assert not load_or_build(source, target, "prefix", str(tmp_path)).any(), "a readable table is taken as it is"
+
+
+def test_the_cache_can_lie_at_any_fsspec_path(tokenizers):
+    table = load_or_build(tokenizers[1], tokenizers[0], "exact", "memory://tables")
+    assert np.array_equal(table, load_or_build(tokenizers[1], tokenizers[0], "exact", "memory://tables"))
