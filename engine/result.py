@@ -51,7 +51,7 @@ class StageTotals:
     """What one stage of the stream has done so far, over all its replicas.
 
     Attributes:
-        name: ``corpus``, a source model's name, ``align and fuse``, ``pack`` or ``train``.
+        name: ``corpus``, a source model's name, ``align and fuse`` or ``train``.
         passages, tokens: done; tokens are the stage's own (a source counts its own tokens).
         busy_seconds: inside the stage's own work; ``wait_seconds``: between two calls, for input or for room behind it.
         replicas: processes that have reported.

@@ -53,8 +53,8 @@ def source_rows(result: RunResult) -> Rows:
 
 
 def stage_rows(result: RunResult) -> Rows:
-    """Each stage of the stream: what it has done, how fast, and what it could do if it never waited."""
-    columns = ("stage", "passages", "tokens", "tokens/s", "if all busy", "busy", "replicas")
+    """Each stage of the stream: what it has done, how fast, and how fast it would be without waiting."""
+    columns = ("stage", "passages", "tokens", "tokens/s", "unhindered", "busy", "replicas")
     return Rows("Stages of the stream", columns, tuple(_stage_row(stage) for stage in result.stages))
 
 

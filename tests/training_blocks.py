@@ -1,0 +1,45 @@
+"""Training blocks with random content, as the packer makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from engine.records import FUSED_PASSAGE, NO_TOKEN, ragged, schema
+from pipelines.packing import Packer
+
+LENGTH, TOP_K, VOCABULARY = 32, 3, 400
+
+
+def training_blocks(seed: int, lengths: Sequence[int] = (20, 30, 12, 25, 16, 9)) -> pa.Table:
+    """Blocks of ``LENGTH`` tokens whose fused rows are distributions: distinct ids, some missing, a rest."""
+    random = np.random.default_rng(seed)
+    rows = [_row_set(random, length) for length in lengths]
+    columns = {
+        "passage_id": pa.array(
+            [f"{seed}/a:1:{index}" if seed != 1 else f"0/a:1:{index}" for index in range(len(rows))]
+        ),
+        "num_bytes": pa.array([3 * length for length in lengths], pa.int32()),
+        "token_ids": ragged([random.integers(0, VOCABULARY, length) for length in lengths], pa.int32()),
+        "fused_ids": ragged([ids for ids, _, _ in rows], pa.int32()),
+        "fused_probs": ragged([probs for _, probs, _ in rows], pa.float16()),
+        "is_fused": ragged([fused for _, _, fused in rows], pa.bool_()),
+        "winner": pa.array(random.integers(0, 2, len(rows)), pa.int16()),
+        "cross_entropy": ragged([random.random(2) for _ in rows], pa.float32()),
+        "covered_rows": ragged([random.integers(0, 9, 2) for _ in rows], pa.int32()),
+    }
+    return Packer(LENGTH, TOP_K)(pa.table(columns, schema(FUSED_PASSAGE)))
+
+
+def _row_set(random: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ids = np.stack([random.choice(VOCABULARY, TOP_K, replace=False) for _ in range(length)])
+    probs = random.random((length, TOP_K))
+    probs *= random.uniform(0.5, 1.0, (length, 1)) / probs.sum(-1, keepdims=True)
+    fused = random.random(length) < 0.8
+    fused[-1] = False
+    short = random.random(length) < 0.3
+    ids[short, -1], probs[short, -1] = NO_TOKEN, 0.0
+    ids[~fused], probs[~fused] = NO_TOKEN, 0.0
+    return ids, probs, fused

@@ -1,0 +1,184 @@
+"""The target model in one process: masks, positions, schedule, checkpoints, export, and what it refuses."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from actors import checkpoints
+from actors.target_model import TargetModel, _positions, learning_rate_at
+from engine.errors import TrainingError
+from engine.spec import Objective, Optimizer, Training
+from tests.tiny_models import tiny_checkpoint
+from tests.tiny_tokenizers import byte_level_with_bos
+from tests.training_blocks import LENGTH, TOP_K, training_blocks
+
+pytestmark = pytest.mark.timeout(60)
+
+TRAINING = Training(
+    block_length=LENGTH,
+    global_batch_blocks=4,
+    micro_batch_blocks=2,
+    max_steps=20,
+    optimizer=Optimizer(learning_rate=3e-3, warmup_steps=4),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group(tmp_path_factory):
+    store = tmp_path_factory.mktemp("store") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def target(checkpoint: str, training: Training = TRAINING) -> TargetModel:
+    return TargetModel(checkpoint, training, Objective(lm_loss_weight=0.5), TOP_K, torch.device("cpu"))
+
+
+def test_positions_begin_anew_in_every_segment():
+    segments = torch.tensor([[1, 1, 1, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
+    assert _positions(segments).tolist() == [[0, 1, 2, 0, 1, 0, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "gpt-neox"])
+def test_a_passage_does_not_see_its_neighbours(tmp_path, architecture):
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint(tmp_path, architecture)).eval()
+    random = torch.Generator().manual_seed(0)
+    passages = [torch.randint(0, 400, (length,), generator=random) for length in (9, 14, 6)]
+    segments = torch.tensor([[1] * 9 + [2] * 14 + [3] * 6] * 2)
+    ids = torch.stack([torch.cat(passages), torch.cat([passages[0], torch.flip(passages[1], [0]), passages[2]])])
+    with torch.no_grad():
+        packed = model.base_model(input_ids=ids, position_ids=_positions(segments), use_cache=False).last_hidden_state
+        alone = [
+            model.base_model(input_ids=passage[None], use_cache=False).last_hidden_state[0] for passage in passages
+        ]
+    for block in packed:
+        torch.testing.assert_close(block[:9], alone[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(block[23:], alone[2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(packed[0, 9:23], alone[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_steps_lower_both_losses(tmp_path, tied):
+    model = target(tiny_checkpoint(tmp_path, "llama", tied=tied))
+    table = training_blocks(seed=1)
+    losses = [model.train_step(table) for _ in range(15)]
+    assert losses[-1].lm_loss < 0.9 * losses[0].lm_loss
+    assert losses[-1].fusion_loss < 0.9 * losses[0].fusion_loss
+    assert model.step == 15
+
+
+def test_the_lm_loss_is_transformers_own(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path, "mistral")
+    table = training_blocks(seed=2, lengths=[LENGTH] * 3)  # one passage a block: nothing is packed
+    losses = target(checkpoint).train_step(table)
+    ids = torch.from_numpy(np.stack([np.array(row) for row in table["input_ids"].to_pylist()])).long()
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=ids).loss
+    assert losses.lm_loss == pytest.approx(float(expected), rel=1e-5)
+    assert losses.lm_rows == 3 * (LENGTH - 1)
+
+
+def test_a_worker_without_blocks_takes_part_without_weight(tmp_path):
+    model = target(tiny_checkpoint(tmp_path, "llama"))
+    losses = model.train_step(None)
+    assert losses.lm_rows == losses.fused_rows == 0
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_passages(tmp_path):
+    model = target(tiny_checkpoint(tmp_path, "llama"))
+    with torch.no_grad():
+        next(model.model.parameters()).to_local().fill_(torch.nan)
+    before = [parameter.to_local().clone() for parameter in model.model.parameters()]
+    with pytest.raises(TrainingError, match=r"step 1: not finite: LM loss nan, .* passages 0/a:1:0, 0/a:1:2"):
+        model.train_step(training_blocks(seed=1))
+    for earlier, parameter in zip(before, model.model.parameters(), strict=True):
+        assert (
+            torch.equal(
+                earlier,
+                parameter.to_local(),
+            )
+            or torch.isnan(earlier).any()
+        )
+    assert model.step == 0
+
+
+def test_the_schedule():
+    rates = [learning_rate_at(step, TRAINING) / 3e-3 for step in range(21)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates[4] == pytest.approx(1.0)
+    assert rates[12] == pytest.approx(0.55)
+    assert rates[20] == pytest.approx(0.1)
+    linear = TRAINING.model_copy(update={"optimizer": Optimizer(learning_rate=1.0, schedule="linear")})
+    assert [learning_rate_at(step, linear) for step in (0, 10, 20)] == pytest.approx([1.0, 0.55, 0.1])
+    constant = TRAINING.model_copy(update={"optimizer": Optimizer(learning_rate=1.0, schedule="constant")})
+    assert learning_rate_at(17, constant) == 1.0
+
+
+def test_a_checkpoint_brings_everything_back(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "model", "llama")
+    model = target(checkpoint)
+    for seed in range(3):
+        model.train_step(training_blocks(seed=seed))
+    folder = str(tmp_path / "checkpoints" / "step-00000003")
+    checkpoints.save(model, folder, {"learned": ["a"]})
+    ahead = [model.train_step(training_blocks(seed=seed)).loss for seed in (3, 4)]
+    again = target(checkpoint)
+    assert checkpoints.latest(str(tmp_path / "checkpoints")) is not None
+    state = checkpoints.load(again, folder)
+    assert state["learned"] == ["a"]
+    assert again.step == 3
+    assert [again.train_step(training_blocks(seed=seed)).loss for seed in (3, 4)] == ahead
+
+
+def test_half_a_checkpoint_counts_for_nothing_and_old_ones_go(tmp_path):
+    model = target(tiny_checkpoint(tmp_path / "model", "llama"))
+    folder = tmp_path / "checkpoints"
+    assert checkpoints.latest(str(folder)) is None
+    for step in (1, 2, 3):
+        checkpoints.save(model, str(folder / f"step-{step:08d}"), {"at": step})
+    (folder / "step-00000003" / "state.json").unlink()
+    assert checkpoints.read_state(checkpoints.latest(str(folder)))["at"] == 2
+    checkpoints.prune(str(folder), keep=1)
+    assert [path.name for path in folder.iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tied"), [("llama", True), ("mistral", False), ("gpt2", True), ("gpt-neox", False)]
+)
+def test_the_export_is_what_transformers_loads(tmp_path, architecture, tied):
+    byte_level_with_bos().save_pretrained(tmp_path / "tokenizer")
+    checkpoint = tiny_checkpoint(tmp_path / "model", architecture, tmp_path / "tokenizer", tied=tied)
+    model = target(checkpoint)
+    checkpoints.export(model, checkpoint, str(tmp_path / "out" / "export"))
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (checkpoint, tmp_path / "out/export")
+    )
+    ids = torch.arange(30)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(after(ids).logits, before(ids).logits)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["export"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "export")
+    assert tokenizer("the cat")["input_ids"] == AutoTokenizer.from_pretrained(checkpoint)("the cat")["input_ids"]
+    config = json.loads((tmp_path / "out" / "export" / "config.json").read_text())
+    assert config["tie_word_embeddings"] == tied
+
+
+def test_checkpoints_can_lie_at_any_fsspec_path(tmp_path):
+    model = target(tiny_checkpoint(tmp_path, "llama"))
+    checkpoints.save(model, "memory://runs/checkpoints/step-00000000", {"learned": []})
+    found = checkpoints.latest("memory://runs/checkpoints")
+    assert found is not None
+    assert checkpoints.load(model, found)["learned"] == []
+
+
+def test_tables_without_rows_are_like_none(tmp_path):
+    model = target(tiny_checkpoint(tmp_path, "llama"))
+    empty: pa.Table = training_blocks(seed=0).slice(0, 0)
+    assert model.train_step(empty).lm_rows == 0
