@@ -15,6 +15,7 @@ import fsspec
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -24,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.target_model import TargetModel
+from engine.errors import TrainingError
 
 STATE_FILE = "state.json"
 
@@ -35,6 +37,9 @@ def save(target: TargetModel, folder: str, state: dict[str, Any]) -> None:
         folder: local or fsspec path, one for each step.
         state: what JSON can hold; must be equal on all workers.
     """
+    if dist.get_rank() == 0:
+        _delete(folder)  # a run that went back to an earlier step comes here again: no old marker beside new files
+    dist.barrier()
     weights, optimizer = get_state_dict(target.model, target.optimizer)
     dcp.save({"model": weights, "optimizer": optimizer}, storage_writer=FsspecWriter(folder))
     dist.barrier()
@@ -47,10 +52,20 @@ def save(target: TargetModel, folder: str, state: dict[str, Any]) -> None:
 
 
 def load(target: TargetModel, folder: str) -> dict[str, Any]:
-    """Bring weights, optimizer and step back, on any number of workers; returns the state."""
+    """Bring weights, optimizer and step back, on any number of workers; returns the state.
+
+    Raises:
+        TrainingError: the checkpoint is damaged, or is one of another model.
+    """
     weights, optimizer = get_state_dict(target.model, target.optimizer)
     content = {"model": weights, "optimizer": optimizer}
-    dcp.load(content, storage_reader=FsspecReader(folder))
+    try:
+        dcp.load(content, storage_reader=FsspecReader(folder))
+    except CheckpointException as error:  # a BaseException: it would pass by every handler above
+        raise TrainingError(
+            f"checkpoint {folder}: does not fit the target model {target.config.model_type}, or is damaged: {error}. "
+            f"Choose another run.output_dir, or delete this checkpoint to go on from the one before"
+        ) from error
     set_state_dict(
         target.model, target.optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"]
     )
@@ -78,7 +93,7 @@ def prune(folder: str, keep: int) -> None:
         kept = {os.path.basename(name) for name in _complete(folder)[-keep:]}
         for name in filesystem.ls(path, detail=False):
             if os.path.basename(name.rstrip("/")) not in kept:
-                filesystem.rm(name, recursive=True)
+                _delete(filesystem.unstrip_protocol(name))
     dist.barrier()
 
 
@@ -92,15 +107,14 @@ def export(target: TargetModel, tokenizer_checkpoint: str, folder: str) -> None:
         local = "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
         # Beside its place, so that a local export appears by one rename; a remote one is uploaded file by file.
         with tempfile.TemporaryDirectory(dir=os.path.dirname(path) if local else None, prefix=".export-") as temporary:
-            _write_model(target, tokenizer_checkpoint, weights, temporary)
+            written = os.path.join(temporary, "export")
+            _write_model(target, tokenizer_checkpoint, weights, written)
             if filesystem.exists(path):
                 filesystem.rm(path, recursive=True)
             if local:
-                os.makedirs(path)
-                for name in os.listdir(temporary):
-                    os.rename(os.path.join(temporary, name), os.path.join(path, name))
+                os.rename(written, path)
             else:
-                filesystem.put(temporary + "/", path, recursive=True)
+                filesystem.put(written + "/", path, recursive=True)
     dist.barrier()
 
 
@@ -118,5 +132,19 @@ def _write_model(target: TargetModel, tokenizer_checkpoint: str, weights: dict[s
 def _complete(folder: str) -> list[str]:
     """Complete checkpoints, oldest first: their names count the steps in digits of one width."""
     filesystem, path = fsspec.core.url_to_fs(folder)
-    found = filesystem.glob(os.path.join(path, "*", STATE_FILE))
-    return [filesystem.unstrip_protocol(os.path.dirname(name)) for name in sorted(found)]
+    filesystem.invalidate_cache()
+    if not filesystem.exists(path):
+        return []
+    # Listed, not globbed: a bracket in the output folder's name would find nothing, and the run would begin anew.
+    names = sorted(name.rstrip("/") for name in filesystem.ls(path, detail=False))
+    return [filesystem.unstrip_protocol(name) for name in names if filesystem.exists(os.path.join(name, STATE_FILE))]
+
+
+def _delete(folder: str) -> None:
+    """Delete a checkpoint if it is there, its marker first: what an interruption leaves must not look complete."""
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    marker = os.path.join(path, STATE_FILE)
+    if filesystem.exists(marker):
+        filesystem.rm_file(marker)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)

@@ -46,7 +46,8 @@ class SourceModel:
         self._backend = _load_backend(source, top_k, self._context)
         if self._backend.vocab_size < top_k:
             raise SourceModelError(
-                f"{source.name}: fusion.top_k is {top_k}, the vocabulary has {self._backend.vocab_size} tokens; lower top_k"
+                f"{source.name}: fusion.top_k is {top_k}, the vocabulary has {self._backend.vocab_size} tokens; "
+                f"lower top_k"
             )
 
     def __call__(self, batch: pa.Table) -> pa.Table:

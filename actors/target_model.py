@@ -14,12 +14,15 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from engine.errors import TrainingError
-from engine.losses import Targets, objective
+from engine.losses import LogitShape, Targets, objective, shaped
 from engine.records import flat_values, rows_of
 from engine.spec import Objective, Training
 
 #: The learning rate ends at this share of its peak.
 FINAL_SHARE = 0.1
+
+#: How far the logits of a packed passage may be from those of the passage alone, relative to the largest of them.
+LOGIT_TOLERANCE = 1e-3
 
 
 class StepLosses(NamedTuple):
@@ -55,21 +58,19 @@ class Blocks(NamedTuple):
 
 
 class _TargetWithLoss(nn.Module):
-    """A causal language model and its losses in one forward pass, so that FSDP has the lm_head gathered for the loss."""
+    """A causal language model and its losses in one forward pass: FSDP has the lm_head gathered for the loss then."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
         config = model.config.get_text_config()
-        self._logit_scale = getattr(config, "logit_scale", None) or 1.0
-        self._soft_cap = getattr(config, "final_logit_softcapping", None) or 0.0
+        multiplier = getattr(config, "logit_scale", None) or 1.0  # Cohere
+        divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
+        self.logit_shape = LogitShape(multiplier / divisor, getattr(config, "final_logit_softcapping", None) or 0.0)
 
     def forward(self, blocks: Blocks, lm_scale: float, fusion_scale: float):
         """The scaled loss of some blocks, and the plain sums of both losses."""
-        # Positions that begin anew tell transformers where passages end: attention does not cross these places.
-        states = self.model.base_model(
-            input_ids=blocks.input_ids, position_ids=blocks.position_ids, use_cache=False
-        ).last_hidden_state
+        states = self.hidden_states(blocks.input_ids, blocks.position_ids)
         head = self.model.get_output_embeddings()
         targets = Targets(
             blocks.labels.flatten(),
@@ -78,9 +79,14 @@ class _TargetWithLoss(nn.Module):
             blocks.fusion_mask.flatten(),
         )
         bias = getattr(head, "bias", None)
-        return objective(
-            states.flatten(0, 1), head.weight, bias, targets, lm_scale, fusion_scale, self._logit_scale, self._soft_cap
-        )
+        return objective(states.flatten(0, 1), head.weight, bias, targets, lm_scale, fusion_scale, self.logit_shape)
+
+    def hidden_states(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """[B,L,D]. Positions that begin anew tell transformers where passages end, and attention stays inside them.
+
+        It looks at the positions only because no attention mask is given and no cache is kept.
+        """
+        return self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
 
 
 class TargetModel:
@@ -96,6 +102,9 @@ class TargetModel:
         model: the sharded module; parameters are float32.
         optimizer: AdamW.
         step: optimizer steps so far.
+
+    Raises:
+        TrainingError: the architecture cannot be trained on packed passages.
     """
 
     def __init__(self, checkpoint: str, training: Training, objective: Objective, top_k: int, device: torch.device):
@@ -105,10 +114,11 @@ class TargetModel:
         self._lm_loss_weight = objective.lm_loss_weight
         self._top_k = top_k
         causal_lm = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(device)
-        causal_lm.config.use_cache = False
         self.config = causal_lm.config
         self.generation_config = causal_lm.generation_config
-        self.model = _shard(_TargetWithLoss(causal_lm), training, device)
+        module = _TargetWithLoss(causal_lm)
+        _insist_on_packing(module, checkpoint)
+        self.model = _shard(module, training, device)
         self.model.train()
         self.optimizer = _adamw(self.model, training)
 
@@ -123,14 +133,12 @@ class TargetModel:
         lm_rows, fused_rows, micro_batches = self._agree(table, blocks)
         lm_scale = self._lm_loss_weight / max(lm_rows, 1) * dist.get_world_size()  # FSDP averages over the workers
         fusion_scale = (1.0 - self._lm_loss_weight) / max(fused_rows, 1) * dist.get_world_size()
-        sums = torch.zeros(2, device=self.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for index in range(micro_batches):
             self.model.set_requires_gradient_sync(index == micro_batches - 1)
-            loss, lm_sum, fusion_sum = self.model(
-                blocks.micro_batch(index, training.micro_batch_blocks), lm_scale, fusion_scale
-            )
+            loss, loss_sums = self.model(blocks.micro_batch(index, training.micro_batch_blocks), lm_scale, fusion_scale)
             loss.backward()
-            sums += torch.stack([lm_sum, fusion_sum])
+            sums += loss_sums
         dist.all_reduce(sums)
         lm_loss = float(sums[0]) / max(lm_rows, 1)
         fusion_loss = float(sums[1]) / fused_rows if fused_rows else math.nan
@@ -138,6 +146,7 @@ class TargetModel:
         grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         loss = self._lm_loss_weight * lm_loss + (1.0 - self._lm_loss_weight) * (fusion_loss if fused_rows else 0.0)
         if not math.isfinite(loss + grad_norm):
+            self.optimizer.zero_grad()
             raise TrainingError(self._not_finite(table, lm_loss, fusion_loss, grad_norm))
         learning_rate = self._update()
         return StepLosses(loss, lm_loss, fusion_loss, grad_norm, learning_rate, lm_rows, fused_rows)
@@ -186,9 +195,9 @@ class TargetModel:
     def _not_finite(self, table: pa.Table | None, lm_loss: float, fusion_loss: float, grad_norm: float) -> str:
         ids = [] if table is None else [str(name) for row in rows_of(table["passage_ids"]) for name in row]
         return (
-            f"step {self.step + 1}: not finite: LM loss {lm_loss}, fusion loss {fusion_loss}, gradient norm {grad_norm}; "
-            f"nothing was updated. Worker {dist.get_rank()} had the passages {', '.join(ids) or 'none'}. "
-            f"Lower training.optimizer.learning_rate or look at these passages"
+            f"step {self.step + 1}: not finite: LM loss {lm_loss}, fusion loss {fusion_loss}, "
+            f"gradient norm {grad_norm}; nothing was updated. Worker {dist.get_rank()} had the passages "
+            f"{', '.join(ids) or 'none'}. Lower training.optimizer.learning_rate or look at these passages"
         )
 
 
@@ -212,15 +221,41 @@ def _positions(segment_ids: torch.Tensor) -> torch.Tensor:
     return places - torch.where(begins, places, 0).cummax(dim=1).values
 
 
+@torch.no_grad()
+def _insist_on_packing(module: _TargetWithLoss, checkpoint: str) -> None:
+    """Refuse an architecture that ignores ``position_ids``, or does more behind its lm_head than we know of.
+
+    Neither would be noticed: the loss would fall, but of a model that nobody can use afterwards.
+    """
+    module.eval()
+    head = module.model.get_output_embeddings()
+    device, bias = head.weight.device, getattr(head, "bias", None)
+    tokens = torch.arange(8, device=device)[None] % len(head.weight)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]], device=device)
+    packed = module.hidden_states(tokens, positions)[:, 3:]
+    packed = shaped(nn.functional.linear(packed, head.weight, bias), module.logit_shape)[0]
+    alone = module.model(input_ids=tokens[:, 3:], use_cache=False).logits
+    difference = float((packed - alone).abs().max() / alone.abs().max())
+    if not difference <= LOGIT_TOLERANCE:
+        raise TrainingError(
+            f"target_model.checkpoint {checkpoint}: {type(module.model).__name__} gives a passage other logits inside "
+            f"a training block than alone (relative difference {difference:.2g}, allowed {LOGIT_TOLERANCE:g}). It "
+            f"ignores position_ids, or changes its logits behind the lm_head in a way not known here. Choose an "
+            f"architecture that does neither, such as Llama, Mistral, Qwen, Gemma, GPT-2 or GPT-NeoX"
+        )
+
+
 def _shard(module: _TargetWithLoss, training: Training, device: torch.device) -> FSDPModule:
     """FSDP2: one group a transformer block, the rest (embeddings, lm_head, last norm) in the root's."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy()
+    inner = outer = MixedPrecisionPolicy()
     if training.precision == "bfloat16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        inner = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        # The root's inputs are the training blocks: their probabilities must not be rounded to bfloat16.
+        outer = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in _transformer_blocks(module.model):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    return fully_shard(module, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=inner)
+    return fully_shard(module, mesh=mesh, mp_policy=outer)
 
 
 def _transformer_blocks(model: PreTrainedModel) -> list[nn.Module]:

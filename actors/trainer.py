@@ -124,7 +124,8 @@ def count(table: pa.Table | None, num_sources: int) -> StepCounts:
     if table is None:
         return StepCounts(0, 0, 0, 0, np.zeros((4, num_sources)))
     num_bytes = flat_values(table["passage_bytes"])[0]
-    cross_entropy = flat_values(table["cross_entropy"])[0].reshape(-1, num_sources)
+    shape = (len(num_bytes), num_sources)
+    cross_entropy = flat_values(table["cross_entropy"])[0].reshape(shape)
     scored = np.isfinite(cross_entropy)
     winner = flat_values(table["winner"])[0]
     per_source = np.stack(
@@ -132,7 +133,7 @@ def count(table: pa.Table | None, num_sources: int) -> StepCounts:
             (np.where(scored, cross_entropy, 0.0) * num_bytes[:, None]).sum(0),
             (scored * num_bytes[:, None]).sum(0),
             (winner[:, None] == np.arange(num_sources)).sum(0),
-            flat_values(table["covered_rows"])[0].reshape(-1, num_sources).sum(0),
+            flat_values(table["covered_rows"])[0].reshape(shape).sum(0),
         ]
     )
     return StepCounts(

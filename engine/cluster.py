@@ -22,8 +22,8 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",  # one process a stage is Ray's business, not the tokenizer's
 }
 
-#: For a Ray that the run starts by itself: workers start when they are needed, not one for each logical CPU, and as many
-#: at once as the stream asks for.
+#: For a Ray that the run starts by itself: workers start when they are needed, not one for each logical CPU, and as
+#: many at once as the stream asks for.
 LOCAL = {"RAY_prestart_worker_first_driver": "0", "RAY_worker_maximum_startup_concurrency": "16"}
 
 

@@ -1,8 +1,8 @@
 """Fusion: aligned source distributions to one sparse distribution a target row (FuseLLM, section 3.3).
 
-``min_ce`` takes the distribution of the source with the lowest cross-entropy on the passage, ``avg_ce`` averages them by
-cross-entropy. Cross-entropies are compared in nats per *byte* over the same bytes: nats per own token favour the source
-with the finer tokenizer.
+``min_ce`` takes the distribution of the source with the lowest cross-entropy on the passage, ``avg_ce`` averages them
+by cross-entropy. Cross-entropies are compared in nats per *byte* over the same bytes: nats per own token favour the
+source with the finer tokenizer.
 """
 
 from __future__ import annotations

@@ -1,30 +1,36 @@
 """Causal LM loss and fusion loss from hidden states, without dense targets and without dense logits.
 
-The fused distribution stays sparse: K ids with probabilities and one rest bucket for everything else. The lm_head is
-applied to a chunk of rows at a time, and the chunk's gradients are computed in the same sweep, while its logits are
-there. So logits are made once, not twice, and no [rows, V] tensor outlives its chunk.
+Objective (FuseLLM, equation 5, with q the fused and p the target model's distribution, w = ``lm_loss_weight``):
 
-Objective (FuseLLM, equation 5, with q the fused and p the target model's distribution):
-
-    loss = w * sum(lm) / N_lm + (1 - w) * sum(fusion) / N_fused
-
-    lm     = -log p(label)                                     for rows with a label
+    loss   = w * sum(lm) / N_lm + (1 - w) * sum(fusion) / N_fused
+    lm     = -log p(label)                                              for rows with a label
     fusion = sum_k q_k log(q_k / p_k) + q_rest log(q_rest / p_rest)     for rows with a fused distribution
 
-N counts the rows of the whole step, over all workers and micro batches.
+N counts the rows of the whole step, over all workers and micro batches, and is known before the forward pass. So the
+gradients are made in the forward pass, a chunk of rows at a time, inside the buffer that holds the chunk's logits:
+
+    e_j    = exp(z_j), normalizer = sum of all e, rest = sum of e over what is not kept, Q = sum_k q_k + q_rest
+    d fusion / d z_j = Q p_j - q_j                      for kept j
+                     = e_j (Q / normalizer - q_rest / rest)  for all others
+
+``rest`` is summed as it stands and never found as 1 - sum p: that would leave nothing of it in float32 where the
+target is sure of the kept entries.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-#: Rows of one chunk: at V = 32k the float32 logits of a chunk take 32 MB.
-CHUNK_ROWS = 256
+from engine.records import NO_TOKEN
 
-#: Neither model may call anything impossible: keeps log(1 - sum p) finite when the kept entries hold all mass.
-SMALLEST_MASS = 1e-7
+#: Logits of one chunk, 64 MiB in float32. Fewer make the sums over the lm_head's gradient dominate, more cost memory.
+CHUNK_LOGITS = 2**24
+
+#: Stands in ``labels`` where a row has none.
+NO_LABEL = -1
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,9 @@ class Targets:
     """What the rows should predict.
 
     Attributes:
-        labels: int64 [R], the token that follows; -1 in rows without a label.
-        fused_ids: int64 [R,K], ids of the fused distribution, each at most once in a row; -1 behind the last.
-        fused_probs: float32 [R,K], 0 where the id is -1.
+        labels: int64 [R], the token that follows, in [0, V); NO_LABEL in rows without one.
+        fused_ids: int64 [R,K], tokens of the fused distribution in [0, V), no one twice in a row; NO_TOKEN elsewhere.
+        fused_probs: float32 [R,K], their probabilities, in [0, 1]; what a row lacks to 1 is its rest mass.
         fusion_mask: bool [R], rows with a fused distribution.
     """
 
@@ -52,32 +58,23 @@ class Targets:
             self.fusion_mask[start:end],
         )
 
+    def counts(self) -> torch.Tensor:
+        """int64 [2]: rows with a label, rows with a fused distribution."""
+        return torch.stack([(self.labels != NO_LABEL).sum(), self.fusion_mask.sum()])
 
-def row_losses(logits: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both losses of each row.
 
-    Args:
-        logits: float32 [R,V].
-        targets: of the same rows.
+class LogitShape(NamedTuple):
+    """What an architecture does to its logits behind the lm_head: multiplied by ``scale``, then softly capped.
 
-    Returns:
-        lm float32 [R], 0 without a label; fusion float32 [R], 0 without a fused distribution; nats, not negative.
+    A positive ``soft_cap`` makes them soft_cap * tanh(logits / soft_cap) (Gemma); 0 leaves them as they are.
     """
-    log_normalizer = logits.logsumexp(dim=-1)
-    has_label = targets.labels >= 0
-    label_logit = logits.gather(-1, targets.labels.clamp(min=0)[:, None])[:, 0]
-    lm = torch.where(has_label, log_normalizer - label_logit, 0.0)
 
-    kept = targets.fused_ids >= 0
-    log_p = logits.gather(-1, targets.fused_ids.clamp(min=0)) - log_normalizer[:, None]
-    q = torch.where(kept, targets.fused_probs, 0.0)
-    q = q / q.sum(-1, keepdim=True).clamp(min=1.0)  # float16 rounding can carry the sum a little over 1
-    divergence = torch.where(q > 0, q * (q.clamp(min=SMALLEST_MASS).log() - log_p), 0.0).sum(-1)
+    scale: float = 1.0
+    soft_cap: float = 0.0
 
-    q_rest = (1.0 - q.sum(-1)).clamp(min=0.0)
-    p_rest = (1.0 - torch.where(kept, log_p.exp(), 0.0).sum(-1)).clamp(min=SMALLEST_MASS)
-    rest = torch.where(q_rest > 0, q_rest * (q_rest.clamp(min=SMALLEST_MASS).log() - p_rest.log()), 0.0)
-    return lm, torch.where(targets.fusion_mask, divergence + rest, 0.0)
+
+#: Of most architectures.
+PLAIN = LogitShape()
 
 
 def objective(
@@ -87,65 +84,121 @@ def objective(
     targets: Targets,
     lm_scale: float,
     fusion_scale: float,
-    logit_scale: float = 1.0,
-    soft_cap: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    shape: LogitShape = PLAIN,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The weighted sum of both losses over all rows, differentiable in ``hidden``, ``lm_head`` and ``bias``.
 
+    Logits are made in the type of ``lm_head``, as in the model's own forward pass; all that follows is float32, inside
+    autocast too. Every row of ``lm_head`` takes part in the softmax, those that pad the vocabulary included.
+
     Args:
-        hidden: [R,D], any float type. lm_head: [V,D]; bias: [V] or None.
+        hidden: [R,D], any float type.
+        lm_head: [V,D]. bias: [V] or None.
         targets: of the R rows.
         lm_scale, fusion_scale: factors of the two sums, such as w / N_lm and (1 - w) / N_fused.
-        logit_scale: logits are multiplied by it (Cohere's ``logit_scale``).
-        soft_cap: if positive, logits are soft_cap * tanh(logits / soft_cap) (Gemma).
+        shape: of the logits.
 
     Returns:
-        The scaled loss; and, for display, the plain sums of the LM loss and of the fusion loss, float32 scalars.
+        The scaled loss, a float32 scalar whose backward pass may run once; and float64 [2], the plain sums in nats of
+        the LM loss and of the fusion loss.
     """
-    loss, sums = _ChunkedObjective.apply(
-        hidden, lm_head, bias, targets, (lm_scale, fusion_scale), (logit_scale, soft_cap)
-    )
-    return loss, sums[0], sums[1]
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _ChunkedObjective.apply(hidden, lm_head, bias, targets, (lm_scale, fusion_scale), shape)
 
 
 class _ChunkedObjective(torch.autograd.Function):
-    """Computes gradients in the forward pass, chunk by chunk; the backward pass only scales them."""
+    """Makes the gradients in the forward pass; the backward pass only scales them."""
 
     @staticmethod
-    def forward(context, hidden, lm_head, bias, targets, scales, logit_shape):
-        inputs = [tensor for tensor in (hidden, lm_head, bias) if tensor is not None]
-        hidden_gradient = torch.zeros_like(hidden)
-        head_gradients = [torch.zeros(tensor.shape, dtype=torch.float32, device=tensor.device) for tensor in inputs[1:]]
-        sums = torch.zeros(2, dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(hidden), CHUNK_ROWS):
-            end = min(start + CHUNK_ROWS, len(hidden))
-            leaves = [hidden[start:end].detach().requires_grad_(), *(t.detach().requires_grad_() for t in inputs[1:])]
-            with torch.enable_grad():
-                lm, fusion = row_losses(_logits(*leaves, *logit_shape), targets.rows(start, end))
-                chunk_sums = torch.stack([lm.sum(), fusion.sum()])
-                scaled = chunk_sums[0] * scales[0] + chunk_sums[1] * scales[1]
-                gradients = torch.autograd.grad(scaled, leaves)
-            hidden_gradient[start:end] = gradients[0]
-            for total, gradient in zip(head_gradients, gradients[1:], strict=True):
-                total += gradient
-            sums += chunk_sums.detach()
-        head_gradients = [
-            gradient.to(tensor.dtype) for gradient, tensor in zip(head_gradients, inputs[1:], strict=True)
-        ]
-        context.save_for_backward(hidden_gradient, *head_gradients)
+    def forward(context, hidden, lm_head, bias, targets, scales, shape):
+        hidden_gradient = torch.empty_like(hidden)
+        head_gradient = torch.zeros_like(lm_head, dtype=torch.float32)
+        bias_gradient = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        sums = torch.zeros(2, dtype=torch.float64, device=hidden.device)
+        chunk_rows = max(1, CHUNK_LOGITS // len(lm_head))
+        for start in range(0, len(hidden), chunk_rows):
+            end = min(start + chunk_rows, len(hidden))
+            rows = hidden[start:end].to(lm_head.dtype)
+            logits, slope = shaped(torch.nn.functional.linear(rows, lm_head, bias), shape)
+            chunk_sums, gradient = _losses_and_gradient(logits, targets.rows(start, end), *scales)
+            sums += chunk_sums
+            gradient = gradient if slope is None else gradient.mul_(slope)
+            if bias_gradient is not None:
+                bias_gradient += gradient.sum(0)
+            gradient = gradient.to(lm_head.dtype)
+            hidden_gradient[start:end] = gradient @ lm_head
+            _add_product(head_gradient, gradient, rows)
+        context.has_bias = bias is not None
+        gradients = [hidden_gradient, head_gradient.to(lm_head.dtype)]
+        context.save_for_backward(*gradients, *([bias_gradient.to(bias.dtype)] if context.has_bias else []))
         context.mark_non_differentiable(sums)
-        return sums[0] * scales[0] + sums[1] * scales[1], sums
+        return (sums[0] * scales[0] + sums[1] * scales[1]).float(), sums
 
     @staticmethod
     def backward(context, loss_gradient, _sums_gradient):
-        hidden, lm_head, *bias = (gradient * loss_gradient for gradient in context.saved_tensors)
-        return hidden, lm_head, bias[0] if bias else None, None, None, None
+        # In place: [V,D] is too large for a second copy. Autograd notices should anyone come for them twice.
+        hidden, lm_head, *bias = (gradient.mul_(loss_gradient) for gradient in context.saved_tensors)
+        return hidden, lm_head, bias[0] if context.has_bias else None, None, None, None
 
 
-def _logits(hidden, lm_head, *rest):
-    """float32 logits of one chunk; ``rest`` is the bias, if there is one, then the logit scale and the soft cap."""
-    *bias, scale, soft_cap = rest
-    logits = torch.nn.functional.linear(hidden, lm_head, *bias).float()
-    if scale != 1.0:
-        logits = logits * scale
-    return soft_cap * torch.tanh(logits / soft_cap) if soft_cap > 0 else logits
+def shaped(raw: torch.Tensor, shape: LogitShape) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """float32 logits in a buffer that may be overwritten, and their derivative by ``raw``, None where it is 1."""
+    logits = raw.float()
+    if shape == PLAIN:
+        return logits, None
+    logits.mul_(shape.scale)
+    if shape.soft_cap <= 0:
+        return logits, torch.full_like(logits[:1, :1], shape.scale)
+    logits.div_(shape.soft_cap).tanh_()
+    slope = torch.addcmul(torch.ones_like(logits), logits, logits, value=-1.0).mul_(shape.scale)
+    return logits.mul_(shape.soft_cap), slope
+
+
+def _add_product(total: torch.Tensor, gradient: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add gradient^T @ rows to the float32 ``total``; in place where the types allow."""
+    if gradient.dtype == total.dtype:
+        total.addmm_(gradient.T, rows)
+    else:
+        total += gradient.T @ rows
+
+
+def _losses_and_gradient(
+    logits: torch.Tensor, targets: Targets, lm_scale: float, fusion_scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums of both losses over a chunk, float64 [2], and the scaled objective's gradient by the logits.
+
+    Args:
+        logits: float32 [R,V]; overwritten, the gradient lies in the same memory.
+        targets: of the same rows.
+    """
+    has_label = (targets.labels != NO_LABEL)[:, None]
+    labels = torch.where(has_label, targets.labels[:, None], 0)
+    kept = (targets.fused_ids != NO_TOKEN) & targets.fusion_mask[:, None]
+    ids = torch.where(kept, targets.fused_ids, 0)
+    q = torch.where(kept, targets.fused_probs, 0.0)
+    q_rest = torch.where(targets.fusion_mask[:, None], (1.0 - q.sum(-1, keepdim=True)).clamp(min=0.0), 0.0)
+
+    exponents = logits.sub_(logits.amax(-1, keepdim=True))
+    label_exponents, kept_exponents = exponents.gather(-1, labels), exponents.gather(-1, ids)
+    exponentials = exponents.exp_()
+    kept_exponentials = torch.where(kept, exponentials.gather(-1, ids), 0.0)
+    # An entry less itself is exactly 0, and less 0 is itself: so places without an id need no case of their own.
+    exponentials.scatter_add_(-1, ids, -kept_exponentials)
+    rest = exponentials.sum(-1, keepdim=True)
+    normalizer = rest + kept_exponentials.sum(-1, keepdim=True)
+    log_normalizer = normalizer.log()
+    rest = rest.clamp(min=torch.finfo(rest.dtype).tiny)
+
+    lm = torch.where(has_label, log_normalizer - label_exponents, 0.0)
+    fusion = torch.xlogy(q, q) - q * (kept_exponents - log_normalizer)
+    fusion_rest = torch.xlogy(q_rest, q_rest) - q_rest * (rest.log() - log_normalizer)
+    sums = torch.stack(
+        [lm.sum(dtype=torch.float64), (fusion.sum(-1, keepdim=True) + fusion_rest).sum(dtype=torch.float64)]
+    )
+
+    lm_weight = lm_scale * has_label
+    q, q_rest = fusion_scale * q, fusion_scale * q_rest
+    per_exponential = (lm_weight + q.sum(-1, keepdim=True) + q_rest) / normalizer
+    gradient = exponentials.mul_(per_exponential - q_rest / rest)
+    gradient.scatter_add_(-1, ids, kept_exponentials * per_exponential - q)
+    return sums, gradient.scatter_add_(-1, labels, -lm_weight)

@@ -95,7 +95,7 @@ class PassageTokenizer:
         raise TokenizerError(self._difference(text, joined))
 
     def encode_with_roles(self, text: str, add_bos: bool, ends_document: bool) -> tuple[np.ndarray, np.ndarray]:
-        """As ``encode``, with BOS in front (end 0) and EOS behind (end = all bytes) where asked for and there is one."""
+        """As ``encode``, with BOS in front (end 0) and EOS behind (end = all bytes) where wanted and there is one."""
         ids, end_bytes = self.encode(text)
         before = [self.bos_id] if add_bos and self.bos_id != NO_ROLE else []
         after = [self.eos_id] if ends_document and self.eos_id != NO_ROLE else []

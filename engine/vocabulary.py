@@ -1,8 +1,8 @@
 """Vocabulary mapping: which target token stands for a source token.
 
-``exact``: the same bytes. ``prefix``: the same bytes, else the first target token of the source token's own bytes, which
-is what the target model would have to say first on the way to that token. Special tokens map by role, never by string.
-What maps nowhere goes to the rest bucket.
+``exact``: the same bytes. ``prefix``: the same bytes, else the first target token of the source token's own bytes,
+which is what the target model would have to say first on the way to that token. Special tokens map by role, never by
+string. What maps nowhere goes to the rest bucket.
 """
 
 from __future__ import annotations

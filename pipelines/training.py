@@ -17,9 +17,6 @@ from engine.spec import FusionSpec
 from pipelines.flow import FlowPlan
 from pipelines.fused_blocks import fused_blocks
 
-#: How often Ray Train may rebuild the workers (and with them all source models) before the run fails.
-MAX_RESTARTS = 3
-
 
 class _SharedStream(ray.train.DataConfig):
     """Gives every worker its share of the stream without dropping the tail.
@@ -71,7 +68,6 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         run_config=ray.train.RunConfig(
             name="ray_train",
             storage_path=os.path.join(spec.run.output_dir, "logs"),
-            failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS),
         ),
         datasets={"train": stream},
         dataset_config=_SharedStream(preserve_order=spec.run.deterministic),

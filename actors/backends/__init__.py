@@ -1,7 +1,7 @@
 """What runs a source model: one contract, ``score``, with two ways to keep it.
 
-``vllm.py`` is the fast one and the only file that imports vLLM. ``transformers.py`` is the oracle, and serves where vLLM
-does not know an architecture.
+``vllm.py`` is the fast one and the only file that imports vLLM. ``transformers.py`` is the oracle, and serves where
+vLLM does not know an architecture.
 
 Row convention (the likeliest silent bug of this trade): row s is the distribution of the token *after* token s. A
 prompt of n tokens therefore has n-1 rows, and nothing is shifted anywhere else.

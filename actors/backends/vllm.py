@@ -143,7 +143,10 @@ def _install_dense_capture() -> bool:
         and LogprobsTensors._fields[:3] == _KNOWN_FIELDS
     )
     if not known:
-        warnings.warn("this vLLM keeps its prompt log-probabilities elsewhere; scoring takes the slower public form")
+        warnings.warn(
+            "this vLLM keeps its prompt log-probabilities elsewhere; scoring takes the slower public form",
+            stacklevel=2,
+        )
         return False
 
     def keep_tensors(self, prompt_logprobs_tensors):

@@ -184,7 +184,9 @@ def train(
         optimizer.zero_grad()
         losses.append(loss.item())
         num_tokens += int((labels >= 0).sum())
-    tenths = [losses[len(losses) * n // LOSSES_SHOWN : len(losses) * (n + 1) // LOSSES_SHOWN] for n in range(LOSSES_SHOWN)]
+    tenths = [
+        losses[len(losses) * n // LOSSES_SHOWN : len(losses) * (n + 1) // LOSSES_SHOWN] for n in range(LOSSES_SHOWN)
+    ]
     return [sum(tenth) / len(tenth) for tenth in tenths], num_tokens
 
 

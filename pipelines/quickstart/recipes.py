@@ -2,7 +2,7 @@
 
 They differ in everything that knowledge fusion has to bridge: architecture, vocabulary, the way of a tokenizer with
 spaces, the strings of the special tokens, tied or untied embeddings, and whether a text begins with BOS. The source
-models read about ten times as much text as the target model, and each is strong in another domain.
+models have fifty times as much text to learn from as the target model, and each prefers another domain.
 """
 
 from __future__ import annotations
@@ -66,42 +66,107 @@ class Recipe:
 
 def _llama(**shared) -> PretrainedConfig:
     return LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=352, initializer_range=INITIAL_SPREAD, num_hidden_layers=4, num_attention_heads=HEADS,
-        num_key_value_heads=HEADS, max_position_embeddings=WINDOW, tie_word_embeddings=True, **shared,
+        hidden_size=WIDTH,
+        intermediate_size=352,
+        initializer_range=INITIAL_SPREAD,
+        num_hidden_layers=4,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=WINDOW,
+        tie_word_embeddings=True,
+        **shared,
     )
 
 
 def _gpt2(**shared) -> PretrainedConfig:
     return GPT2Config(
-        n_embd=WIDTH, initializer_range=INITIAL_SPREAD, n_layer=4, n_head=HEADS, n_positions=WINDOW, tie_word_embeddings=True,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **shared,
+        n_embd=WIDTH,
+        initializer_range=INITIAL_SPREAD,
+        n_layer=4,
+        n_head=HEADS,
+        n_positions=WINDOW,
+        tie_word_embeddings=True,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        **shared,
     )
 
 
 def _neox(**shared) -> PretrainedConfig:
     return GPTNeoXConfig(
-        hidden_size=WIDTH, intermediate_size=4 * WIDTH, initializer_range=INITIAL_SPREAD, num_hidden_layers=3, num_attention_heads=HEADS,
-        max_position_embeddings=WINDOW, tie_word_embeddings=False, **shared,
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        initializer_range=INITIAL_SPREAD,
+        num_hidden_layers=3,
+        num_attention_heads=HEADS,
+        max_position_embeddings=WINDOW,
+        tie_word_embeddings=False,
+        **shared,
     )
 
 
 def _mistral(**shared) -> PretrainedConfig:
     return MistralConfig(
-        hidden_size=WIDTH, intermediate_size=352, initializer_range=INITIAL_SPREAD, num_hidden_layers=3, num_attention_heads=HEADS,
-        num_key_value_heads=HEADS // 2, max_position_embeddings=WINDOW, sliding_window=None,
-        tie_word_embeddings=False, **shared,
+        hidden_size=WIDTH,
+        intermediate_size=352,
+        initializer_range=INITIAL_SPREAD,
+        num_hidden_layers=3,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS // 2,
+        max_position_embeddings=WINDOW,
+        sliding_window=None,
+        tie_word_embeddings=False,
+        **shared,
     )
 
 
 RECIPES = (
-    Recipe("llama-docs", "sources", {"docs": 0.9, "code": 0.1}, 1500, ("<s>", "</s>", "<pad>"), True, True, _llama,
-           steps=3000),
-    Recipe("gpt2-code", "sources", {"docs": 0.1, "code": 0.9}, 1500,
-           ("<|startoftext|>", "<|endoftext|>", "<|padding|>"), False, True, _gpt2, steps=3000, learning_rate=3e-3),
-    Recipe("neox-mixed", "sources", {"docs": 0.5, "code": 0.5}, 1200, ("<|bos|>", "<|eos|>", "<|pad|>"), True, False,
-           _neox, steps=2000),
-    Recipe("mistral-target", "target", {"docs": 0.5, "code": 0.5}, 1200, ("[BOS]", "[EOS]", "[PAD]"), True, True,
-           _mistral, steps=150),
+    Recipe(
+        "llama-docs",
+        "sources",
+        {"docs": 0.9, "code": 0.1},
+        1500,
+        ("<s>", "</s>", "<pad>"),
+        True,
+        True,
+        _llama,
+        steps=2400,
+    ),
+    Recipe(
+        "gpt2-code",
+        "sources",
+        {"docs": 0.1, "code": 0.9},
+        1500,
+        ("<|startoftext|>", "<|endoftext|>", "<|padding|>"),
+        False,
+        True,
+        _gpt2,
+        steps=2400,
+        learning_rate=3e-3,
+    ),
+    Recipe(
+        "neox-mixed",
+        "sources",
+        {"docs": 0.5, "code": 0.5},
+        1200,
+        ("<|bos|>", "<|eos|>", "<|pad|>"),
+        True,
+        False,
+        _neox,
+        steps=1600,
+    ),
+    Recipe(
+        "mistral-target",
+        "target",
+        {"docs": 0.5, "code": 0.5},
+        1200,
+        ("[BOS]", "[EOS]", "[PAD]"),
+        True,
+        True,
+        _mistral,
+        steps=150,
+    ),
 )
 
 
@@ -112,14 +177,15 @@ def make_tokenizer(recipe: Recipe, texts: Sequence[str]) -> PreTrainedTokenizerF
     bos, eos, pad = recipe.special_tokens
     if recipe.starts_with_bos:
         pair = (bos, tokenizer.token_to_id(bos))
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A $B",
-                                                                 special_tokens=[pair])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[pair]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=bos,
         eos_token=eos,
         pad_token=pad,
-        unk_token=None if recipe.is_byte_level else UNKNOWN,
+        **({} if recipe.is_byte_level else {"unk_token": UNKNOWN}),
         model_max_length=WINDOW,
         clean_up_tokenization_spaces=False,
     )
@@ -159,5 +225,10 @@ def _sentencepiece_like(texts: Sequence[str], size: int, special_tokens: Sequenc
 
 
 def _trainer(size: int, special_tokens: Sequence[str], **alphabet) -> BpeTrainer:
-    return BpeTrainer(vocab_size=size, special_tokens=list(special_tokens), max_token_length=LONGEST_TOKEN,
-                      show_progress=False, **alphabet)
+    return BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(special_tokens),
+        max_token_length=LONGEST_TOKEN,
+        show_progress=False,
+        **alphabet,
+    )

@@ -23,9 +23,9 @@ from pydoc_data.topics import topics
 
 DOMAINS = ("docs", "code")
 
-#: Tests, tables, stubs of other tools, and everything that depends on how this Python was built.
+#: Tests, tables, what copies from itself and others, and everything that depends on how this Python was built.
 LEFT_OUT = {"__phello__", "encodings", "ensurepip", "html/entities.py", "pydoc_data", "site-packages", "stringprep.py"}
-LEFT_OUT |= {"test", "tests", "idle_test", "msilib", "this.py", "pgen2"}
+LEFT_OUT |= {"distutils", "idle_test", "lib2to3", "msilib", "test", "tests", "this.py"}
 
 TABLE_BYTES = 1000
 """A top-level assignment of more bytes than this is a table of data, not a program."""
@@ -38,6 +38,10 @@ SHORTEST_BYTES = 200
 
 LARGEST_SHARE = 3
 """A part takes no module larger than this fraction of its quota, lest one subject fill it."""
+
+LONG_LINE_CHARACTERS = 30
+LARGEST_COPIED_SHARE = 0.15
+"""A document is dropped if more of its long lines than this stand in an earlier part."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,28 @@ def split_documents(quotas: dict[str, int], rest: str, seed: int) -> dict[str, l
             elif taken[part, document.domain] < quotas[part]:
                 parts[part].append(document)
                 taken[part, document.domain] += document.num_bytes
-    return parts
+    return _without_copies(parts)
+
+
+def _without_copies(parts: dict[str, list[Document]]) -> dict[str, list[Document]]:
+    """Drop what repeats lines of an earlier part: the library copies from itself in places."""
+    earlier: set[str] = set()
+    kept = {}
+    for part, documents in parts.items():
+        kept[part] = [document for document in documents if _copied_share(document, earlier) <= LARGEST_COPIED_SHARE]
+        earlier.update(line for document in kept[part] for line in _long_lines(document))
+    return kept
+
+
+def _copied_share(document: Document, earlier: set[str]) -> float:
+    lines = _long_lines(document)
+    return sum(line in earlier for line in lines) / max(1, len(lines))
+
+
+def _long_lines(document: Document) -> list[str]:
+    """The lines that are long enough to belong to one place."""
+    lines = [line.strip() for line in document.text.split("\n")]
+    return [line for line in lines if len(line) >= LONG_LINE_CHARACTERS]
 
 
 def cut(text: str, sizes: Iterator[int]) -> Iterator[str]:

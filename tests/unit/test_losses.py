@@ -1,166 +1,217 @@
-"""The sparse chunked losses equal a dense float64 oracle, in value and in every gradient."""
+"""The chunked, sparse losses against a dense oracle in float64: values and gradients."""
 
-import math
-
+import numpy as np
 import pytest
 import torch
 
-from engine.losses import SMALLEST_MASS, Targets, objective, row_losses
+from engine import losses
+from engine.losses import NO_LABEL, LogitShape, Targets, objective
+from engine.records import NO_TOKEN
 
 pytestmark = pytest.mark.timeout(60)
 
 
-def random_case(rows: int, width: int, vocabulary: int, top_k: int, seed: int = 0, mass: float = 0.8):
-    """Hidden states, an lm_head and targets with rows without label, without fusion, and with few entries."""
-    random = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(rows, width, generator=random)
-    head = torch.randn(vocabulary, width, generator=random) / math.sqrt(width)
-    labels = torch.randint(0, vocabulary, (rows,), generator=random)
-    labels[::5] = -1
-    ids = torch.stack([torch.randperm(vocabulary, generator=random)[:top_k] for _ in range(rows)])
-    probs = torch.rand(rows, top_k, generator=random)
-    probs = probs / probs.sum(-1, keepdim=True) * mass
-    if top_k > 1:
-        ids[1::4, top_k // 2 :] = -1
-        probs[1::4, top_k // 2 :] = 0.0
-    mask = torch.ones(rows, dtype=torch.bool)
-    mask[2::7] = False
-    ids[~mask], probs[~mask] = -1, 0.0
-    return hidden, head, Targets(labels, ids, probs.half().float(), mask)
+def random_targets(rows: int, vocabulary: int, top_k: int, seed: int = 0) -> Targets:
+    """Targets as the stream makes them: float16 probabilities, NO_TOKEN behind the last entry, masks of both kinds."""
+    random = np.random.default_rng(seed)
+    ids = np.stack([random.permutation(vocabulary)[:top_k] for _ in range(rows)])
+    probs = random.dirichlet(np.ones(top_k + 1), rows)[:, :top_k]
+    behind = np.arange(top_k) >= random.integers(0, top_k + 1, (rows, 1))
+    return Targets(
+        labels=torch.from_numpy(np.where(random.random(rows) < 0.8, random.integers(0, vocabulary, rows), NO_LABEL)),
+        fused_ids=torch.from_numpy(np.where(behind, NO_TOKEN, ids)),
+        fused_probs=torch.from_numpy(np.where(behind, 0.0, probs).astype(np.float16)).float(),
+        fusion_mask=torch.from_numpy(random.random(rows) < 0.7),
+    )
 
 
-def dense_oracle(hidden, head, targets, lm_scale, fusion_scale):
-    """The objective with full distributions: a column for each token, and the rest bucket spelled out, in float64."""
-    logits = hidden.double() @ head.double().T
-    p = logits.softmax(-1)
-    total = torch.zeros((), dtype=torch.float64)
-    for row in range(len(hidden)):
-        if targets.labels[row] >= 0:
-            total = total - lm_scale * p[row, targets.labels[row]].log()
+def one_row(ids: list[int], probs: list[float], label: int = NO_LABEL) -> Targets:
+    return Targets(torch.tensor([label]), torch.tensor([ids]), torch.tensor([probs]), torch.tensor([True]))
+
+
+def dense_logits(hidden, lm_head, bias, shape: LogitShape):
+    logits = hidden.double() @ lm_head.double().T + (0.0 if bias is None else bias.double())
+    logits = logits * shape.scale
+    return shape.soft_cap * torch.tanh(logits / shape.soft_cap) if shape.soft_cap else logits
+
+
+def dense_sums(logits: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both sums by the book, row after row, from a dense float64 [R,V] of logits."""
+    log_p = logits.log_softmax(-1)
+    lm = fusion = logits.new_zeros(())
+    for row, label in enumerate(targets.labels.tolist()):
+        if label != NO_LABEL:
+            lm = lm - log_p[row, label]
         if not targets.fusion_mask[row]:
             continue
-        kept = [
-            (int(token), float(q)) for token, q in zip(targets.fused_ids[row], targets.fused_probs[row]) if token >= 0
-        ]
-        mass = max(1.0, sum(q for _, q in kept))
-        kept = [(token, q / mass) for token, q in kept]
-        for token, q in kept:
-            if q > 0:
-                total = total + fusion_scale * q * (math.log(q) - p[row, token].log())
-        rest = 1.0 - sum(q for _, q in kept)
-        if rest > 1e-12:
-            inside = p[row, [token for token, _ in kept]].sum()
-            total = total + fusion_scale * rest * (math.log(rest) - (1.0 - inside).clamp(min=SMALLEST_MASS).log())
-    return total
+        is_kept = targets.fused_ids[row] != NO_TOKEN
+        ids, q = targets.fused_ids[row][is_kept], targets.fused_probs[row][is_kept].double()
+        others = torch.ones(logits.shape[1], dtype=torch.bool)
+        others[ids] = False
+        fusion = fusion + torch.nn.functional.kl_div(log_p[row, ids], q, reduction="sum")
+        q_rest = max(0.0, 1.0 - float(q.sum()))
+        if q_rest > 0:
+            fusion = fusion + q_rest * (np.log(q_rest) - log_p[row, others].logsumexp(0))
+    return lm, fusion
 
 
-SHAPES = [  # rows, width, vocabulary, K
-    (1, 8, 11, 1),
-    (7, 8, 11, 3),
-    (16, 4, 50, 10),
-    (255, 8, 40, 5),
-    (256, 8, 40, 5),
-    (257, 8, 40, 5),
-    (600, 16, 64, 16),
-    (33, 32, 500, 128),
-    (20, 8, 16, 15),
-    (64, 8, 1000, 64),
-]
+def assert_equals_oracle(hidden, lm_head, bias, targets, scales=(0.3, 0.7), shape=losses.PLAIN, tolerance=1e-5):
+    leaves = [tensor.requires_grad_() for tensor in (hidden, lm_head, bias) if tensor is not None]
+    loss, sums = objective(hidden, lm_head, bias, targets, *scales, shape)
+    gradients = torch.autograd.grad(loss * 2.0, leaves)
+    lm, fusion = dense_sums(dense_logits(hidden, lm_head, bias, shape), targets)
+    expected_loss = scales[0] * lm + scales[1] * fusion
+    expected = torch.autograd.grad(expected_loss * 2.0, leaves)
+    np.testing.assert_allclose(sums.tolist(), [lm.item(), fusion.item()], rtol=tolerance, atol=1e-7)
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=tolerance, abs=1e-7)
+    for gradient, right in zip(gradients, expected, strict=True):
+        assert gradient.isfinite().all()
+        assert (gradient - right).norm() <= tolerance * right.norm() + 1e-8
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_value_and_gradients_equal_the_dense_oracle(shape):
-    hidden, head, targets = random_case(*shape)
-    hidden, head = hidden.requires_grad_(), head.requires_grad_()
-    loss, lm_sum, fusion_sum = objective(hidden, head, None, targets, 0.3, 0.7)
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Three rows a chunk at V = 50, the last one incomplete."""
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 150)
+
+
+@pytest.mark.parametrize("shape", [losses.PLAIN, LogitShape(0.0625), LogitShape(1.0, 5.0), LogitShape(1.5, 3.0)])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("rows", "top_k"), [(1, 4), (7, 1), (32, 10), (17, 50)])
+@pytest.mark.usefixtures("small_chunks")
+def test_values_and_gradients_equal_the_dense_oracle(rows, top_k, with_bias, shape):
+    torch.manual_seed(rows)
+    hidden, lm_head = torch.randn(rows, 8), torch.randn(50, 8)
+    bias = torch.randn(50) if with_bias else None
+    targets = random_targets(rows, 50, top_k, seed=rows)
+    if top_k == 50:  # all of V is kept: there is no rest for rest mass to lie in
+        targets = whole_vocabulary(rows)
+    assert_equals_oracle(hidden, lm_head, bias, targets, shape=shape)
+
+
+def whole_vocabulary(rows: int) -> Targets:
+    """K = V = 50, eighths that sum to 1 exactly in float16."""
+    probs = torch.zeros(rows, 50)
+    probs[:, :3] = torch.tensor([0.5, 0.375, 0.125])
+    ids = torch.stack([torch.randperm(50) for _ in range(rows)])
+    return Targets(torch.arange(rows), ids, probs, torch.ones(rows, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("scales", [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
+@pytest.mark.usefixtures("small_chunks")
+def test_either_loss_alone(scales):
+    torch.manual_seed(0)
+    assert_equals_oracle(torch.randn(11, 8), torch.randn(50, 8), None, random_targets(11, 50, 5), scales)
+
+
+@pytest.mark.parametrize(
+    ("ids", "probs"),
+    [
+        ([3, 5, 7], [0.5, 0.25, 0.25]),  # no rest mass
+        ([3, 5, 7], [0.5, 0.25, 0.2505]),  # a bit over 1, as float16 rounds
+        ([3, NO_TOKEN, NO_TOKEN], [1.0, 0.0, 0.0]),  # one-hot
+        ([0, NO_TOKEN, NO_TOKEN], [0.5, 0.0, 0.0]),  # the id that the empty places might fall on
+        ([3, 0, NO_TOKEN], [0.5, 0.0, 0.0]),  # kept with probability 0
+        ([3, 5, 7], [6e-8, 6e-8, 0.9]),  # the smallest float16
+    ],
+)
+@pytest.mark.parametrize("label", [NO_LABEL, 3, 4])
+def test_odd_rows(ids, probs, label):
+    torch.manual_seed(1)
+    assert_equals_oracle(torch.randn(1, 8), torch.randn(20, 8), None, one_row(ids, probs, label))
+
+
+def test_a_fused_row_that_keeps_nothing_asks_for_nothing():
+    hidden, lm_head = torch.randn(1, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
+    loss, sums = objective(hidden, lm_head, None, one_row([NO_TOKEN] * 3, [0.0] * 3), 1.0, 1.0)
     loss.backward()
-    copies = [tensor.detach().double().requires_grad_() for tensor in (hidden, head)]
-    expected = dense_oracle(*copies, targets, 0.3, 0.7)
-    expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert float(0.3 * lm_sum + 0.7 * fusion_sum) == pytest.approx(float(expected), rel=1e-5)
-    for found, oracle in zip((hidden, head), copies, strict=True):
-        error = (found.grad.double() - oracle.grad).norm() / oracle.grad.norm()
-        assert float(error) < 1e-5
+    assert sums.tolist() == [0.0, 0.0]
+    assert hidden.grad.abs().max() < 1e-6
 
 
-def test_all_tokens_kept_and_no_rest_is_plain_divergence():
-    hidden, head, targets = random_case(9, 8, 6, 6, mass=1.0)
-    targets = Targets(targets.labels, torch.arange(6).expand(9, 6), torch.full((9, 6), 1 / 6), torch.ones(9).bool())
-    _, fusion = row_losses(hidden @ head.T, targets)
-    log_p = (hidden @ head.T).log_softmax(-1)
-    torch.testing.assert_close(fusion, (1 / 6 * (math.log(1 / 6) - log_p)).sum(-1), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("gap", [10.0, 20.0, 40.0])
+def test_rest_mass_far_below_the_precision_of_one(gap):
+    """With 1 - sum p the rest of the target would be 0 from a gap of 17 on: no value, no gradient."""
+    logits = torch.zeros(1, 8)
+    logits[0, 2] = gap
+    assert_equals_oracle(logits, torch.eye(8), None, one_row([2, NO_TOKEN], [0.75, 0.0]))
 
 
-def test_a_sum_a_little_over_one_is_float16_rounding_not_a_negative_rest():
-    logits = torch.zeros(1, 4)
-    probs = torch.tensor([[0.50048828, 0.50048828]])
-    targets = Targets(torch.tensor([0]), torch.tensor([[0, 1]]), probs, torch.tensor([True]))
-    _, fusion = row_losses(logits, targets)
-    assert float(fusion) == pytest.approx(math.log(2), rel=1e-5)
-
-
-def test_a_model_that_agrees_has_no_fusion_loss():
-    logits = torch.randn(5, 20, generator=torch.Generator().manual_seed(3))
-    top = logits.softmax(-1).topk(7)
-    targets = Targets(torch.full((5,), -1), top.indices, top.values, torch.ones(5).bool())
-    lm, fusion = row_losses(logits, targets)
-    assert float(fusion.abs().max()) < 1e-5
-    assert not lm.any()
-
-
-def test_rows_without_anything_give_zero_loss_and_zero_gradient():
-    hidden, head, targets = random_case(12, 8, 30, 4)
-    nothing = Targets(
-        torch.full_like(targets.labels, -1), targets.fused_ids, targets.fused_probs, torch.zeros(12).bool()
-    )
-    hidden = hidden.requires_grad_()
-    loss, *_ = objective(hidden, head, None, nothing, 1.0, 1.0)
+def test_a_target_without_any_rest_stays_finite():
+    logits = torch.zeros(1, 8)
+    logits[0, 2] = 500.0
+    hidden, lm_head = logits.requires_grad_(), torch.eye(8).requires_grad_()
+    loss, _ = objective(hidden, lm_head, None, one_row([2], [0.75]), 1.0, 1.0)
     loss.backward()
-    assert float(loss) == 0.0
-    assert not hidden.grad.any()
+    assert loss.isfinite() and hidden.grad.isfinite().all()
+    assert hidden.grad[0, 2] == pytest.approx(0.25)  # away from the certainty, by the missing mass
+
+
+def test_the_divergence_of_equals_is_nothing():
+    torch.manual_seed(2)
+    hidden, lm_head = torch.randn(6, 8), torch.randn(30, 8)
+    probs, ids = (hidden @ lm_head.T).softmax(-1).topk(5)
+    targets = Targets(torch.full((6,), NO_LABEL), ids, probs, torch.ones(6, dtype=torch.bool))
+    hidden.requires_grad_()
+    loss, sums = objective(hidden, lm_head, None, targets, 1.0, 1.0)
+    loss.backward()
+    assert abs(sums[1].item()) < 1e-5
+    assert hidden.grad.abs().max() < 1e-5
 
 
 def test_tied_weights_get_both_gradients():
-    table = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
-    _, _, targets = random_case(12, 8, 30, 4)
-    tokens = torch.arange(12)
-
-    def gradient(weights, dtype):
-        weights = weights.detach().to(dtype, copy=True).requires_grad_()
-        hidden = torch.tanh(weights[tokens])
-        if dtype == torch.float64:
-            dense_oracle(hidden, weights, targets, 0.5, 0.5).backward()
-        else:
-            objective(hidden, weights, None, targets, 0.5, 0.5)[0].backward()
-        return weights.grad
-
-    torch.testing.assert_close(
-        gradient(table, torch.float32).double(), gradient(table, torch.float64), rtol=1e-4, atol=1e-6
-    )
+    torch.manual_seed(3)
+    targets, tokens = random_targets(9, 40, 4), torch.randint(0, 40, (9,))
+    weight = torch.randn(40, 8, requires_grad=True)
+    loss, _ = objective(torch.tanh(weight[tokens]), weight, None, targets, 0.5, 0.5)
+    lm, fusion = dense_sums(torch.tanh(weight[tokens].double()) @ weight.double().T, targets)
+    gradient, expected = (torch.autograd.grad(value, weight)[0] for value in (loss, 0.5 * (lm + fusion)))
+    assert (gradient - expected).norm() <= 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize(("logit_scale", "soft_cap"), [(0.25, 0.0), (1.0, 5.0), (0.5, 3.0)])
-def test_logit_scale_and_soft_cap_match_autograd(logit_scale, soft_cap):
-    hidden, head, targets = random_case(40, 8, 30, 4)
-    bias = torch.randn(30, generator=torch.Generator().manual_seed(2))
-    inputs = [tensor.clone().requires_grad_() for tensor in (hidden, head, bias)]
-    objective(*inputs, targets, 0.4, 0.6, logit_scale, soft_cap)[0].backward()
-    plain = [tensor.clone().requires_grad_() for tensor in (hidden, head, bias)]
-    logits = (plain[0] @ plain[1].T + plain[2]) * logit_scale
-    logits = soft_cap * torch.tanh(logits / soft_cap) if soft_cap else logits
-    lm, fusion = row_losses(logits, targets)
-    (0.4 * lm.sum() + 0.6 * fusion.sum()).backward()
-    for found, expected in zip(inputs, plain, strict=True):
-        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-6)
+def test_the_sums_do_not_depend_on_the_chunks(monkeypatch):
+    torch.manual_seed(4)
+    hidden, lm_head, targets = torch.randn(40, 8), torch.randn(50, 8), random_targets(40, 50, 6)
+    found = []
+    for logits in (1, 50 * 7, 2**24):
+        monkeypatch.setattr(losses, "CHUNK_LOGITS", logits)
+        found.append(objective(hidden, lm_head, None, targets, 1.0, 1.0)[1].tolist())
+    np.testing.assert_allclose(found, [found[0]] * 3, rtol=1e-6)
 
 
-def test_bfloat16_states_are_accumulated_in_float32():
-    hidden, head, targets = random_case(300, 16, 64, 8)
-    low = [tensor.bfloat16().requires_grad_() for tensor in (hidden, head)]
-    loss, *_ = objective(*low, None, targets, 1 / 300, 1 / 300)
-    exact, *_ = objective(hidden, head, None, targets, 1 / 300, 1 / 300)
+def test_counts():
+    targets = random_targets(30, 50, 4)
+    assert targets.counts().tolist() == [int((targets.labels >= 0).sum()), int(targets.fusion_mask.sum())]
+
+
+def test_bfloat16_weights_lose_no_more_than_their_own_rounding():
+    """Oracle: float64 from the very logits, rounded to bfloat16, that a bfloat16 model gives out."""
+    torch.manual_seed(5)
+    hidden, lm_head = torch.randn(32, 8).bfloat16().requires_grad_(), torch.randn(50, 8).bfloat16().requires_grad_()
+    targets = random_targets(32, 50, 6)
+    loss, sums = objective(hidden, lm_head, None, targets, 0.5, 0.5)
     loss.backward()
-    assert loss.dtype == torch.float32
-    assert float(loss) == pytest.approx(float(exact), rel=1e-2)
-    assert low[1].grad.dtype == torch.bfloat16
+    lm, fusion = dense_sums((hidden @ lm_head.T).double(), targets)
+    np.testing.assert_allclose(sums.tolist(), [lm.item(), fusion.item()], rtol=1e-5)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, lm_head)]
+    dense = dense_sums(exact[0] @ exact[1].T, targets)
+    torch.autograd.backward(0.5 * (dense[0] + dense[1]), inputs=exact)
+    for tensor, right in zip((hidden, lm_head), exact, strict=True):
+        assert tensor.grad.dtype == torch.bfloat16
+        assert (tensor.grad.double() - right.grad).norm() < 0.01 * right.grad.norm()
+
+
+def test_autocast_changes_nothing():
+    torch.manual_seed(6)
+    hidden, lm_head, targets = torch.randn(9, 8), torch.randn(50, 8), random_targets(9, 50, 6)
+    plain = objective(hidden, lm_head, None, targets, 1.0, 1.0)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(objective(hidden, lm_head, None, targets, 1.0, 1.0)[1], plain)
+
+
+def test_a_second_backward_pass_is_refused_not_scaled_twice():
+    hidden, lm_head = torch.randn(4, 8, requires_grad=True), torch.randn(50, 8)
+    loss, _ = objective(hidden, lm_head, None, random_targets(4, 50, 3), 1.0, 1.0)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

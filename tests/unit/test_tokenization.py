@@ -1,5 +1,7 @@
 """Tokenization: byte offsets that always add up, whatever the text and the kind of tokenizer."""
 
+import itertools
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -48,7 +50,7 @@ def test_offsets_add_up_to_the_bytes(tokenizers, name, text):
     data = text.encode("utf8")
     assert len(ids) == len(end_bytes)
     assert (end_bytes[-1] if len(ids) else 0) == len(data)
-    assert all(earlier <= later for earlier, later in zip(end_bytes[:-1], end_bytes[1:], strict=True))
+    assert all(earlier <= later for earlier, later in itertools.pairwise(end_bytes))
     start = 0
     for token, end in zip(ids, end_bytes, strict=True):
         piece = tokenizer.token_bytes[token]

@@ -1,0 +1,121 @@
+"""SourceModel around the plain backend: rows, habits, order, and what it refuses."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from actors.backends import PromptRows, context_limit
+from actors.run_monitor import NoMeter
+from actors.source_model import SourceModel
+from engine import spec
+from engine.errors import SourceModelError
+from engine.records import PASSAGE, check, rows_of, schema, source_columns
+from tests.tiny_models import POSITIONS, tiny_checkpoint, tiny_model
+from tests.tiny_tokenizers import byte_level_with_bos, byte_level_without_bos
+
+pytestmark = pytest.mark.timeout(60)
+
+TEXTS = ["The cat sat on the mat.", "x", "def main():\n\treturn 🙂", "Deich und Zéphyr"]
+TOP_K = 5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    base = tmp_path_factory.mktemp("source")
+    byte_level_with_bos().save_pretrained(base / "tokenizer")
+    return tiny_checkpoint(base / "model", "llama", base / "tokenizer")
+
+
+def section(checkpoint: str, **fields) -> spec.SourceModel:
+    return spec.SourceModel(name="one", checkpoint=checkpoint, backend="transformers", dtype="float32", **fields)
+
+
+def passages(texts: list[str]) -> pa.Table:
+    sizes = [len(text.encode()) for text in texts]
+    columns = [[f"0/a:{row}:0" for row in range(len(texts))], texts, sizes, [True] * len(texts)]
+    fields = schema(PASSAGE)
+    return pa.table([pa.array(values, field.type) for values, field in zip(columns, fields, strict=True)], fields)
+
+
+@pytest.mark.parametrize("bos", ["tokenizer", "never"])
+def test_row_s_is_the_distribution_after_token_s(checkpoint, bos):
+    source = SourceModel(section(checkpoint, bos=bos), TOP_K, NoMeter())
+    table = source(passages(TEXTS))
+    check(table, [*PASSAGE, *source_columns("one")], "test")
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    for row, text in enumerate(TEXTS):
+        ids, ends = source._tokenizer.encode_with_roles(text, bos == "tokenizer", True)
+        with torch.no_grad():
+            logprobs = model(torch.tensor(ids[None].astype(np.int64))).logits[0].log_softmax(-1)
+        found = {column.name[4:]: rows_of(table[column.name])[row] for column in source_columns("one")}
+        assert found["end_bytes"].tolist() == ends[:-1].tolist()
+        following = logprobs[torch.arange(len(ids) - 1), torch.tensor(ids[1:].astype(np.int64))]
+        np.testing.assert_allclose(found["token_logprobs"], following, atol=1e-4)
+        best = logprobs[:-1].topk(TOP_K)
+        assert found["topk_ids"].tolist() == best.indices.flatten().tolist()
+        np.testing.assert_allclose(found["topk_logprobs"], best.values.flatten(), rtol=1e-3)
+
+
+def test_other_columns_pass_through_and_order_is_kept(checkpoint):
+    source = SourceModel(section(checkpoint), TOP_K, NoMeter())
+    batch = passages(TEXTS).append_column("other", pa.array([4, 3, 2, 1]))
+    table = source(batch)
+    assert table["other"].to_pylist() == [4, 3, 2, 1]
+    alone = source(passages(TEXTS[2:3]))
+    np.testing.assert_allclose(
+        rows_of(table["one/token_logprobs"])[2], rows_of(alone["one/token_logprobs"])[0], atol=1e-4
+    )
+
+
+def test_a_passage_beyond_the_context_is_named(checkpoint):
+    source = SourceModel(section(checkpoint, max_context_tokens=8), TOP_K, NoMeter())
+    with pytest.raises(SourceModelError, match=r"one: passage 0/a:0:0 has \d+ tokens, the model takes 8"):
+        source(passages(TEXTS))
+
+
+def test_a_vocabulary_smaller_than_k_is_refused(checkpoint):
+    with pytest.raises(SourceModelError, match=r"fusion.top_k is 1024, the vocabulary has 400 tokens; lower top_k"):
+        SourceModel(section(checkpoint), 1024, NoMeter())
+
+
+def test_bos_that_the_tokenizer_does_not_have_is_refused(tmp_path):
+    tokenizer = byte_level_without_bos()
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(SourceModelError, match="bos is always, but the tokenizer has no BOS; use never"):
+        SourceModel(
+            section(tiny_checkpoint(tmp_path / "m", "gpt2", tmp_path / "tokenizer"), bos="always"), 3, NoMeter()
+        )
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -np.inf, 2.0])
+def test_numbers_that_are_no_log_probabilities_are_refused(checkpoint, wrong):
+    class Broken:
+        """A backend that returns one wrong number."""
+
+        vocab_size = 400
+
+        def score(self, prompts):
+            rows = [_minus_one(len(prompt) - 1) for prompt in prompts]
+            (rows[-1].topk_logprobs[0] if wrong == 2.0 else rows[-1].token_logprobs)[0] = wrong
+            return rows
+
+    source = SourceModel(section(checkpoint), TOP_K, NoMeter())
+    source._backend = Broken()
+    with pytest.raises(
+        SourceModelError, match=r"passage 0/a:\d:0 got log-probabilities that are not finite or above 0"
+    ):
+        source(passages(TEXTS))
+
+
+def test_the_context_leaves_room_for_what_the_backend_generates():
+    config = tiny_model("gpt2", 50).config
+    assert context_limit(config, 4096, generated_tokens=1) == POSITIONS - 1
+    assert context_limit(config, 4096, generated_tokens=0) == POSITIONS
+    assert context_limit(config, 20, generated_tokens=1) == 20
+
+
+def _minus_one(rows: int) -> PromptRows:
+    return PromptRows(np.zeros((rows, TOP_K), np.int32), np.full((rows, TOP_K), -1.0), np.full(rows, -1.0))
