@@ -123,9 +123,11 @@ def _write_model(target: TargetModel, tokenizer_checkpoint: str, weights: dict[s
 
     with torch.device("meta"):  # only its configuration and its rules for tied weights are needed
         model = AutoModelForCausalLM.from_config(target.config)
-    if target.generation_config is not None:
-        model.generation_config = target.generation_config
     model.save_pretrained(folder, state_dict=weights)
+    if target.generation_config is not None:
+        # Not by save_pretrained: it refuses settings that it has itself loaded, such as Llama 2's temperature without
+        # sampling, and a long run would end without its model.
+        target.generation_config.to_json_file(os.path.join(folder, "generation_config.json"))
     AutoTokenizer.from_pretrained(tokenizer_checkpoint).save_pretrained(folder)
 
 

@@ -62,8 +62,9 @@ class FlowRates:
 
     def stages(self) -> list[StageRate]:
         """All stages that have spoken, in the order of the stream."""
-        stages = self._looks[-1].stages.values() if self._looks else ()
-        return [self._rate(stage) for stage in sorted(stages, key=self._position)]
+        stages = sorted(self._looks[-1].stages.values() if self._looks else (), key=self._position)
+        arrived = [0, *(stage.passages for stage in stages)]
+        return [self._rate(stage, before > stage.passages) for stage, before in zip(stages, arrived, strict=False)]
 
     @property
     def train_tokens_per_second(self) -> float:
@@ -92,26 +93,32 @@ class FlowRates:
             words = f"{slowest.name} is {100 * slowest.busy_share:.0f} % busy: the others wait for it"
         return "; ".join(filter(None, (words, waits)))
 
-    def _rate(self, stage: StageTotals) -> StageRate:
+    def _rate(self, stage: StageTotals, has_input: bool) -> StageRate:
         first = next(look for look in self._looks if stage.name in look.stages)
         earlier, seconds = first.stages[stage.name], self._looks[-1].now - first.now
         return StageRate(
             name=stage.name,
             passages=stage.passages,
             tokens_per_second=ratio(stage.tokens - earlier.tokens, seconds) if stage.tokens else math.nan,
-            busy_share=self._recent_busy_share(stage, earlier),
+            busy_share=self._recent_busy_share(stage, earlier, has_input),
             replicas=replicas(stage),
         )
 
-    def _recent_busy_share(self, stage: StageTotals, earlier: StageTotals) -> float:
-        """Of the work reported within the window; of all work where none was, as in the middle of a long batch."""
+    def _recent_busy_share(self, stage: StageTotals, earlier: StageTotals, has_input: bool) -> float:
+        """Of the work reported within the window.
+
+        A silent stage is in the middle of a long batch if passages wait in front of it, and works as ever; else it has
+        nothing to do.
+        """
         recent = StageTotals(
             stage.name,
             busy_seconds=stage.busy_seconds - earlier.busy_seconds,
             wait_seconds=stage.wait_seconds - earlier.wait_seconds,
         )
         share = busy_share(recent)
-        return busy_share(stage) if math.isnan(share) else share
+        if not math.isnan(share):
+            return share
+        return busy_share(stage) if has_input or len(self._looks) == 1 else 0.0
 
     def _position(self, stage: StageTotals) -> int:
         """Place in the stream: as the spec has it, then what lies behind the sources, training last."""

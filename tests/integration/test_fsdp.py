@@ -1,8 +1,10 @@
 """FSDP2 over two processes: the same loss curve as one, with and without accumulation, and back from a checkpoint."""
 
 import multiprocessing
+from collections.abc import Sequence
 from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pytest
@@ -20,66 +22,95 @@ pytestmark = pytest.mark.timeout(180)
 STEPS = 5
 
 
-def worker(rank: int, workers: int, micro: int, model: str, base: str, steps: tuple[int, int], results: Queue) -> None:
-    """Train from step ``steps[0]`` to ``steps[1]`` on this worker's share, from a checkpoint if the first is not 0."""
-    torch.set_num_threads(1)
-    store = Path(base) / f"store-{workers}-{micro}-{steps}"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
+class Run(NamedTuple):
+    """Steps ``first`` to ``end`` on one or two workers, from the last checkpoint in ``folder`` if first is not 0."""
+
+    workers: int
+    micro: int
+    folder: str = ""
+    first: int = 0
+    end: int = STEPS
+
+
+def train(rank: int, run: Run, model: str, store: str) -> list[tuple]:
+    """What every step was like, as this worker sees it."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=run.workers)
     training = Training(
-        num_workers=workers,
+        num_workers=run.workers,
         block_length=LENGTH,
         global_batch_blocks=4,
-        micro_batch_blocks=micro,
+        micro_batch_blocks=run.micro,
         max_steps=STEPS,
         optimizer=Optimizer(learning_rate=3e-3),
     )
     target = TargetModel(model, training, Objective(lm_loss_weight=0.5), TOP_K, torch.device("cpu"))
-    folder = f"{base}/checkpoints"
-    if steps[0]:
-        checkpoints.load(target, checkpoints.latest(folder))
-    losses = []
-    for step in range(*steps):
-        blocks = training_blocks(step, lengths=[20, 30, 12, 25, 16, 9, 31])
-        mine = pa.concat_tables([blocks.slice(index, 1) for index in range(rank, len(blocks), workers)])
-        losses.append(tuple(target.train_step(mine)))
-    if steps[1] < STEPS:
-        checkpoints.save(target, f"{folder}/step-{target.step:08d}", {})
-    if rank == 0:
-        results.put(losses)
+    if run.first:
+        checkpoints.load(target, checkpoints.latest(run.folder))
+    losses = [tuple(target.train_step(share(step, rank, run.workers))) for step in range(run.first, run.end)]
+    if run.end < STEPS:
+        checkpoints.save(target, f"{run.folder}/step-{target.step:08d}", {})
     dist.destroy_process_group()
+    return losses
 
 
-def train(workers: int, micro: int, model: str, base: Path, steps: tuple[int, int] = (0, STEPS)) -> list[tuple]:
+def share(step: int, rank: int, workers: int) -> pa.Table | None:
+    """This worker's blocks of a step; in the last one the second worker has run out."""
+    blocks = training_blocks(step, lengths=[31] if step == STEPS - 1 else [20, 30, 12, 25, 16, 9, 31])
+    mine = [blocks.slice(index, 1) for index in range(rank, len(blocks), workers)]
+    return pa.concat_tables(mine) if mine else None
+
+
+def worker(rank: int, runs: Sequence[Run], model: str, base: str, results: Queue) -> None:
+    """All runs that this worker takes part in, one after the other: importing torch takes longer than any of them."""
+    torch.set_num_threads(1)
+    for number, run in enumerate(runs):
+        if rank < run.workers:
+            results.put((rank, number, train(rank, run, model, f"{base}/store-{number}")))
+
+
+def train_all(runs: Sequence[Run], model: str, base: Path) -> list[list[tuple]]:
+    """The loss curve of each run; all workers of a run must have seen the same one."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    arguments = (workers, micro, model, str(base), steps, results)
-    processes = [context.Process(target=worker, args=(rank, *arguments)) for rank in range(workers)]
+    processes = [context.Process(target=worker, args=(rank, runs, model, str(base), results)) for rank in range(2)]
     for process in processes:
         process.start()
-    losses = results.get(timeout=100)
-    for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
-    return losses
+    try:
+        found = {(rank, number): losses for rank, number, losses in (results.get(timeout=100) for _ in all_parts(runs))}
+        for process in processes:
+            process.join(30)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(found[part] == found[0, part[1]] for part in all_parts(runs))
+    return [found[0, number] for number in range(len(runs))]
+
+
+def all_parts(runs: Sequence[Run]) -> list[tuple[int, int]]:
+    """Rank and run of everything that a worker does."""
+    return [(rank, number) for number, run in enumerate(runs) for rank in range(run.workers)]
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_two_workers_and_accumulation_change_nothing(tmp_path, tied):
     model = tiny_checkpoint(tmp_path / "model", "llama", tied=tied)
-    alone = train(1, 4, model, tmp_path)
-    assert alone[-1][0] < alone[0][0]
-    for workers, micro in ((1, 1), (2, 2), (2, 1)):
-        losses = train(workers, micro, model, tmp_path)
-        for expected, found in zip(alone, losses, strict=True):
-            assert found == pytest.approx(expected, rel=1e-5)
+    alone, *others = train_all([Run(1, 99), Run(1, 1), Run(2, 2), Run(2, 1)], model, tmp_path)
+    assert alone[3][0] < alone[0][0]
+    for losses in others:
+        assert_same(losses, alone)
 
 
 def test_a_checkpoint_of_two_workers_goes_on_with_one_and_the_other_way_round(tmp_path):
     model = tiny_checkpoint(tmp_path / "model", "llama")
-    undisturbed = train(2, 2, model, tmp_path)
-    for name, before, after in (("b", 2, 1), ("c", 1, 2)):
-        base = tmp_path / name
-        base.mkdir()
-        losses = train(before, 2, model, base, (0, 3)) + train(after, 2, model, base, (3, STEPS))
-        for expected, found in zip(undisturbed, losses, strict=True):
-            assert found == pytest.approx(expected, rel=1e-5)
+    down, up = str(tmp_path / "two-to-one"), str(tmp_path / "one-to-two")
+    runs = [Run(2, 2), Run(2, 2, down, 0, 3), Run(1, 2, down, 3), Run(1, 2, up, 0, 3), Run(2, 2, up, 3)]
+    undisturbed, *parts = train_all(runs, model, tmp_path)
+    assert_same(parts[0] + parts[1], undisturbed)
+    assert_same(parts[2] + parts[3], undisturbed)
+
+
+def assert_same(losses: list[tuple], expected: list[tuple]) -> None:
+    """Every figure of every step, to 1e-5."""
+    for found, right in zip(losses, expected, strict=True):
+        assert found == pytest.approx(right, rel=1e-5, nan_ok=True)

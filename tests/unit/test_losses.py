@@ -77,15 +77,14 @@ def small_chunks(monkeypatch):
 
 @pytest.mark.parametrize("shape", [losses.PLAIN, LogitShape(0.0625), LogitShape(1.0, 5.0), LogitShape(1.5, 3.0)])
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize(("rows", "top_k"), [(1, 4), (7, 1), (32, 10), (17, 50)])
+@pytest.mark.parametrize(("rows", "top_k"), [(1, 4), (7, 1), (32, 10), (20, 49), (17, 50)])
 @pytest.mark.usefixtures("small_chunks")
 def test_values_and_gradients_equal_the_dense_oracle(rows, top_k, with_bias, shape):
     torch.manual_seed(rows)
     hidden, lm_head = torch.randn(rows, 8), torch.randn(50, 8)
     bias = torch.randn(50) if with_bias else None
-    targets = random_targets(rows, 50, top_k, seed=rows)
-    if top_k == 50:  # all of V is kept: there is no rest for rest mass to lie in
-        targets = whole_vocabulary(rows)
+    # Where all of V is kept there are no other tokens for a rest mass to lie on.
+    targets = whole_vocabulary(rows) if top_k == 50 else random_targets(rows, 50, top_k, seed=rows)
     assert_equals_oracle(hidden, lm_head, bias, targets, shape=shape)
 
 
@@ -119,6 +118,23 @@ def test_either_loss_alone(scales):
 def test_odd_rows(ids, probs, label):
     torch.manual_seed(1)
     assert_equals_oracle(torch.randn(1, 8), torch.randn(20, 8), None, one_row(ids, probs, label))
+
+
+def test_many_entries_of_a_larger_vocabulary():
+    torch.manual_seed(7)
+    assert_equals_oracle(torch.randn(40, 16), torch.randn(1000, 16) / 4, None, random_targets(40, 1000, 128))
+
+
+def test_rows_without_anything_give_zero_loss_and_zero_gradient():
+    hidden, lm_head = torch.randn(12, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
+    some = random_targets(12, 50, 4)
+    nothing = Targets(
+        torch.full_like(some.labels, NO_LABEL), some.fused_ids, some.fused_probs, torch.zeros_like(some.fusion_mask)
+    )
+    loss, sums = objective(hidden, lm_head, None, nothing, 1.0, 1.0)
+    loss.backward()
+    assert loss.item() == 0.0 and sums.tolist() == [0.0, 0.0]
+    assert not hidden.grad.any() and not lm_head.grad.any()
 
 
 def test_a_fused_row_that_keeps_nothing_asks_for_nothing():

@@ -7,15 +7,17 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig, OPTConfig
 
 from actors import checkpoints
+from actors import target_model as target_model_module
 from actors.target_model import TargetModel, _positions, learning_rate_at
 from engine.errors import TrainingError
+from engine.records import TRAINING_BLOCK, flat_values, ragged, schema
 from engine.spec import Objective, Optimizer, Training
 from tests.tiny_models import tiny_checkpoint
 from tests.tiny_tokenizers import byte_level_with_bos
-from tests.training_blocks import LENGTH, TOP_K, training_blocks
+from tests.training_blocks import LENGTH, TOP_K, VOCABULARY, training_blocks
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -109,6 +111,95 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_passage
     assert model.step == 0
 
 
+def with_bad_probability(table: pa.Table) -> pa.Table:
+    """The same blocks with one probability that is no number, in a fused row."""
+    probs = flat_values(table["fused_probs"])[0].copy()
+    probs[flat_values(table["fused_ids"])[0].argmax()] = np.nan
+    rows = list(probs.reshape(len(table), -1))
+    return table.set_column(
+        table.column_names.index("fused_probs"), schema(TRAINING_BLOCK).field("fused_probs"), ragged(rows, pa.float16())
+    )
+
+
+def test_a_refused_step_leaves_no_trace(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path, "llama")
+    disturbed, undisturbed = target(checkpoint), target(checkpoint)
+    good = training_blocks(seed=1)
+    disturbed.train_step(good), undisturbed.train_step(good)
+    with pytest.raises(TrainingError, match=r"step 2: not finite: LM loss \d.*, fusion loss nan"):
+        disturbed.train_step(with_bad_probability(good))
+    assert disturbed.train_step(good) == undisturbed.train_step(good)
+
+
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.25,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CohereConfig(**SMALL, logit_scale=0.25),
+        GraniteConfig(**SMALL, logits_scaling=4.0),
+        Gemma2Config(**SMALL, head_dim=16, final_logit_softcapping=2.0),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_what_an_architecture_does_behind_its_lm_head_is_in_the_loss(tmp_path, config):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    table = training_blocks(seed=2, lengths=[LENGTH] * 2)
+    losses = target(str(tmp_path)).train_step(table)
+    ids = torch.from_numpy(flat_values(table["input_ids"])[0].reshape(2, LENGTH).copy()).long()
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(tmp_path)(input_ids=ids, labels=ids).loss
+    assert losses.lm_loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_an_architecture_whose_attention_crosses_passages_is_refused(tmp_path):
+    torch.manual_seed(0)
+    config = OPTConfig(**{**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": LENGTH})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(TrainingError, match="OPTForCausalLM gives a passage other logits inside a training block"):
+        target(str(tmp_path))
+
+
+def test_bfloat16_rounds_the_model_but_not_its_targets(tmp_path, monkeypatch):
+    seen = []
+
+    def spy(hidden, lm_head, bias, targets, *rest):
+        seen.append((hidden.dtype, lm_head.dtype, targets.fused_probs))
+        return objective(hidden, lm_head, bias, targets, *rest)
+
+    objective = target_model_module.objective
+    monkeypatch.setattr(target_model_module, "objective", spy)
+    checkpoint, table = tiny_checkpoint(tmp_path, "llama"), training_blocks(seed=1)
+    low = target(checkpoint, TRAINING.model_copy(update={"precision": "bfloat16", "micro_batch_blocks": 99}))
+    losses = low.train_step(table)
+    hidden, lm_head, probs = seen[0]
+    assert hidden == lm_head == torch.bfloat16
+    np.testing.assert_array_equal(probs.flatten(), flat_values(table["fused_probs"])[0])
+    assert {parameter.dtype for parameter in low.model.parameters()} == {torch.float32}
+    exact = target(checkpoint).train_step(table)
+    assert losses.lm_loss == pytest.approx(exact.lm_loss, rel=0.02)
+    assert losses.fusion_loss == pytest.approx(exact.fusion_loss, rel=0.02)
+
+
+def test_only_matrices_decay(tmp_path):
+    decayed, free = target(tiny_checkpoint(tmp_path, "gpt2")).optimizer.param_groups
+    assert decayed["weight_decay"] == 0.1 and {parameter.ndim for parameter in decayed["params"]} == {2}
+    assert free["weight_decay"] == 0.0 and {parameter.ndim for parameter in free["params"]} == {1}
+
+
 def test_the_schedule():
     rates = [learning_rate_at(step, TRAINING) / 3e-3 for step in range(21)]
     assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
@@ -168,6 +259,54 @@ def test_the_export_is_what_transformers_loads(tmp_path, architecture, tied):
     assert tokenizer("the cat")["input_ids"] == AutoTokenizer.from_pretrained(checkpoint)("the cat")["input_ids"]
     config = json.loads((tmp_path / "out" / "export" / "config.json").read_text())
     assert config["tie_word_embeddings"] == tied
+
+
+def test_a_save_that_breaks_off_over_an_older_checkpoint_leaves_none(tmp_path, monkeypatch):
+    model = target(tiny_checkpoint(tmp_path / "model", "llama"))
+    folder = tmp_path / "run [1]" / "checkpoints"
+    checkpoints.save(model, str(folder / "step-00000001"), {"at": 1})
+    checkpoints.save(model, str(folder / "step-00000002"), {"at": 2})
+
+    def break_off(*_arguments, **_options):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(checkpoints.dcp, "save", break_off)
+    with pytest.raises(OSError, match="disk is full"):
+        checkpoints.save(model, str(folder / "step-00000002"), {"at": 2})
+    assert checkpoints.read_state(checkpoints.latest(str(folder)))["at"] == 1
+
+
+def test_a_checkpoint_of_another_model_is_named(tmp_path):
+    model = target(tiny_checkpoint(tmp_path / "llama", "llama"))
+    checkpoints.save(model, str(tmp_path / "step-00000000"), {})
+    with pytest.raises(TrainingError, match=r"step-00000000: does not fit the target model gpt2"):
+        checkpoints.load(target(tiny_checkpoint(tmp_path / "gpt2", "gpt2")), str(tmp_path / "step-00000000"))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_export_holds_what_was_learned(tmp_path, tied):
+    byte_level_with_bos().save_pretrained(tmp_path / "tokenizer")
+    checkpoint = tiny_checkpoint(tmp_path / "model", "llama", tmp_path / "tokenizer", tied=tied)
+    settings = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+    settings |= {"temperature": 0.6, "do_sample": False}  # as Llama 2's own, which transformers will not save
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    model = target(checkpoint)
+    untrained = AutoModelForCausalLM.from_pretrained(checkpoint)
+    folder = tmp_path / "export"
+    checkpoints.export(model, checkpoint, str(folder))
+    for seed in range(3):
+        model.train_step(training_blocks(seed=seed))
+    checkpoints.export(model, checkpoint, str(folder))  # a second one takes the first one's place
+    live, reloaded = model.model.eval(), AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        live.unshard()
+        expected = live.model(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(reloaded(ids).logits, expected)
+        assert (untrained(ids).logits - expected).abs().max() > 0.01
+    assert reloaded.config.use_cache == untrained.config.use_cache
+    assert reloaded.generation_config.temperature == 0.6
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_checkpoints_can_lie_at_any_fsspec_path(tmp_path):
