@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.run_monitor import Meter
+from engine.errors import RecordError
 from engine.fusion import FusedRows, SourceRows, fuse
 from engine.records import FUSED_PASSAGE, PASSAGE, check, flat_values, schema, source_columns
 from engine.spec import Alignment, Fusion
@@ -35,29 +36,32 @@ class Aligner:
         meter: Meter,
     ):
         self._target = PassageTokenizer.load(target_checkpoint)
-        self._sources = list(sources)
+        self._names = [name for name, _ in sources]
+        self._tokenizers = [PassageTokenizer.load(checkpoint) for _, checkpoint in sources]
+        self._mappings = [
+            load_or_build(tokenizer, self._target, alignment.vocabulary, alignment.cache_dir)
+            for tokenizer in self._tokenizers
+        ]
         self._fusion = fusion
         self._meter = meter
-        self._mappings = [
-            load_or_build(PassageTokenizer.load(checkpoint), self._target, alignment.vocabulary, alignment.cache_dir)
-            for _, checkpoint in sources
-        ]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """``records.PASSAGE`` and the columns of all sources to ``records.FUSED_PASSAGE``."""
+        """``records.PASSAGE`` and the columns of all sources to ``records.FUSED_PASSAGE``.
+
+        A source without rows for a passage is left out there.
+
+        Raises:
+            RecordError: a column is missing, of another type, or has not K entries in every row.
+        """
         started = time.perf_counter()
-        check(batch, [*PASSAGE, *(column for name, _ in self._sources for column in source_columns(name))], "align")
-        encoded = [
-            self._target.encode_with_roles(text.as_py(), self._target.adds_bos, ends.as_py())
-            for text, ends in zip(batch["text"], batch["ends_document"], strict=True)
-        ]
-        token_ids = np.concatenate([ids for ids, _ in encoded])
-        offsets = np.cumsum([0, *(len(ids) for ids, _ in encoded)], dtype=np.int64)
+        check(batch, [*PASSAGE, *(column for name in self._names for column in source_columns(name))], "align")
+        texts = batch["text"].to_pylist()
+        token_ids, end_bytes, offsets = self._target_tokens(texts, batch["ends_document"].to_pylist())
         fused = fuse(
-            np.concatenate([ends for _, ends in encoded]),
+            end_bytes,
             offsets,
             batch["num_bytes"].to_numpy(),
-            [self._rows(batch, index) for index in range(len(self._sources))],
+            [self._rows(batch, index, texts) for index in range(len(self._names))],
             self._fusion.rule,
             self._fusion.top_k,
             self._target.vocab_size,
@@ -66,10 +70,30 @@ class Aligner:
         self._meter.record(passages=len(batch), tokens=len(token_ids), busy_seconds=time.perf_counter() - started)
         return table
 
-    def _rows(self, batch: pa.Table, index: int) -> SourceRows:
+    def _target_tokens(
+        self, texts: Sequence[str], ends_document: Sequence[bool]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The target's ids int32 [sum T] and end bytes int32 [sum T]; offsets int64 [B+1] of the passages in them."""
+        encoded = [
+            self._target.encode_with_roles(text, self._target.adds_bos, ends)
+            for text, ends in zip(texts, ends_document, strict=True)
+        ]
+        none = np.empty(0, np.int32)  # a batch may be empty
+        return (
+            np.concatenate([none, *(ids for ids, _ in encoded)]),
+            np.concatenate([none, *(ends for _, ends in encoded)]),
+            np.cumsum([0, *(len(ids) for ids, _ in encoded)], dtype=np.int64),
+        )
+
+    def _rows(self, batch: pa.Table, index: int, texts: Sequence[str]) -> SourceRows:
         """One source's columns as arrays, without copies."""
-        name, top_k = self._sources[index][0], self._fusion.top_k
+        name, tokenizer, top_k = self._names[index], self._tokenizers[index], self._fusion.top_k
         end_bytes, offsets = flat_values(batch[f"{name}/end_bytes"])
+        topk_offsets = offsets * top_k
+        _insist_on_rows(batch, f"{name}/topk_ids", topk_offsets)
+        _insist_on_rows(batch, f"{name}/topk_logprobs", topk_offsets)
+        _insist_on_rows(batch, f"{name}/token_logprobs", offsets)
+        alike = [tokenizer.has_dummy_prefix(text) == self._target.has_dummy_prefix(text) for text in texts]
         return SourceRows(
             offsets=offsets,
             end_bytes=end_bytes,
@@ -77,6 +101,18 @@ class Aligner:
             topk_logprobs=flat_values(batch[f"{name}/topk_logprobs"])[0].reshape(-1, top_k),
             token_logprobs=flat_values(batch[f"{name}/token_logprobs"])[0],
             mapping=self._mappings[index],
+            begins_alike=np.array(alike, bool),
+        )
+
+
+def _insist_on_rows(batch: pa.Table, column: str, expected: np.ndarray) -> None:
+    """Kernels look up rows without checking, so that every passage must have what its end offsets promise."""
+    _, offsets = flat_values(batch[column])
+    if not np.array_equal(offsets, expected):
+        row = int(np.flatnonzero(np.diff(offsets) != np.diff(expected))[0])
+        raise RecordError(
+            f"align: passage {batch['passage_id'][row]} has {offsets[row + 1] - offsets[row]} values in {column!r}, "
+            f"expected {expected[row + 1] - expected[row]} by its end_bytes; all stages must use one fusion.top_k"
         )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from actors.backends import Backend, PromptRows, context_limit
-from actors.run_monitor import Meter
+from actors.run_monitor import Meter, NoMeter
 from engine import spec
 from engine.errors import SourceModelError
 from engine.records import PASSAGE, check, ragged, source_columns
@@ -25,30 +26,26 @@ class SourceModel:
     Args:
         source: the spec's section.
         top_k: K, entries kept of each row.
-        meter: of this source's stage.
+        meter: of this source's stage; none outside a run.
 
     Raises:
         SourceModelError: the model cannot be loaded, or its vocabulary is smaller than K.
     """
 
-    def __init__(self, source: spec.SourceModel, top_k: int, meter: Meter):
-        from transformers import AutoConfig
-
+    def __init__(self, source: spec.SourceModel, top_k: int, meter: Meter | None = None):
         self._source = source
-        self._top_k = top_k
-        self._meter = meter
-        self._tokenizer = PassageTokenizer.load(source.checkpoint)
+        self._meter = meter or NoMeter()
+        self._tokenizer, config = _read_checkpoint(source)
         self._adds_bos = {"always": True, "never": False}.get(source.bos, self._tokenizer.adds_bos)
         if self._adds_bos and self._tokenizer.bos_id == NO_ROLE:
             raise SourceModelError(f"{source.name}: bos is {source.bos}, but the tokenizer has no BOS; use never")
-        config = AutoConfig.from_pretrained(source.checkpoint)
+        vocab_size = config.get_text_config().vocab_size
+        if vocab_size < top_k:
+            raise SourceModelError(
+                f"{source.name}: fusion.top_k is {top_k}, the vocabulary has {vocab_size} tokens; lower top_k"
+            )
         self._context = context_limit(config, source.max_context_tokens, generated_tokens=1)
         self._backend = _load_backend(source, top_k, self._context)
-        if self._backend.vocab_size < top_k:
-            raise SourceModelError(
-                f"{source.name}: fusion.top_k is {top_k}, the vocabulary has {self._backend.vocab_size} tokens; "
-                f"lower top_k"
-            )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """``records.PASSAGE`` (and other sources' columns) to the same with ``records.source_columns``.
@@ -65,17 +62,14 @@ class SourceModel:
         self._insist_on_context(batch, encoded)
         rows = self._score([ids for ids, _ in encoded])
         self._insist_on_distributions(batch, rows)
-        end_bytes = [ends[:-1] for _, ends in encoded]
-        values = {
-            "end_bytes": end_bytes,
-            "topk_ids": [row.topk_ids for row in rows],
-            "topk_logprobs": [row.topk_logprobs for row in rows],
-            "token_logprobs": [row.token_logprobs for row in rows],
-        }
-        for column in source_columns(self._source.name):
-            batch = batch.append_column(
-                column.name, ragged(values[column.name.rsplit("/", 1)[1]], column.dtype.value_type)
-            )
+        values = (
+            [end_bytes[:-1] for _, end_bytes in encoded],
+            [row.topk_ids for row in rows],
+            [row.topk_logprobs for row in rows],
+            [row.token_logprobs for row in rows],
+        )
+        for column, arrays in zip(source_columns(self._source.name), values, strict=True):
+            batch = batch.append_column(column.name, ragged(arrays, column.dtype.value_type))
         tokens = sum(len(ids) for ids, _ in encoded)
         self._meter.record(passages=len(batch), tokens=tokens, busy_seconds=time.perf_counter() - started)
         return batch
@@ -91,10 +85,12 @@ class SourceModel:
         for passage_id, (ids, _) in zip(batch["passage_id"], encoded, strict=True):
             if len(ids) > self._context:
                 raise SourceModelError(
-                    f"{self._source.name}: passage {passage_id} has {len(ids)} tokens, the model takes {self._context}"
+                    f"{self._source.name}: passage {passage_id} has {len(ids)} tokens, "
+                    f"the model takes {self._context}; cut passages shorter, or raise max_context_tokens"
                 )
 
     def _insist_on_distributions(self, batch: pa.Table, rows: Sequence[PromptRows]) -> None:
+        """A kept entry may be -inf, a token that the model rules out; the token that did follow may not."""
         for passage_id, row in zip(batch["passage_id"], rows, strict=True):
             finite = np.isfinite(row.token_logprobs).all() and not np.isnan(row.topk_logprobs).any()
             if not finite or (row.topk_logprobs > 1e-3).any():
@@ -102,6 +98,22 @@ class SourceModel:
                     f"{self._source.name}: passage {passage_id} got log-probabilities that are not finite or above 0; "
                     f"look at the weights and at source_models dtype {self._source.dtype!r}"
                 )
+            ids = row.topk_ids
+            if ids.size and not 0 <= ids.min() <= ids.max() < self._backend.vocab_size:
+                raise SourceModelError(
+                    f"{self._source.name}: passage {passage_id} got tokens from {ids.min()} to {ids.max()}, the model "
+                    f"has 0 to {self._backend.vocab_size - 1}; report this, the backend has mixed up its columns"
+                )
+
+
+def _read_checkpoint(source: spec.SourceModel) -> tuple[PassageTokenizer, Any]:
+    """The checkpoint's tokenizer and transformers configuration."""
+    from transformers import AutoConfig
+
+    try:
+        return PassageTokenizer.load(source.checkpoint), AutoConfig.from_pretrained(source.checkpoint)
+    except (OSError, ValueError) as error:
+        raise SourceModelError(f"{source.name}: {source.checkpoint} cannot be loaded: {error}") from error
 
 
 def _load_backend(source: spec.SourceModel, top_k: int, context: int) -> Backend:

@@ -29,6 +29,7 @@ class SourceRows:
         end_bytes: int32 [sum S]. topk_ids: int32 [sum S, K]. topk_logprobs: float16 [sum S, K].
         token_logprobs: float32 [sum S].
         mapping: int32 [V of the source], target ids or -1.
+        begins_alike: bool [B], see ``alignment.match_end_bytes``.
     """
 
     offsets: np.ndarray
@@ -37,6 +38,7 @@ class SourceRows:
     topk_logprobs: np.ndarray
     token_logprobs: np.ndarray
     mapping: np.ndarray
+    begins_alike: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ def fuse(
         nothing = np.zeros((batch, 0))
         winner = np.full(batch, NO_WINNER, np.int16)
         return FusedRows(ids, probs.astype(np.float16), is_fused, winner, nothing, nothing.astype(np.int32))
-    matches = [match_end_bytes(target_ends, target_offsets, source.end_bytes, source.offsets) for source in sources]
+    matches = [
+        match_end_bytes(target_ends, target_offsets, source.end_bytes, source.offsets, source.begins_alike)
+        for source in sources
+    ]
     cross_entropy = cross_entropies(num_bytes, sources)
     weights, winner = source_weights(cross_entropy, rule)
     kernels.fuse_rows(
@@ -95,8 +100,13 @@ def fuse(
         probs,
         is_fused,
     )
-    covered = np.stack([np.add.reduceat(match >= 0, target_offsets[:-1], dtype=np.int32) for match in matches], axis=1)
+    covered = np.stack([_count_by_passage(match >= 0, target_offsets) for match in matches], axis=1)
     return FusedRows(ids, probs.astype(np.float16), is_fused, winner, cross_entropy, covered)
+
+
+def _count_by_passage(flags: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """How many of ``flags`` [sum T] are set in each passage, int32 [B]."""
+    return np.diff(np.concatenate([[0], np.cumsum(flags)])[offsets]).astype(np.int32)
 
 
 def cross_entropies(num_bytes: np.ndarray, sources: Sequence[SourceRows]) -> np.ndarray:

@@ -14,12 +14,13 @@ with np.errstate(over="ignore", invalid="ignore"):
 
 
 @njit(cache=True, nogil=True)
-def match_end_bytes(target_ends, target_offsets, source_ends, source_offsets, match):
+def match_end_bytes(target_ends, target_offsets, source_ends, source_offsets, begins_alike, match):
     """Two pointers over the end offsets of each passage.
 
     Args:
         target_ends: int32 [sum T]; source_ends: int32 [sum S]; both ascending within a passage.
         target_offsets, source_offsets: int64 [B+1].
+        begins_alike: bool [B], whether rows at byte 0 may match; they need as many of them on both sides besides.
         match: int32 [sum T], filled with the source row, counted within the passage, or -1. Of rows with one end offset
             only the last takes part, on both sides: the ones before it are followed by a token of no bytes. A passage's
             last target row has no label and stays -1.
@@ -27,11 +28,15 @@ def match_end_bytes(target_ends, target_offsets, source_ends, source_offsets, ma
     for passage in range(target_offsets.size - 1):
         target_end = target_offsets[passage + 1] - 1
         first, source, end = source_offsets[passage], source_offsets[passage], source_offsets[passage + 1]
+        target_beginnings = _rows_at_zero(target_ends, target_offsets[passage], target_end)
+        alike = begins_alike[passage] and target_beginnings == _rows_at_zero(source_ends, first, end)
         for row in range(target_offsets[passage], target_offsets[passage + 1]):
             match[row] = -1
             if row >= target_end:
                 continue
             if row + 1 < target_end and target_ends[row + 1] == target_ends[row]:
+                continue
+            if target_ends[row] == 0 and not alike:
                 continue
             while source < end and source_ends[source] < target_ends[row]:
                 source += 1
@@ -39,6 +44,14 @@ def match_end_bytes(target_ends, target_offsets, source_ends, source_offsets, ma
                 source += 1
             if source < end and source_ends[source] == target_ends[row]:
                 match[row] = source - first
+
+
+@njit(cache=True, nogil=True)
+def _rows_at_zero(ends, start, end):
+    count = 0
+    while start + count < end and ends[start + count] == 0:
+        count += 1
+    return count
 
 
 @njit(cache=True, nogil=True)
@@ -76,7 +89,8 @@ def fuse_rows(
             bits of log-probabilities. mappings: N x int32 [V of the source], target ids or -1.
         exp: ``EXP_OF_FLOAT16_BITS``. vocabulary: V of the target.
         ids: int32 [sum T, K] filled with -1; probs: float32 [sum T, K] filled with 0; fused: bool [sum T] of False.
-            Written: entries in descending order of probability, ties by id.
+            Written: entries in descending order of probability, ties by id. Rounded log-probabilities may add up to a
+            little more than 1; such a row is scaled down to 1.
     """
     top_k = ids.shape[1]
     num_sources = len(topk_ids)
@@ -90,7 +104,7 @@ def fuse_rows(
                     total += weights[passage, source]
             if total <= 0.0:
                 continue
-            count = 0
+            count, mass = 0, 0.0
             for source in range(num_sources):
                 weight = weights[passage, source] / total
                 if weight <= 0.0 or matches[source][row] < 0:
@@ -109,10 +123,11 @@ def fuse_rows(
                         touched[count] = target
                         count += 1
                     accumulator[target] += prob
+                    mass += prob
             sort_by_probability(touched, count, accumulator)
             for entry in range(min(count, top_k)):
                 ids[row, entry] = touched[entry]
-                probs[row, entry] = accumulator[touched[entry]]
+                probs[row, entry] = accumulator[touched[entry]] / max(mass, 1.0)
             for entry in range(count):
                 accumulator[touched[entry]] = 0.0
             fused[row] = count > 0
@@ -120,17 +135,23 @@ def fuse_rows(
 
 @njit(cache=True, nogil=True)
 def sort_by_probability(tokens, count, probability):
-    """Sort ``tokens[:count]`` by descending probability, ties by ascending id; insertion sort.
+    """Sort ``tokens[:count]`` by descending probability, ties by ascending id.
 
-    Rows come from sources that are sorted already, so that few entries move.
+    Shell sort with Ciura's gaps: nearly free for the rows of one source, which are sorted already, and far from
+    quadratic for those of several, which are not.
     """
-    for index in range(1, count):
-        token = tokens[index]
-        place = index
-        while place > 0:
-            other = tokens[place - 1]
-            if probability[other] > probability[token] or (probability[other] == probability[token] and other < token):
-                break
-            tokens[place] = other
-            place -= 1
-        tokens[place] = token
+    for gap in (301, 132, 57, 23, 10, 4, 1):
+        for index in range(gap, count):
+            token = tokens[index]
+            place = index
+            while place >= gap and _comes_first(token, tokens[place - gap], probability):
+                tokens[place] = tokens[place - gap]
+                place -= gap
+            tokens[place] = token
+
+
+@njit(cache=True, nogil=True)
+def _comes_first(token, other, probability):
+    if probability[token] == probability[other]:
+        return token < other
+    return probability[token] > probability[other]

@@ -58,10 +58,6 @@ class Targets:
             self.fusion_mask[start:end],
         )
 
-    def counts(self) -> torch.Tensor:
-        """int64 [2]: rows with a label, rows with a fused distribution."""
-        return torch.stack([(self.labels != NO_LABEL).sum(), self.fusion_mask.sum()])
-
 
 class LogitShape(NamedTuple):
     """What an architecture does to its logits behind the lm_head: multiplied by ``scale``, then softly capped.

@@ -19,6 +19,7 @@ SPEC_FILE = "spec.yaml"
 PLACEMENT: dict[str, Any] = {
     "cluster": True,
     "evaluation": True,
+    "alignment": {"cache_dir"},
     "training": {
         "num_workers",
         "num_cpus_per_worker",

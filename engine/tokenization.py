@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from engine.errors import TokenizerError
 NO_ROLE = -1
 
 _SPACE_MARKER = "\u2581"
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class PassageTokenizer:
@@ -56,10 +58,12 @@ class PassageTokenizer:
         self.adds_bos = self.bos_id != NO_ROLE and tokenizer("a")["input_ids"][0] == self.bos_id
         self.token_bytes = self._all_token_bytes(layout)
         self.vocab_size = len(self.token_bytes)
+        self._ranks = self._all_ranks(layout)
         lengths = [len(data) if data is not None else 0 for data in self.token_bytes]
         self._byte_lengths = np.array(lengths, np.int32)
         roles = f"{self.bos_id} {self.eos_id} {self.pad_id}"
         self.fingerprint = hashlib.sha256((serialized + roles).encode("utf8")).hexdigest()
+        self._dummy_prefix_before = {blank: self._joined(blank + "a") == f" {blank}a".encode() for blank in ("", " ")}
 
     @staticmethod
     @lru_cache(maxsize=16)
@@ -105,6 +109,10 @@ class PassageTokenizer:
             np.concatenate([[0] * len(before), end_bytes, [num_bytes] * len(after)]).astype(np.int32),
         )
 
+    def has_dummy_prefix(self, text: str) -> bool:
+        """Whether ``encode`` begins ``text`` with a blank that is not in it; some kinds add none before a blank."""
+        return self._dummy_prefix_before[" " if text.startswith(" ") else ""]
+
     def tokens_within(self, data: bytes) -> list[int]:
         """The ids of ``data`` as it would be tokenized in the middle of a text, as one pre-token.
 
@@ -125,15 +133,33 @@ class PassageTokenizer:
                 return [self.id_of_bytes[data[:length]]]
         return []
 
-    @property
+    @cached_property
     def id_of_bytes(self) -> dict[bytes, int]:
-        """The lowest id for each run of bytes that is one token."""
-        if not hasattr(self, "_id_of_bytes"):
-            self._id_of_bytes: dict[bytes, int] = {}
-            for token, data in enumerate(self.token_bytes):
-                if data:
-                    self._id_of_bytes.setdefault(data, token)
-        return self._id_of_bytes
+        """The id for each run of bytes that is one token; of several, the one that the tokenizer itself would use.
+
+        SentencePiece has every ASCII character twice, ``.`` as a piece and ``<0x2E>`` as a byte, and writes the byte
+        only where there is no piece. An added token is found before any piece. What is left is a tie: the lowest id.
+        """
+        found: dict[bytes, int] = {}
+        for token in sorted(range(self.vocab_size), key=lambda token: (self._ranks[token], token)):
+            data = self.token_bytes[token]
+            if data:
+                found.setdefault(data, token)
+        return found
+
+    def _joined(self, text: str) -> bytes:
+        """The bytes that the tokens of ``text`` stand for."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return b"".join(self.token_bytes[token] or b"" for token in ids)
+
+    def _all_ranks(self, layout: dict[str, Any]) -> np.ndarray:
+        """int8 [V]: 0 for added tokens, 1 for pieces, 2 for bytes of the byte fallback."""
+        ranks = np.ones(self.vocab_size, np.int8)
+        for piece, token in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if not self._is_byte_level and _BYTE_PIECE.fullmatch(piece):
+                ranks[token] = 2
+        ranks[[token["id"] for token in layout["added_tokens"]]] = 0
+        return ranks
 
     def _all_token_bytes(self, layout: dict[str, Any]) -> list[bytes | None]:
         """The bytes of every id, from the vocabulary; added tokens stand for their own text, special ones for none."""
@@ -155,7 +181,7 @@ class PassageTokenizer:
         if self._is_byte_level:
             known = all(character in _CHARACTER_TO_BYTE for character in piece)
             return bytes(_CHARACTER_TO_BYTE[character] for character in piece) if known else None
-        if byte_pieces and len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        if byte_pieces and _BYTE_PIECE.fullmatch(piece):
             return bytes([int(piece[3:5], 16)])
         return piece.replace(_SPACE_MARKER, " ").encode("utf8")
 

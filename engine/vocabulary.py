@@ -21,7 +21,7 @@ from engine.tokenization import NO_ROLE, PassageTokenizer
 UNMAPPED = -1
 
 #: Part of the cache key; rises when tables are built differently.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def build_mapping(source: PassageTokenizer, target: PassageTokenizer, method: str) -> np.ndarray:
@@ -31,7 +31,8 @@ def build_mapping(source: PassageTokenizer, target: PassageTokenizer, method: st
         method: ``exact`` or ``prefix``.
 
     Returns:
-        int32 [V of the source]: a target id or ``UNMAPPED``. Of several target tokens with the same bytes: the lowest.
+        int32 [V of the source]: a target id or ``UNMAPPED``. Of several target tokens with the same bytes the one that
+        the target's tokenizer would use (``PassageTokenizer.id_of_bytes``).
     """
     mapping = np.full(source.vocab_size, UNMAPPED, np.int32)
     for token, data in enumerate(source.token_bytes):
@@ -49,13 +50,13 @@ def load_or_build(source: PassageTokenizer, target: PassageTokenizer, method: st
     """``build_mapping``, cached at an fsspec path under a hash of both tokenizers.
 
     Several processes may build the same table at once: each writes a file of its own and moves it into place.
-    A cached file that cannot be read is built again.
+    A cached file that cannot be read, or holds what cannot be a mapping of these two, is built again.
     """
     key = hashlib.sha256(f"{FORMAT_VERSION} {method} {source.fingerprint} {target.fingerprint}".encode()).hexdigest()
     filesystem, folder = fsspec.core.url_to_fs(cache_dir)
     path = os.path.join(folder, f"mapping-{key[:32]}.npy")
     cached = _read(filesystem, path)
-    if cached is not None and cached.shape == (source.vocab_size,):
+    if cached is not None and _is_mapping(cached, source.vocab_size, target.vocab_size):
         return cached
     mapping = build_mapping(source, target, method)
     buffer = io.BytesIO()
@@ -74,6 +75,13 @@ def _first_token(target: PassageTokenizer, data: bytes) -> int:
         return UNMAPPED
     found = target.token_bytes[tokens[0]]
     return tokens[0] if found and data.startswith(found) else UNMAPPED
+
+
+def _is_mapping(table: np.ndarray, source_size: int, target_size: int) -> bool:
+    """Kernels index by these ids without looking, so that none may lie outside the target's vocabulary."""
+    if table.dtype != np.int32 or table.shape != (source_size,):
+        return False
+    return bool((table >= UNMAPPED).all() and (table < target_size).all())
 
 
 def _read(filesystem: fsspec.AbstractFileSystem, path: str) -> np.ndarray | None:

@@ -13,14 +13,19 @@ import numpy as np
 from engine.records import NO_TOKEN, NO_WINNER
 
 
-def match_end_bytes(target_ends: Sequence[int], source_ends: Sequence[int]) -> list[int]:
-    """The source row of each target row of one passage: the last with the same end, if the target row is the last."""
+def match_end_bytes(target_ends: Sequence[int], source_ends: Sequence[int], begins_alike: bool) -> list[int]:
+    """The source row of each target row of one passage: the last with the same end, if the target row is the last.
+
+    None at byte 0 unless both sides begin alike: with or without dummy prefix, and with as many rows there.
+    """
     matches = []
     labelled = list(target_ends)[:-1]
+    alike = begins_alike and labelled.count(0) == list(source_ends).count(0)
     for row, end in enumerate(target_ends):
         same = [index for index, other in enumerate(source_ends) if other == end]
         is_last_of_its_end = row < len(labelled) and end not in labelled[row + 1 :]
-        matches.append(same[-1] if same and is_last_of_its_end else -1)
+        may_match = is_last_of_its_end and (alike or end > 0)
+        matches.append(same[-1] if same and may_match else -1)
     return matches
 
 
@@ -66,14 +71,16 @@ def fused_row(
             target = mapping[token] if 0 <= token < len(mapping) else -1
             if target >= 0 and weight > 0:
                 masses[target] = masses.get(target, 0.0) + weight / total * math.exp(float(logprob))
-    return sorted(masses.items(), key=lambda item: (-item[1], item[0]))[:top_k]
+    likeliest = sorted(masses.items(), key=lambda item: (-item[1], item[0]))[:top_k]
+    scale = max(1.0, sum(masses.values()))
+    return [(target, mass / scale) for target, mass in likeliest]
 
 
 def mapping(source, target, method: str) -> list[int]:
     """The target token of each source token, by comparing bytes with every target token."""
     by_bytes: dict[bytes, int] = {}
     for token, data in enumerate(target.token_bytes):
-        if data and data not in by_bytes:
+        if data and (data not in by_bytes or _is_byte_piece(target, by_bytes[data])):
             by_bytes[data] = token
     found = []
     for token, data in enumerate(source.token_bytes):
@@ -96,6 +103,28 @@ def mapping(source, target, method: str) -> list[int]:
     return found
 
 
+def _is_byte_piece(tokenizer, token: int) -> bool:
+    """Whether a token is written like ``<0x2E>``: it stands for a byte where there is no better piece."""
+    piece = tokenizer._tokenizer.id_to_token(token)
+    return piece.startswith("<0x") and len(piece) == 6 and len(tokenizer.token_bytes[token]) == 1
+
+
+def walk_over_bytes(tokenizer, text: str, add_bos: bool, ends_document: bool) -> tuple[list[int], list[int], bool]:
+    """Ids, bytes consumed after each, and whether a dummy prefix was there that is not in the text."""
+    tokens = tokenizer.encode(text)[0].tolist()
+    num_bytes = len(text.encode("utf8"))
+    too_many = sum(len(tokenizer.token_bytes[token]) for token in tokens) - num_bytes
+    consumed, ends = -too_many, []
+    for token in tokens:
+        consumed += len(tokenizer.token_bytes[token])
+        ends.append(consumed)
+    if add_bos and tokenizer.bos_id >= 0:
+        tokens, ends = [tokenizer.bos_id, *tokens], [0, *ends]
+    if ends_document and tokenizer.eos_id >= 0:
+        tokens, ends = [*tokens, tokenizer.eos_id], [*ends, num_bytes]
+    return tokens, ends, too_many > 0
+
+
 def fused_passage(
     text: str,
     ends_document: bool,
@@ -114,14 +143,17 @@ def fused_passage(
         fusion: the spec's section. method: of the vocabulary mapping.
     """
     top_k, num_bytes = fusion.top_k, len(text.encode("utf8"))
-    token_ids, ends = target.encode_with_roles(text, target.adds_bos, ends_document)
+    token_ids, ends, has_dummy = walk_over_bytes(target, text, target.adds_bos, ends_document)
     first_byte = common_beginning([rows["end_bytes"].tolist() for rows in distributions], num_bytes)
     cross_entropy = [
         nats_per_byte(rows["end_bytes"].tolist(), rows["token_logprobs"], num_bytes, first_byte)
         for rows in distributions
     ]
     weight, winner = weights(cross_entropy, fusion.rule)
-    matches = [match_end_bytes(ends.tolist(), rows["end_bytes"].tolist()) for rows in distributions]
+    matches = [
+        match_end_bytes(ends, rows["end_bytes"].tolist(), has_dummy == walk_over_bytes(source, text, False, False)[2])
+        for source, rows in zip(sources, distributions, strict=True)
+    ]
     tables = [mapping(source, target, method) for source in sources]
     ids = np.full((len(ends), top_k), NO_TOKEN, np.int32)
     probs = np.zeros((len(ends), top_k), np.float32)
@@ -136,7 +168,7 @@ def fused_passage(
         for entry, (token, prob) in enumerate(fused_row(parts, top_k) if parts else []):
             ids[row, entry], probs[row, entry], is_fused[row] = token, prob, True
     return {
-        "token_ids": token_ids,
+        "token_ids": np.array(token_ids, np.int32),
         "fused_ids": ids,
         "fused_probs": probs,
         "is_fused": is_fused,

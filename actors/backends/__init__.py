@@ -15,6 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from engine.errors import SourceModelError
+
+#: What configurations call the number of places that the model takes: most of them, MPT, BLOOM.
+_PLACES = ("max_position_embeddings", "max_seq_len", "seq_length")
+
 
 @dataclass(frozen=True)
 class PromptRows:
@@ -46,8 +51,23 @@ def context_limit(config: Any, max_tokens: int, generated_tokens: int) -> int:
     Args:
         config: a transformers configuration.
         max_tokens: a limit by decision.
-        generated_tokens: places of the model's position table that the backend needs behind the prompt: vLLM always
-            generates one token, so that a table of 512 places takes prompts of 511.
+        generated_tokens: places of the model's own that the backend needs behind the prompt: vLLM always
+            generates one token, so that 512 places take prompts of 511.
     """
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return max_tokens if positions is None else min(max_tokens, positions - generated_tokens)
+    text_config = config.get_text_config()
+    places = [places for name in _PLACES if (places := getattr(text_config, name, None)) is not None]
+    return min([max_tokens, *(count - generated_tokens for count in places)])
+
+
+def insist_on_ids(prompts: Sequence[np.ndarray], vocab_size: int) -> None:
+    """Refuse ids that the model has no row for: looking one up kills a GPU's context, and with it the process.
+
+    Raises:
+        SourceModelError: names the ids seen and the ids allowed.
+    """
+    for prompt in prompts:
+        if prompt.size and not 0 <= prompt.min() <= prompt.max() < vocab_size:
+            raise SourceModelError(
+                f"a prompt has ids from {prompt.min()} to {prompt.max()}, the model takes 0 to {vocab_size - 1}; "
+                f"the tokenizer does not belong to this checkpoint"
+            )

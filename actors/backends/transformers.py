@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.backends import PromptRows
+from actors.backends import PromptRows, insist_on_ids
 from engine.errors import SourceModelError
 
 #: Tokens in one forward pass, padding included: bounds the logits, the largest thing in memory.
@@ -38,7 +38,12 @@ class TransformersBackend:
         self._device = device
 
     def score(self, prompts: Sequence[np.ndarray]) -> list[PromptRows]:
-        """Rows of each prompt; prompts that lie beside each other share a forward pass, padded to the longest."""
+        """Rows of each prompt; prompts that lie beside each other share a forward pass, padded to the longest.
+
+        Raises:
+            SourceModelError: an id is outside the vocabulary.
+        """
+        insist_on_ids(prompts, self.vocab_size)
         rows: list[PromptRows] = []
         start = 0
         while start < len(prompts):

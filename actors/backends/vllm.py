@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
-from actors.backends import PromptRows
+from actors.backends import PromptRows, insist_on_ids
 from engine.errors import SourceModelError
 
 #: Set before vLLM is imported. The engine stays in this process: no orphans, and Ray sees its memory.
@@ -81,6 +83,7 @@ class VllmBackend:
                 enforce_eager=True,  # graphs help decoding; scoring is prefill alone
                 skip_tokenizer_init=True,
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
             )
         except (ValueError, RuntimeError, OSError) as error:
             raise SourceModelError(f"{checkpoint}: vLLM cannot load it: {error}") from error
@@ -98,26 +101,33 @@ class VllmBackend:
         Raises:
             SourceModelError: an id is outside the vocabulary (vLLM would read beyond its table).
         """
-        for index, prompt in enumerate(prompts):
-            if prompt.size and not 0 <= prompt.min() <= prompt.max() < self.vocab_size:
-                raise SourceModelError(
-                    f"prompt {index} has ids from {prompt.min()} to {prompt.max()}, the model has {self.vocab_size}; "
-                    f"the tokenizer does not belong to this checkpoint"
-                )
-        if self.dense:
-            _CAPTURE.active = True
+        insist_on_ids(prompts, self.vocab_size)
+        _CAPTURE.active = self.dense
         try:
             outputs = self._engine.generate(
                 [{"prompt_token_ids": prompt.tolist()} for prompt in prompts], self._sampling, use_tqdm=False
             )
         except Exception as error:
-            if type(error).__name__ == "EngineDeadError":
-                os._exit(1)  # only a dead process makes Ray replace the actor and score its rows again
+            _exit_if_fatal(error)
             raise
         finally:
             _CAPTURE.active = False
         read = _dense_rows if self.dense else _flat_rows
         return [read(output.prompt_logprobs, self._top_k) for output in outputs]
+
+
+def _exit_if_fatal(error: Exception) -> None:
+    """End the process after an error that its engine cannot outlive: vLLM's core is dead, or the GPU's context is.
+
+    Only a dead process makes Ray replace the actor and score its rows again.
+    """
+    import torch
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    if isinstance(error, EngineDeadError | torch.AcceleratorError):
+        traceback.print_exception(error)
+        sys.stderr.flush()  # os._exit flushes nothing
+        os._exit(1)
 
 
 class _Capture:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from actors.run_monitor import RunMonitor
+from actors.run_monitor import NoMeter, RunMonitor
 from actors.source_model import SourceModel
 from engine import cluster
 from engine.ledger import Ledger
@@ -59,7 +59,7 @@ def scored(spec, passages: pa.Table) -> pa.Table:
 
         @ray.remote(num_cpus=1)
         def score(source, passages):
-            return SourceModel(source, spec.fusion.top_k)(passages)
+            return SourceModel(source, spec.fusion.top_k, NoMeter())(passages)
 
         passages = ray.get(score.remote(source, passages))
     return passages

@@ -195,11 +195,6 @@ def test_the_sums_do_not_depend_on_the_chunks(monkeypatch):
     np.testing.assert_allclose(found, [found[0]] * 3, rtol=1e-6)
 
 
-def test_counts():
-    targets = random_targets(30, 50, 4)
-    assert targets.counts().tolist() == [int((targets.labels >= 0).sum()), int(targets.fusion_mask.sum())]
-
-
 def test_bfloat16_weights_lose_no_more_than_their_own_rounding():
     """Oracle: float64 from the very logits, rounded to bfloat16, that a bfloat16 model gives out."""
     torch.manual_seed(5)

@@ -4,10 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, MptConfig
 
 from actors.backends import PromptRows, context_limit
-from actors.run_monitor import NoMeter
 from actors.source_model import SourceModel
 from engine import spec
 from engine.errors import SourceModelError
@@ -41,7 +40,7 @@ def passages(texts: list[str]) -> pa.Table:
 
 @pytest.mark.parametrize("bos", ["tokenizer", "never"])
 def test_row_s_is_the_distribution_after_token_s(checkpoint, bos):
-    source = SourceModel(section(checkpoint, bos=bos), TOP_K, NoMeter())
+    source = SourceModel(section(checkpoint, bos=bos), TOP_K)
     table = source(passages(TEXTS))
     check(table, [*PASSAGE, *source_columns("one")], "test")
     model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
@@ -59,7 +58,7 @@ def test_row_s_is_the_distribution_after_token_s(checkpoint, bos):
 
 
 def test_other_columns_pass_through_and_order_is_kept(checkpoint):
-    source = SourceModel(section(checkpoint), TOP_K, NoMeter())
+    source = SourceModel(section(checkpoint), TOP_K)
     batch = passages(TEXTS).append_column("other", pa.array([4, 3, 2, 1]))
     table = source(batch)
     assert table["other"].to_pylist() == [4, 3, 2, 1]
@@ -70,14 +69,14 @@ def test_other_columns_pass_through_and_order_is_kept(checkpoint):
 
 
 def test_a_passage_beyond_the_context_is_named(checkpoint):
-    source = SourceModel(section(checkpoint, max_context_tokens=8), TOP_K, NoMeter())
+    source = SourceModel(section(checkpoint, max_context_tokens=8), TOP_K)
     with pytest.raises(SourceModelError, match=r"one: passage 0/a:0:0 has \d+ tokens, the model takes 8"):
         source(passages(TEXTS))
 
 
 def test_a_vocabulary_smaller_than_k_is_refused(checkpoint):
     with pytest.raises(SourceModelError, match=r"fusion.top_k is 1024, the vocabulary has 400 tokens; lower top_k"):
-        SourceModel(section(checkpoint), 1024, NoMeter())
+        SourceModel(section(checkpoint), 1024)
 
 
 def test_bos_that_the_tokenizer_does_not_have_is_refused(tmp_path):
@@ -85,9 +84,37 @@ def test_bos_that_the_tokenizer_does_not_have_is_refused(tmp_path):
     tokenizer.bos_token = None
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(SourceModelError, match="bos is always, but the tokenizer has no BOS; use never"):
-        SourceModel(
-            section(tiny_checkpoint(tmp_path / "m", "gpt2", tmp_path / "tokenizer"), bos="always"), 3, NoMeter()
-        )
+        SourceModel(section(tiny_checkpoint(tmp_path / "m", "gpt2", tmp_path / "tokenizer"), bos="always"), 3)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SourceModelError, match=r"one: .*nowhere cannot be loaded: "):
+        SourceModel(section(str(tmp_path / "nowhere")), TOP_K)
+
+
+def test_the_meter_is_told_of_passages_and_own_tokens(checkpoint):
+    class Kept:
+        """Keeps what it is told."""
+
+        def record(self, **told):
+            self.told = told
+
+    meter = Kept()
+    table = SourceModel(section(checkpoint), TOP_K, meter)(passages(TEXTS))
+    rows = sum(len(row) for row in rows_of(table["one/end_bytes"]))
+    assert (meter.told["passages"], meter.told["tokens"]) == (len(TEXTS), rows + len(TEXTS))
+    assert 0 < meter.told["busy_seconds"] < 60
+
+
+def test_without_eos_the_last_token_has_no_row(tmp_path):
+    tokenizer = byte_level_with_bos()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    source = SourceModel(section(tiny_checkpoint(tmp_path / "m", "llama", tmp_path / "tokenizer"), bos="never"), TOP_K)
+    table = source(passages(["x", *TEXTS]))
+    for text, ends in zip(["x", *TEXTS], rows_of(table["one/end_bytes"]), strict=True):
+        assert len(ends) == len(source._tokenizer.encode(text)[0]) - 1
+        assert (ends < len(text.encode())).all()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, -np.inf, 2.0])
@@ -102,11 +129,28 @@ def test_numbers_that_are_no_log_probabilities_are_refused(checkpoint, wrong):
             (rows[-1].topk_logprobs[0] if wrong == 2.0 else rows[-1].token_logprobs)[0] = wrong
             return rows
 
-    source = SourceModel(section(checkpoint), TOP_K, NoMeter())
+    source = SourceModel(section(checkpoint), TOP_K)
     source._backend = Broken()
     with pytest.raises(
         SourceModelError, match=r"passage 0/a:\d:0 got log-probabilities that are not finite or above 0"
     ):
+        source(passages(TEXTS))
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(checkpoint):
+    class Broken:
+        """A backend that names a token beyond its vocabulary."""
+
+        vocab_size = 400
+
+        def score(self, prompts):
+            rows = [_minus_one(len(prompt) - 1) for prompt in prompts]
+            rows[0].topk_ids[0, 0] = 400
+            return rows
+
+    source = SourceModel(section(checkpoint), TOP_K)
+    source._backend = Broken()
+    with pytest.raises(SourceModelError, match=r"passage 0/a:1:0 got tokens from 0 to 400, the model has 0 to 399"):
         source(passages(TEXTS))
 
 
@@ -115,6 +159,11 @@ def test_the_context_leaves_room_for_what_the_backend_generates():
     assert context_limit(config, 4096, generated_tokens=1) == POSITIONS - 1
     assert context_limit(config, 4096, generated_tokens=0) == POSITIONS
     assert context_limit(config, 20, generated_tokens=1) == 20
+
+
+@pytest.mark.parametrize("config", [MptConfig(max_seq_len=64), BloomConfig(seq_length=64)])
+def test_the_context_is_found_under_the_names_of_other_architectures(config):
+    assert context_limit(config, 4096, generated_tokens=1) == 63
 
 
 def _minus_one(rows: int) -> PromptRows:

@@ -1,6 +1,8 @@
 """Tokenization: byte offsets that always add up, whatever the text and the kind of tokenizer."""
 
+import functools
 import itertools
+import json
 
 import pytest
 from hypothesis import example, given, settings
@@ -12,10 +14,23 @@ from engine.errors import TokenizerError
 from engine.tokenization import NO_ROLE, PassageTokenizer
 from tests.tiny_tokenizers import SENTENCES, byte_level_with_bos, byte_level_without_bos, sentencepiece_like
 
+
+def metaspace(scheme: str) -> PreTrainedTokenizerFast:
+    """The SentencePiece-like one as newer files write it: a pre-tokenizer puts the prefix, not a normalizer."""
+    inner = sentencepiece_like().backend_tokenizer
+    layout = json.loads(inner.to_str()) | {"normalizer": None}
+    inner = Tokenizer.from_str(json.dumps(layout))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>")
+
+
 MAKERS = {
     "byte-level with BOS": byte_level_with_bos,
     "byte-level without BOS": byte_level_without_bos,
     "SentencePiece-like": sentencepiece_like,
+    "Metaspace, always": functools.partial(metaspace, "always"),
+    "Metaspace, first": functools.partial(metaspace, "first"),
+    "Metaspace, never": functools.partial(metaspace, "never"),
 }
 
 #: All planes, combining marks, emoji, line ends, NUL, tabs, runs of blanks; no surrogates, which UTF-8 does not know.
@@ -41,7 +56,7 @@ def tokenizers() -> dict[str, PassageTokenizer]:
 @example(text="a\u0301🙂\r\n\t\x00</s><|endoftext|><unk>")
 def test_offsets_add_up_to_the_bytes(tokenizers, name, text):
     tokenizer = tokenizers[name]
-    if name == "SentencePiece-like" and "\u2581" in text:
+    if not name.startswith("byte-level") and "\u2581" in text:
         # The marker stands for a blank in this kind: the character itself cannot be told from one, so it is refused.
         with pytest.raises(TokenizerError, match=r"do not add up .* byte"):
             tokenizer.encode(text)
@@ -57,6 +72,9 @@ def test_offsets_add_up_to_the_bytes(tokenizers, name, text):
         assert piece is not None
         assert piece.endswith(data[start:end])
         start = end
+    assert not text or tokenizer.has_dummy_prefix(text) == (
+        sum(len(tokenizer.token_bytes[token]) for token in ids) > len(data)
+    )
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -67,7 +85,7 @@ def test_special_strings_inside_text_are_text(tokenizers, name):
 
 
 def test_roles_and_habits_are_the_tokenizers_own(tokenizers):
-    first, second, third = tokenizers.values()
+    first, second, third, *_ = tokenizers.values()
     assert (first.adds_bos, second.adds_bos, third.adds_bos) == (True, False, True)
     assert first.token_bytes[first.bos_id] is None
     assert second.bos_id == second.eos_id
@@ -85,6 +103,21 @@ def test_a_split_emoji_ends_between_characters_only_where_its_last_byte_is(token
     assert ends.tolist()[0] == 1
     assert ends.tolist()[-2:] == [5, 6]
     assert set(ends.tolist()[1:-2]) <= {2, 3, 4}
+
+
+def test_a_dummy_prefix_is_known_by_what_the_tokenizer_does(tokenizers):
+    found = {name: [tokenizer.has_dummy_prefix(text) for text in ("a", " a")] for name, tokenizer in tokenizers.items()}
+    assert found["byte-level with BOS"] == [False, False]
+    assert found["SentencePiece-like"] == [True, True]
+    assert found["Metaspace, always"] == [True, False]
+    assert found["Metaspace, never"] == [False, False]
+
+
+def test_bytes_that_are_two_tokens_belong_to_the_one_in_use(tokenizers):
+    tokenizer = tokenizers["SentencePiece-like"]
+    full_stop = tokenizer.encode("a.")[0][-1]
+    assert [token for token, data in enumerate(tokenizer.token_bytes) if data == b"."] != [full_stop]
+    assert tokenizer.id_of_bytes[b"."] == full_stop
 
 
 def test_a_missing_role_is_said_to_be_missing():
@@ -112,5 +145,5 @@ def test_a_kind_whose_tokens_are_no_bytes_is_refused():
 
 def test_the_fingerprint_follows_what_matters(tokenizers):
     prints = {tokenizer.fingerprint for tokenizer in tokenizers.values()}
-    assert len(prints) == 3
+    assert len(prints) == len(MAKERS)
     assert PassageTokenizer(byte_level_with_bos(), "again").fingerprint in prints

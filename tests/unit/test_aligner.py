@@ -1,0 +1,157 @@
+"""Aligner: whole passages from tables to tables, against the slow path, and what it does about odd batches."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from actors.aligner import Aligner
+from actors.run_monitor import NoMeter
+from engine.errors import RecordError
+from engine.records import FUSED_PASSAGE, NO_TOKEN, NO_WINNER, PASSAGE, ragged, rows_of, schema, source_columns
+from engine.spec import Alignment, Fusion
+from engine.tokenization import PassageTokenizer
+from tests.oracles import fused_passage
+from tests.tiny_tokenizers import tokenizer_folders
+
+TOP_K = 6
+TEXTS = [
+    "The cat sat on the mat.",
+    "def main():\r\n\tfor index in range(10):\n\n    print(index)\x00",
+    "日本語 and emoji 🙂👩‍👩‍👧, e\u0301 and é",
+    "   blanks in front, </s> and <|endoftext|> and <bos> inside   ",
+    "\n",
+    "x",
+    "2024.",
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    return {folder.name: folder for folder in tokenizer_folders(tmp_path_factory.mktemp("tokenizers"))}
+
+
+def passages(texts: list[str] = TEXTS) -> pa.Table:
+    rows = {
+        "passage_id": [f"0/corpus.txt:{row}:0" for row in range(len(texts))],
+        "text": texts,
+        "num_bytes": [len(text.encode()) for text in texts],
+        "ends_document": [row % 2 == 0 for row in range(len(texts))],
+    }
+    return pa.table(rows, schema(PASSAGE))
+
+
+def scored(batch: pa.Table, name: str, folder: Path, top_k: int = TOP_K, missing: int | None = None) -> pa.Table:
+    """The batch with a source's columns: random distributions over its own vocabulary, EOS scored behind each text."""
+    tokenizer = PassageTokenizer.load(str(folder))
+    random = np.random.default_rng(len(name))
+    columns = {column.name: [] for column in source_columns(name)}
+    for row, text in enumerate(batch["text"].to_pylist()):
+        _, ends = tokenizer.encode_with_roles(text, tokenizer.adds_bos, True)
+        ends = ends[:0] if row == missing else ends[:-1]
+        logits = random.normal(0, 3, (len(ends), tokenizer.vocab_size))
+        logprobs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        order = np.argsort(-logprobs, axis=-1)[:, :top_k]
+        values = (ends, order, np.take_along_axis(logprobs, order, -1), random.normal(-2, 1, len(ends)))
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
+    for column in source_columns(name):
+        batch = batch.append_column(column.name, ragged(columns[column.name], column.dtype.value_type))
+    return batch
+
+
+def aligner(folders, target: str, sources: list[str], tmp_path: Path, rule="min_ce", vocabulary="prefix") -> Aligner:
+    return Aligner(
+        str(folders[target]),
+        [(name, str(folders[name])) for name in sources],
+        Fusion(rule=rule, top_k=TOP_K),
+        Alignment(vocabulary=vocabulary, cache_dir=str(tmp_path)),
+        NoMeter(),
+    )
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("target", ["byte-level-with-bos", "byte-level-without-bos", "sentencepiece-like"])
+@pytest.mark.parametrize(("rule", "vocabulary"), [("min_ce", "prefix"), ("avg_ce", "prefix"), ("avg_ce", "exact")])
+def test_every_passage_equals_the_slow_path(folders, tmp_path, target, rule, vocabulary):
+    batch, names = passages(), list(folders)
+    for name in names:
+        batch = scored(batch, name, folders[name])
+    table = aligner(folders, target, names, tmp_path, rule, vocabulary)(batch)
+    assert table.schema == schema(FUSED_PASSAGE)
+    tokenizers = [PassageTokenizer.load(str(folders[name])) for name in names]
+    for row, text in enumerate(TEXTS):
+        distributions = [
+            {column.name.split("/")[1]: rows_of(batch[column.name])[row] for column in source_columns(name)}
+            for name in names
+        ]
+        expected = fused_passage(
+            text,
+            batch["ends_document"][row].as_py(),
+            PassageTokenizer.load(str(folders[target])),
+            tokenizers,
+            distributions,
+            Fusion(rule=rule, top_k=TOP_K),
+            vocabulary,
+        )
+        for column in ("token_ids", "is_fused", "covered_rows"):
+            assert rows_of(table[column])[row].tolist() == expected[column].tolist(), (text, column)
+        assert rows_of(table["fused_ids"])[row].tolist() == expected["fused_ids"].ravel().tolist(), text
+        assert table["winner"][row].as_py() == expected["winner"]
+        np.testing.assert_allclose(rows_of(table["cross_entropy"])[row], expected["cross_entropy"], rtol=1e-6)
+        # One rounding to float16: half a unit in the last place, or half of the smallest subnormal number.
+        probs = rows_of(table["fused_probs"])[row].astype(np.float64)
+        np.testing.assert_allclose(probs, expected["fused_probs"].ravel(), rtol=2**-11 * 1.001, atol=2**-25 * 1.001)
+        assert (probs.reshape(-1, TOP_K).sum(-1) <= 1 + 2**-11).all()
+
+
+def test_without_sources_the_passages_go_through_unfused(folders, tmp_path):
+    table = aligner(folders, "byte-level-with-bos", [], tmp_path)(passages())
+    assert table.schema == schema(FUSED_PASSAGE)
+    assert table["passage_id"].to_pylist() == passages()["passage_id"].to_pylist()
+    for tokens, ids, fused in zip(
+        *(rows_of(table[name]) for name in ("token_ids", "fused_ids", "is_fused")), strict=True
+    ):
+        assert ids.tolist() == [NO_TOKEN] * len(tokens) * TOP_K
+        assert not fused.any()
+    assert set(table["winner"].to_pylist()) == {NO_WINNER}
+
+
+def test_a_source_that_failed_on_a_passage_is_left_out_there_alone(folders, tmp_path):
+    names = ["byte-level-with-bos", "sentencepiece-like"]
+    batch = scored(scored(passages(), names[0], folders[names[0]], missing=0), names[1], folders[names[1]])
+    table = aligner(folders, "byte-level-with-bos", names, tmp_path)(batch)
+    cross_entropy = np.array([row for row in rows_of(table["cross_entropy"])])
+    assert np.isnan(cross_entropy[0]).tolist() == [True, False]
+    assert not np.isnan(cross_entropy[1]).any()
+    assert table["winner"][0].as_py() == 1
+    assert rows_of(table["covered_rows"])[0][0] == 0
+    assert rows_of(table["is_fused"])[0].sum() > 0
+
+
+def test_batches_of_any_chunking_and_slice_come_out_alike(folders, tmp_path):
+    name = "byte-level-without-bos"
+    batch, align = scored(passages(), name, folders[name]), aligner(folders, "byte-level-with-bos", [name], tmp_path)
+    whole = align(batch)
+    assert align(batch.slice(2, 3)).equals(whole.slice(2, 3).combine_chunks())
+    chunked = pa.concat_tables([batch.slice(0, 2), batch.slice(2, 1), batch.slice(3)])
+    assert align(chunked).equals(whole)
+    assert align(batch.slice(0, 0)).equals(whole.slice(0, 0).combine_chunks())
+
+
+def test_the_last_row_of_a_passage_is_never_fused(folders, tmp_path):
+    name = "byte-level-with-bos"
+    table = aligner(folders, name, [name], tmp_path)(scored(passages(), name, folders[name]))
+    fused = rows_of(table["is_fused"])
+    assert not any(row[-1] for row in fused)
+    assert all(row[:-1].all() for row in fused), "a model aligns with itself everywhere else"
+
+
+def test_rows_that_do_not_fit_together_are_refused(folders, tmp_path):
+    name = "byte-level-with-bos"
+    batch = scored(passages(), name, folders[name], top_k=TOP_K - 1)
+    with pytest.raises(RecordError, match=r"passage 0/corpus.txt:0:0 has \d+ values in .*topk_ids.*, expected \d+"):
+        aligner(folders, name, [name], tmp_path)(batch)
+    with pytest.raises(RecordError, match="end_bytes.* is missing"):
+        aligner(folders, name, [name], tmp_path)(passages())
