@@ -28,9 +28,9 @@ class Run(Section):
     output_dir: Text
     """Folder or fsspec URL for checkpoints, export, report and the resolved spec; nothing else is written there."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of everything random: dropout of the target, nothing else at present."""
+    """Seed of everything random: the order of passages, and dropout where the target has it."""
     deterministic: bool = False
-    """Keep the order of the corpus through all stages, so that two runs learn the same blocks in the same order."""
+    """Keep one order of passages through all stages, so that two runs learn the same blocks in the same order."""
 
 
 class Corpus(Section):
@@ -42,6 +42,8 @@ class Corpus(Section):
     """What to do about a file or row that cannot be read: stop with a sentence, or leave it out and count it."""
     passes: Annotated[int, Field(ge=1)] = 1
     """How many times the corpus is read, all within one execution."""
+    shuffle_passages: Annotated[int, Field(ge=0)] = 256
+    """Passages that a reader holds to draw the next one from, so that a step is not one document; 0 keeps the order."""
 
 
 class TargetModel(Section):

@@ -86,6 +86,8 @@ def _read_passages(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: A
                 "on_error": spec.corpus.on_error,
                 "learned": learned,
                 "batch_passages": flow.batch_passages,
+                "shuffle_passages": spec.corpus.shuffle_passages,
+                "seed": spec.run.seed,
                 "meter": Meter("corpus", monitor),
             },
             batch_size=1,

@@ -6,6 +6,7 @@ half of its own token; nothing is decoded and encoded again, and every byte is c
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,11 +19,15 @@ from engine.ledger import Ledger
 from engine.records import PASSAGE, schema
 from engine.result import SkippedRow
 from engine.tokenization import PassageTokenizer
-from pipelines.corpus import CorpusUnit, Document, Unreadable, read_documents
+from pipelines.corpus import CorpusUnit, Unreadable, read_documents
 
 #: Text that is tokenized at once to find one cut, in bytes a token of the smallest window. Text that a tokenizer knows
 #: has three to five bytes a token, so eight reach beyond the window; the cost is linear in the document's length.
 LOOKAHEAD_BYTES_PER_TOKEN = 8
+
+
+#: A row of ``records.PASSAGE``.
+Passage = tuple[str, str, int, bool]
 
 
 class PassageCutter:
@@ -89,6 +94,7 @@ class PassageReader:
         on_error: ``fail`` or ``skip``.
         learned: passages that a checkpoint has learned already; they are left out.
         batch_passages: rows in each table that is yielded.
+        shuffle_passages, seed: see the spec.
         meter: of the stage ``corpus``.
     """
 
@@ -100,6 +106,8 @@ class PassageReader:
         on_error: str,
         learned: Ledger,
         batch_passages: int,
+        shuffle_passages: int,
+        seed: int,
         meter: Meter,
     ):
         tokenizers = {checkpoint: PassageTokenizer.load(checkpoint) for checkpoint in checkpoints}
@@ -108,6 +116,8 @@ class PassageReader:
         self._on_error = on_error
         self._learned = learned
         self._batch_passages = batch_passages
+        self._shuffle_passages = shuffle_passages
+        self._seed = seed
         self._meter = meter
 
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
@@ -118,9 +128,12 @@ class PassageReader:
         """
         for unit in units.to_pylist():
             corpus_pass = unit.pop("corpus_pass")
-            yield from self._batches(self._passages(CorpusUnit(**unit), corpus_pass))
+            passages = self._passages(CorpusUnit(**unit), corpus_pass)
+            order = random.Random(f"{self._seed} {unit['path']} {unit['row_group']} {corpus_pass}")
+            shuffled = shuffle(passages, self._shuffle_passages, order)
+            yield from self._batches(passage for passage in shuffled if passage[0] not in self._learned)
 
-    def _passages(self, unit: CorpusUnit, corpus_pass: int) -> Iterator[tuple[str, str, int, bool]]:
+    def _passages(self, unit: CorpusUnit, corpus_pass: int) -> Iterator[Passage]:
         for document in read_documents(unit, self._text_column):
             if isinstance(document, Unreadable):
                 self._report(document)
@@ -130,23 +143,17 @@ class PassageReader:
             except (TokenizerError, RecordError) as error:
                 self._report(Unreadable(document.path, document.row, str(error)))
             else:
-                yield from self._new_passages(document, texts, corpus_pass)
-
-    def _new_passages(
-        self, document: Document, texts: Sequence[str], corpus_pass: int
-    ) -> Iterator[tuple[str, str, int, bool]]:
-        for index, text in enumerate(texts):
-            passage_id = f"{corpus_pass}/{document.path}:{document.row}:{index}"
-            if passage_id not in self._learned:
-                yield passage_id, text, len(text.encode("utf8")), index == len(texts) - 1
+                for index, text in enumerate(texts):
+                    passage_id = f"{corpus_pass}/{document.path}:{document.row}:{index}"
+                    yield passage_id, text, len(text.encode("utf8")), index == len(texts) - 1
 
     def _report(self, unreadable: Unreadable) -> None:
         if self._on_error == "fail":
             raise RecordError(f"{unreadable}; mend it, or set corpus.on_error: skip to go on without it")
         self._meter.skip(SkippedRow(unreadable.path, unreadable.row, unreadable.reason))
 
-    def _batches(self, passages: Iterable[tuple[str, str, int, bool]]) -> Iterator[pa.Table]:
-        rows: list[tuple[str, str, int, bool]] = []
+    def _batches(self, passages: Iterable[Passage]) -> Iterator[pa.Table]:
+        rows: list[Passage] = []
         started = time.perf_counter()
         for passage in passages:
             rows.append(passage)
@@ -156,11 +163,25 @@ class PassageReader:
         if rows:
             yield self._table(rows, started)
 
-    def _table(self, rows: Sequence[tuple[str, str, int, bool]], started: float) -> pa.Table:
+    def _table(self, rows: Sequence[Passage], started: float) -> pa.Table:
         self._meter.record(passages=len(rows), tokens=0, busy_seconds=time.perf_counter() - started)
         columns = list(zip(*rows, strict=True))
         fields = schema(PASSAGE)
         return pa.table([pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)], fields)
+
+
+def shuffle(passages: Iterable[Passage], held: int, order: random.Random) -> Iterator[Passage]:
+    """Draw each passage at random from the next ``held`` ones; the same draws for the same state of ``order``.
+
+    Passages of one document follow each other in the corpus, and a step that learns one document unlearns the last.
+    """
+    waiting: list[Passage] = []
+    for passage in passages:
+        waiting.append(passage)
+        if len(waiting) > held:
+            yield waiting.pop(order.randrange(len(waiting)))
+    order.shuffle(waiting)
+    yield from waiting
 
 
 def _is_boundary(data: bytes, position: int) -> bool:

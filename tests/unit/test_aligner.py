@@ -122,7 +122,7 @@ def test_a_source_that_failed_on_a_passage_is_left_out_there_alone(folders, tmp_
     names = ["byte-level-with-bos", "sentencepiece-like"]
     batch = scored(scored(passages(), names[0], folders[names[0]], missing=0), names[1], folders[names[1]])
     table = aligner(folders, "byte-level-with-bos", names, tmp_path)(batch)
-    cross_entropy = np.array([row for row in rows_of(table["cross_entropy"])])
+    cross_entropy = np.array(rows_of(table["cross_entropy"]))
     assert np.isnan(cross_entropy[0]).tolist() == [True, False]
     assert not np.isnan(cross_entropy[1]).any()
     assert table["winner"][0].as_py() == 1
@@ -134,10 +134,14 @@ def test_batches_of_any_chunking_and_slice_come_out_alike(folders, tmp_path):
     name = "byte-level-without-bos"
     batch, align = scored(passages(), name, folders[name]), aligner(folders, "byte-level-with-bos", [name], tmp_path)
     whole = align(batch)
-    assert align(batch.slice(2, 3)).equals(whole.slice(2, 3).combine_chunks())
     chunked = pa.concat_tables([batch.slice(0, 2), batch.slice(2, 1), batch.slice(3)])
-    assert align(chunked).equals(whole)
-    assert align(batch.slice(0, 0)).equals(whole.slice(0, 0).combine_chunks())
+    for part, expected in (
+        (batch.slice(2, 3), whole.slice(2, 3)),
+        (chunked, whole),
+        (batch.slice(0, 0), whole.slice(0, 0)),
+    ):
+        # As text, where NaN equals itself; floats are written with all their digits.
+        assert str(align(part).to_pylist()) == str(expected.to_pylist())
 
 
 def test_the_last_row_of_a_passage_is_never_fused(folders, tmp_path):
@@ -153,5 +157,5 @@ def test_rows_that_do_not_fit_together_are_refused(folders, tmp_path):
     batch = scored(passages(), name, folders[name], top_k=TOP_K - 1)
     with pytest.raises(RecordError, match=r"passage 0/corpus.txt:0:0 has \d+ values in .*topk_ids.*, expected \d+"):
         aligner(folders, name, [name], tmp_path)(batch)
-    with pytest.raises(RecordError, match="end_bytes.* is missing"):
+    with pytest.raises(RecordError, match=r"end_bytes.* is missing"):
         aligner(folders, name, [name], tmp_path)(passages())

@@ -71,7 +71,7 @@ def test_a_very_long_document_costs_linear_work(tokenizers):
     assert work[200] < 1.2 * work[20]
 
 
-def reader(checkpoints, path, on_error="fail", learned=(), skipped=None) -> tuple[PassageReader, pa.Table]:
+def reader(checkpoints, path, on_error="fail", learned=(), skipped=None, held=0) -> tuple[PassageReader, pa.Table]:
     class Recorder:
         """Stands in for the run monitor."""
 
@@ -82,7 +82,7 @@ def reader(checkpoints, path, on_error="fail", learned=(), skipped=None) -> tupl
             skipped.append(row)
 
     units = pa.Table.from_pylist([{"path": str(path), "row_group": -1, "first_row": 1, "corpus_pass": 0}])
-    return PassageReader(checkpoints, WINDOWS, "text", on_error, Ledger(learned), 3, Recorder()), units
+    return PassageReader(checkpoints, WINDOWS, "text", on_error, Ledger(learned), 3, held, 0, Recorder()), units
 
 
 def test_tables_hold_the_passages_in_order(checkpoints, tmp_path):
@@ -125,3 +125,20 @@ def test_a_document_that_a_tokenizer_cannot_tell_as_bytes_is_a_bad_row(checkpoin
     read, units = reader(checkpoints, path, on_error="skip", skipped=skipped)
     assert [row["text"] for table in read(units) for row in table.to_pylist()] == ["one"]
     assert "at character 11 (byte 11) the text has '\u2581 stands" in skipped[0].reason
+
+
+def test_shuffling_keeps_every_passage_and_repeats_itself(checkpoints, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(f'{{"text": "document {row}"}}' for row in range(60)))
+
+    def texts(held: int, learned=()) -> list[str]:
+        read, units = reader(checkpoints, path, held=held, learned=learned)
+        return [row["text"] for table in read(units) for row in table.to_pylist()]
+
+    plain, shuffled = texts(0), texts(20)
+    assert plain == [f"document {row}" for row in range(60)]
+    assert sorted(shuffled) == sorted(plain)
+    assert shuffled != plain
+    assert shuffled == texts(20)
+    # What has been learned is left out after the draw, so that the others keep their order.
+    assert texts(20, learned=[f"0/{path}:5:0"]) == [text for text in shuffled if text != "document 4"]
