@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from engine.result import RunResult, StepRecord
+
+# On import matplotlib writes a list of the machine's fonts into the user's home, where a run has no business.
+with tempfile.TemporaryDirectory() as scratch:
+    os.environ.setdefault("MPLCONFIGDIR", scratch)
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    if os.environ["MPLCONFIGDIR"] == scratch:
+        del os.environ["MPLCONFIGDIR"]
 
 #: Legible on white and on near-black.
 COLORS = ("#3b82d0", "#e07a2f", "#2f9e6e", "#b458a8", "#c79a1b", "#7a8794")

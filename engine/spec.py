@@ -62,8 +62,8 @@ class SourceModel(Section):
     """Number of processes that hold this model."""
     num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
     """Logical CPUs that Ray reserves for each replica."""
-    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
-    """GPUs that Ray reserves for each replica; a fraction shares one GPU between pools."""
+    num_gpus: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """GPU that Ray reserves for each replica; a fraction shares one GPU between pools, 0 runs on the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights and activations; auto takes the checkpoint's."""
     bos: Literal["tokenizer", "always", "never"] = "tokenizer"

@@ -6,6 +6,7 @@ theirs before the first task runs, and a task that finds none left waits for eve
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -74,6 +75,8 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
     windows = [_collect(faults, "target_model.checkpoint", _target_window, spec)]
     for index, source in enumerate(spec.source_models):
         windows.append(_collect(faults, f"source_models.{index}.checkpoint", _source_window, source))
+    for label, checkpoint in spec.evaluation.models.items():
+        _collect(faults, f"evaluation.models.{label}", _evaluation_window(spec), checkpoint)
     if faults:
         raise PreflightError(faults)
     replicas = sum(source.replicas for source in spec.source_models)
@@ -119,6 +122,10 @@ def _collect(faults: list[Fault], where: str, look: Callable[[Any], Result], sub
         return None
 
 
+def _evaluation_window(spec: FusionSpec) -> Callable[[str], int]:
+    return lambda checkpoint: scoring_window(checkpoint, spec.training.block_length)
+
+
 def _target_window(spec: FusionSpec) -> int:
     return scoring_window(spec.target_model.checkpoint, spec.training.block_length)
 
@@ -131,6 +138,8 @@ def _source_window(source: Any) -> int:
 def _load_config(checkpoint: str) -> Any:
     from transformers import AutoConfig  # takes seconds, and `check` and --help do without
 
+    if os.path.isabs(checkpoint) and not os.path.isdir(checkpoint):
+        raise ValueError(f"there is no folder {checkpoint}")
     return AutoConfig.from_pretrained(checkpoint)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -71,20 +72,22 @@ class VllmBackend:
         from vllm import LLM, SamplingParams
 
         try:
-            self._engine = LLM(
-                model=checkpoint,
-                dtype=dtype,
-                max_model_len=context + 1,  # one token is always generated
-                max_logprobs=top_k,
-                max_num_batched_tokens=batched_tokens or BATCHED_TOKENS[device],
-                kv_cache_memory_bytes=kv_cache_bytes,
-                gpu_memory_utilization=0.05,  # only a check that this much is free: kv_cache_bytes sets the size
-                enable_prefix_caching=False,
-                enforce_eager=True,  # graphs help decoding; scoring is prefill alone
-                skip_tokenizer_init=True,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-            )
+            # vLLM notes down what it has learned of an architecture, in the user's home if nobody says otherwise.
+            with tempfile.TemporaryDirectory() as os.environ["VLLM_CACHE_ROOT"]:
+                self._engine = LLM(
+                    model=checkpoint,
+                    dtype=dtype,
+                    max_model_len=context + 1,  # one token is always generated
+                    max_logprobs=top_k,
+                    max_num_batched_tokens=batched_tokens or BATCHED_TOKENS[device],
+                    kv_cache_memory_bytes=kv_cache_bytes,
+                    gpu_memory_utilization=0.05,  # only a check that this much is free: kv_cache_bytes sets the size
+                    enable_prefix_caching=False,
+                    enforce_eager=True,  # graphs help decoding; scoring is prefill alone
+                    skip_tokenizer_init=True,
+                    disable_log_stats=True,
+                    use_tqdm_on_load=False,
+                )
         except (ValueError, RuntimeError, OSError) as error:
             raise SourceModelError(f"{checkpoint}: vLLM cannot load it: {error}") from error
         self.vocab_size = self._engine.llm_engine.model_config.get_vocab_size()
