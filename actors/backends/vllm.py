@@ -13,7 +13,8 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -72,8 +73,7 @@ class VllmBackend:
         from vllm import LLM, SamplingParams
 
         try:
-            # vLLM notes down what it has learned of an architecture, in the user's home if nobody says otherwise.
-            with tempfile.TemporaryDirectory() as os.environ["VLLM_CACHE_ROOT"]:
+            with _scratch_folder():
                 self._engine = LLM(
                     model=checkpoint,
                     dtype=dtype,
@@ -117,6 +117,22 @@ class VllmBackend:
             _CAPTURE.active = False
         read = _dense_rows if self.dense else _flat_rows
         return [read(output.prompt_logprobs, self._top_k) for output in outputs]
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[None]:
+    """A folder, for as long as an engine is built, for what vLLM would leave in the home and the temporary folder.
+
+    These are its notes on the architecture and the meeting point of its process group, which has one member. An actor
+    is killed, not ended, so that nothing can be cleaned up later.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["VLLM_CACHE_ROOT"] = folder
+        before, tempfile.tempdir = tempfile.tempdir, folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 def _exit_if_fatal(error: Exception) -> None:
