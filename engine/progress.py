@@ -22,7 +22,7 @@ from engine.flow_rates import FlowRates, StageRate
 from engine.result import Progress, RunResult, StepRecord
 from engine.spec import FusionSpec
 from engine.summary import Rows, duration, number, run_figures, share, source_rows, stage_rows
-from pipelines.evaluation import rich_table
+from pipelines import evaluation
 
 SECONDS_BETWEEN_PICTURES = 0.5
 SECONDS_BETWEEN_LINES = 10.0
@@ -199,7 +199,7 @@ def summary_table(result: RunResult) -> RenderableType:
     parts: list[RenderableType] = [_rich(run_figures(result))]
     parts += [_rich(rows) for rows in (source_rows(result), stage_rows(result)) if rows.rows]
     if result.bits_per_byte:
-        parts.append(rich_table(result.bits_per_byte))
+        parts.append(evaluation.table(result.bits_per_byte))
     paths = {"exported model": result.export_dir, "report": result.report_path, "spec": result.spec_path}
     parts += [Text(f"{label:<16}{path}", overflow="ignore", no_wrap=True) for label, path in paths.items()]
     return Group(*parts)
@@ -214,7 +214,7 @@ def show_evaluation(bits_per_byte: Mapping[str, Mapping[str, float]], console: C
     """Print an evaluation: label to domain to bits per byte."""
     console = console or Console()
     if bits_per_byte:
-        console.print(rich_table(bits_per_byte))
+        console.print(evaluation.table(bits_per_byte))
     else:
         console.print("nothing to evaluate: name held-out domains in evaluation.corpora", markup=False)
 

@@ -71,27 +71,6 @@ def bits_per_byte(
     }
 
 
-def evaluate(
-    models: Mapping[str, str],
-    passages_by_domain: Mapping[str, Sequence[HeldOutPassage]],
-    batch_tokens: int = 4096,
-    device: str = "cpu",
-) -> dict[str, dict[str, float]]:
-    """``bits_per_byte`` of several models, one after the other, on the same passages.
-
-    Args:
-        models: label to checkpoint.
-        passages_by_domain, batch_tokens, device: as in ``bits_per_byte``.
-
-    Returns:
-        Label to domain to bits per byte.
-    """
-    return {
-        label: bits_per_byte(checkpoint, passages_by_domain, batch_tokens, device)
-        for label, checkpoint in models.items()
-    }
-
-
 def columns(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """The table of an evaluation by columns: heading to label to bits per byte, the mean of the domains last."""
     domains = list(dict.fromkeys(domain for row in scores.values() for domain in row))
@@ -105,25 +84,7 @@ def best(column: Mapping[str, float]) -> float:
     return min((value for value in column.values() if not math.isnan(value)), default=math.nan)
 
 
-def table(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """An evaluation as plain text, the best of every column marked with a star."""
-    by_heading = columns(scores)
-    lines = [["bits per byte", *by_heading]]
-    for label in scores:
-        lines.append([label, *(_cell(column[label], best(column)) for column in by_heading.values())])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(_text_row(line, widths) for line in lines)
-
-
-def _text_row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    label, *numbers = (
-        cell.rjust(width) if index else cell.ljust(width)
-        for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return "  ".join([label, *numbers]).rstrip()
-
-
-def rich_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
+def table(scores: Mapping[str, Mapping[str, float]]) -> Table:
     """An evaluation for the terminal, the best of every column bold."""
     from rich import box
     from rich.table import Table

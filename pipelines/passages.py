@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from os.path import basename
 
 import numpy as np
 import pyarrow as pa
@@ -129,7 +130,8 @@ class PassageReader:
         for unit in units.to_pylist():
             corpus_pass = unit.pop("corpus_pass")
             passages = self._passages(CorpusUnit(**unit), corpus_pass)
-            order = random.Random(f"{self._seed} {unit['path']} {unit['row_group']} {corpus_pass}")
+            # By name, not by path: the order is the same wherever the corpus lies.
+            order = random.Random(f"{self._seed} {basename(unit['path'])} {unit['row_group']} {corpus_pass}")
             shuffled = shuffle(passages, self._shuffle_passages, order)
             yield from self._batches(passage for passage in shuffled if passage[0] not in self._learned)
 

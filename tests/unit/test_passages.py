@@ -140,5 +140,10 @@ def test_shuffling_keeps_every_passage_and_repeats_itself(checkpoints, tmp_path)
     assert sorted(shuffled) == sorted(plain)
     assert shuffled != plain
     assert shuffled == texts(20)
+    (tmp_path / "elsewhere").mkdir()
+    here, path = path, path.rename(tmp_path / "elsewhere" / "a.jsonl")
+    assert shuffled == texts(20), "the order does not depend on where the corpus lies"
+    path.rename(here)
+    path = here
     # What has been learned is left out after the draw, so that the others keep their order.
     assert texts(20, learned=[f"0/{path}:5:0"]) == [text for text in shuffled if text != "document 4"]
