@@ -12,7 +12,7 @@ import pytest
 from engine.result import RunResult
 
 ROOT = Path(__file__).parents[2]
-STEPS = 12
+STEPS = 30
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -21,7 +21,7 @@ import pickle, sys
 from engine import load_spec, run
 spec = load_spec("pipelines/specs/quickstart.yaml", [
     "run.output_dir=" + sys.argv[1], "training.max_steps={STEPS}", "alignment.cache_dir=" + sys.argv[2],
-    "training.checkpoint_every_steps=5",
+    "training.checkpoint_every_steps=20",
 ])
 result = run(spec)
 pickle.dump(result, open(sys.argv[3], "wb"))
@@ -88,9 +88,9 @@ def test_the_result_says_what_was_done(outcome):
     assert all(stage.passages >= result.passages for stage in result.stages if stage.name != "train")
 
 
-def test_training_lowers_the_loss(outcome):
-    history = outcome["result"].history
-    assert sum(record.loss for record in history[-4:]) < sum(record.loss for record in history[:4])
+def test_the_target_is_better_on_held_out_text_than_before(outcome):
+    before, after = (outcome["result"].bits_per_byte[label] for label in ("target before", "fused target"))
+    assert all(after[domain] < before[domain] - 0.02 for domain in ("docs", "code")), (before, after)
 
 
 def test_the_evaluation_compares_all_models(outcome):
@@ -119,7 +119,7 @@ def test_only_what_belongs_there_is_in_the_output_folder(outcome):
     # 768 bytes of top-k a token would be 40 MB by now: nothing of the stream is stored.
     stored = sum(path.stat().st_size for path in (outcome["output"] / "logs").rglob("*") if path.is_file())
     assert stored < 100_000
-    assert {path.name for path in (outcome["output"] / "checkpoints").iterdir()} == {"step-00000010", "step-00000012"}
+    assert {path.name for path in (outcome["output"] / "checkpoints").iterdir()} == {"step-00000020", "step-00000030"}
 
 
 def test_ray_spilled_nothing(outcome):
