@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 from engine.errors import FusionError
 
+#: Ray Data appends to the message of a stage's error how to have it tried again, which would not help here.
+_RAY_DATA_ADVICE = "\nFailed to apply UDF transform"
+
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
@@ -30,7 +33,10 @@ def readable_errors() -> Iterator[None]:
 def _innermost(error: FusionError) -> FusionError:
     """The error as it was raised: Ray hands over a class of its own that carries it as ``cause``."""
     cause = getattr(error, "cause", None)
-    return _innermost(cause) if isinstance(cause, FusionError) else error
+    if isinstance(cause, FusionError):
+        return _innermost(cause)
+    first = error.args[0] if error.args else None
+    return type(error)(first.split(_RAY_DATA_ADVICE)[0]) if isinstance(first, str) else error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -26,8 +26,14 @@ def spec(tmp_path, on_error: str) -> dict:
 
 
 def test_fail_names_file_row_and_remedy(tmp_path):
-    with pytest.raises(RecordError, match=r"rows\.jsonl, row 2: the document is empty; mend it, or set corpus"):
-        run(spec(tmp_path, "fail"))
+    failing = spec(tmp_path, "fail")
+    failing["corpus"]["paths"] = [str(tmp_path / "rows.jsonl")]  # of several bad files any may be met first
+    with pytest.raises(RecordError) as caught:
+        run(failing)
+    assert str(caught.value) == (
+        f"{tmp_path / 'rows.jsonl'}, row 2: the document is empty; "
+        f"mend it, or set corpus.on_error: skip to go on without it"
+    )
 
 
 def test_skip_goes_on_and_counts(tmp_path):
