@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from actors.run_monitor import Meter
+from engine.alignment import ByteMatcher, EditMatcher, matcher
 from engine.errors import RecordError
-from engine.fusion import FusedRows, SourceRows, fuse
+from engine.fusion import FusedRows, SourceRows, TargetRows, fuse
 from engine.records import FUSED_PASSAGE, PASSAGE, check, flat_values, schema, source_columns
 from engine.spec import Alignment, Fusion
 from engine.tokenization import PassageTokenizer
@@ -24,6 +25,7 @@ class Aligner:
         target_checkpoint: for its tokenizer; BOS precedes a passage if that tokenizer adds it.
         sources: (name, checkpoint) of each source model, in the order of the spec.
         fusion, alignment: sections of the spec.
+        sample: passages of the corpus, for a statistical vocabulary mapping.
         meter: of the stage ``align and fuse``.
     """
 
@@ -33,17 +35,21 @@ class Aligner:
         sources: Sequence[tuple[str, str]],
         fusion: Fusion,
         alignment: Alignment,
+        sample: Sequence[str],
         meter: Meter,
     ):
         self._target = PassageTokenizer.load(target_checkpoint)
         self._names = [name for name, _ in sources]
-        self._tokenizers = [PassageTokenizer.load(checkpoint) for _, checkpoint in sources]
-        self._mappings = [
-            load_or_build(tokenizer, self._target, alignment.vocabulary, alignment.cache_dir)
-            for tokenizer in self._tokenizers
-        ]
         self._fusion = fusion
+        self._alignment = alignment
         self._meter = meter
+        self._mappings = []
+        self._matchers: list[ByteMatcher | EditMatcher] = []
+        for _, checkpoint in sources:
+            source = PassageTokenizer.load(checkpoint)
+            mapping = load_or_build(source, self._target, alignment.vocabulary, alignment.cache_dir, sample)
+            self._mappings.append(mapping)
+            self._matchers.append(matcher(source, self._target, alignment.tokens, mapping))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """``records.PASSAGE`` and the columns of all sources to ``records.FUSED_PASSAGE``.
@@ -56,52 +62,55 @@ class Aligner:
         started = time.perf_counter()
         check(batch, [*PASSAGE, *(column for name in self._names for column in source_columns(name))], "align")
         texts = batch["text"].to_pylist()
-        token_ids, end_bytes, offsets = self._target_tokens(texts, batch["ends_document"].to_pylist())
+        target = self._target_rows(texts, batch)
         fused = fuse(
-            end_bytes,
-            offsets,
-            batch["num_bytes"].to_numpy(),
-            [self._rows(batch, index, texts) for index in range(len(self._names))],
-            self._fusion.rule,
-            self._fusion.top_k,
+            target,
+            [self._source_rows(batch, index, texts, target) for index in range(len(self._names))],
+            self._fusion,
             self._target.vocab_size,
+            self._names,
+            product=self._alignment.split_tokens == "product",
         )
-        table = _table(batch, token_ids, offsets, fused)
-        self._meter.record(passages=len(batch), tokens=len(token_ids), busy_seconds=time.perf_counter() - started)
+        table = _table(batch, target, fused)
+        tokens = len(target.token_ids)
+        self._meter.record(passages=len(batch), tokens=tokens, busy_seconds=time.perf_counter() - started)
         return table
 
-    def _target_tokens(
-        self, texts: Sequence[str], ends_document: Sequence[bool]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The target's ids int32 [sum T] and end bytes int32 [sum T]; offsets int64 [B+1] of the passages in them."""
+    def _target_rows(self, texts: Sequence[str], batch: pa.Table) -> TargetRows:
         encoded = [
             self._target.encode_with_roles(text, self._target.adds_bos, ends)
-            for text, ends in zip(texts, ends_document, strict=True)
+            for text, ends in zip(texts, batch["ends_document"].to_pylist(), strict=True)
         ]
         none = np.empty(0, np.int32)  # a batch may be empty
-        return (
-            np.concatenate([none, *(ids for ids, _ in encoded)]),
-            np.concatenate([none, *(ends for _, ends in encoded)]),
-            np.cumsum([0, *(len(ids) for ids, _ in encoded)], dtype=np.int64),
+        return TargetRows(
+            token_ids=np.concatenate([none, *(ids for ids, _ in encoded)]),
+            end_bytes=np.concatenate([none, *(ends for _, ends in encoded)]),
+            offsets=np.cumsum([0, *(len(ids) for ids, _ in encoded)], dtype=np.int64),
+            num_bytes=batch["num_bytes"].to_numpy(),
+            first_bytes=np.zeros(len(batch), np.int32),
         )
 
-    def _rows(self, batch: pa.Table, index: int, texts: Sequence[str]) -> SourceRows:
-        """One source's columns as arrays, without copies."""
-        name, tokenizer, top_k = self._names[index], self._tokenizers[index], self._fusion.top_k
+    def _source_rows(self, batch: pa.Table, index: int, texts: Sequence[str], target: TargetRows) -> SourceRows:
+        """One source's columns as arrays, without copies, and their alignment."""
+        name, top_k = self._names[index], self._fusion.top_k
         end_bytes, offsets = flat_values(batch[f"{name}/end_bytes"])
-        topk_offsets = offsets * top_k
-        _insist_on_rows(batch, f"{name}/topk_ids", topk_offsets)
-        _insist_on_rows(batch, f"{name}/topk_logprobs", topk_offsets)
-        _insist_on_rows(batch, f"{name}/token_logprobs", offsets)
-        alike = [tokenizer.has_dummy_prefix(text) == self._target.has_dummy_prefix(text) for text in texts]
+        for column, expected in (
+            ("token_ids", offsets),
+            ("topk_ids", offsets * top_k),
+            ("topk_logprobs", offsets * top_k),
+            ("token_logprobs", offsets),
+        ):
+            _insist_on_rows(batch, f"{name}/{column}", expected)
+        token_ids = flat_values(batch[f"{name}/token_ids"])[0]
         return SourceRows(
             offsets=offsets,
+            token_ids=token_ids,
             end_bytes=end_bytes,
             topk_ids=flat_values(batch[f"{name}/topk_ids"])[0].reshape(-1, top_k),
             topk_logprobs=flat_values(batch[f"{name}/topk_logprobs"])[0].reshape(-1, top_k),
             token_logprobs=flat_values(batch[f"{name}/token_logprobs"])[0],
             mapping=self._mappings[index],
-            begins_alike=np.array(alike, bool),
+            match=self._matchers[index](texts, target, token_ids, end_bytes, offsets),
         )
 
 
@@ -116,17 +125,17 @@ def _insist_on_rows(batch: pa.Table, column: str, expected: np.ndarray) -> None:
         )
 
 
-def _table(batch: pa.Table, token_ids: np.ndarray, offsets: np.ndarray, fused: FusedRows) -> pa.Table:
+def _table(batch: pa.Table, target: TargetRows, fused: FusedRows) -> pa.Table:
     num_sources, top_k = fused.cross_entropy.shape[1], fused.ids.shape[1]
     per_source = np.arange(len(batch) + 1, dtype=np.int64) * num_sources
     columns = {
         "passage_id": batch["passage_id"],
         "num_bytes": batch["num_bytes"],
-        "token_ids": (token_ids, offsets),
-        "fused_ids": (fused.ids, offsets * top_k),
-        "fused_probs": (fused.probs, offsets * top_k),
-        "is_fused": (fused.is_fused, offsets),
-        "winner": pa.array(fused.winner, pa.int16()),
+        "token_ids": (target.token_ids, target.offsets),
+        "fused_ids": (fused.ids, target.offsets * top_k),
+        "fused_probs": (fused.probs, target.offsets * top_k),
+        "is_fused": (fused.is_fused, target.offsets),
+        "win_share": (fused.win_share, per_source),
         "cross_entropy": (fused.cross_entropy.astype(np.float32), per_source),
         "covered_rows": (fused.covered_rows, per_source),
     }
@@ -134,7 +143,7 @@ def _table(batch: pa.Table, token_ids: np.ndarray, offsets: np.ndarray, fused: F
     return pa.table([_column(columns[field.name], field.type) for field in fields], fields)
 
 
-def _column(value: tuple[np.ndarray, np.ndarray] | pa.ChunkedArray | pa.Array, dtype: pa.DataType) -> pa.Array:
+def _column(value: tuple[np.ndarray, np.ndarray] | pa.ChunkedArray, dtype: pa.DataType) -> pa.Array:
     if not isinstance(value, tuple):
         return value
     values, offsets = value

@@ -63,9 +63,10 @@ class SourceModel:
         rows = self._score([ids for ids, _ in encoded])
         self._insist_on_distributions(batch, rows)
         values = (
+            [ids[:-1] for ids, _ in encoded],
             [end_bytes[:-1] for _, end_bytes in encoded],
             [row.topk_ids for row in rows],
-            [row.topk_logprobs for row in rows],
+            [tempered(row.topk_logprobs, self._source.temperature) for row in rows],
             [row.token_logprobs for row in rows],
         )
         for column, arrays in zip(source_columns(self._source.name), values, strict=True):
@@ -104,6 +105,19 @@ class SourceModel:
                     f"{self._source.name}: passage {passage_id} got tokens from {ids.min()} to {ids.max()}, the model "
                     f"has 0 to {self._backend.vocab_size - 1}; report this, the backend has mixed up its columns"
                 )
+
+
+def tempered(logprobs: np.ndarray, temperature: float) -> np.ndarray:
+    """Log-probabilities [S,K] of the kept entries flattened (temperature above 1) or sharpened among themselves.
+
+    What a row keeps stays what it keeps, so the rest mass is as the model has it. Where the rest mass is dropped, as in
+    the authors' code, this is their softmax of the kept logits over the temperature.
+    """
+    if temperature == 1.0 or not logprobs.size:
+        return logprobs
+    kept = np.logaddexp.reduce(logprobs, axis=1, keepdims=True)
+    scaled = logprobs / np.float32(temperature)
+    return (scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True) + kept).astype(np.float32)
 
 
 def _read_checkpoint(source: spec.SourceModel) -> tuple[PassageTokenizer, Any]:

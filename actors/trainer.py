@@ -122,18 +122,18 @@ def next_blocks(blocks: Iterator[pa.Table]) -> tuple[pa.Table | None, float]:
 def count(table: pa.Table | None, num_sources: int) -> StepCounts:
     """The sums that a step's record shows, over this worker's blocks."""
     if table is None:
-        return StepCounts(0, 0, 0, 0, np.zeros((4, num_sources)))
+        return StepCounts(0, 0, 0, 0, np.zeros((5, num_sources)))
     num_bytes = flat_values(table["passage_bytes"])[0]
     shape = (len(num_bytes), num_sources)
     cross_entropy = flat_values(table["cross_entropy"])[0].reshape(shape)
     scored = np.isfinite(cross_entropy)
-    winner = flat_values(table["winner"])[0]
     per_source = np.stack(
         [
             (np.where(scored, cross_entropy, 0.0) * num_bytes[:, None]).sum(0),
             (scored * num_bytes[:, None]).sum(0),
-            (winner[:, None] == np.arange(num_sources)).sum(0),
+            flat_values(table["win_share"])[0].reshape(shape).sum(0),
             flat_values(table["covered_rows"])[0].reshape(shape).sum(0),
+            (~scored).sum(0),
         ]
     )
     return StepCounts(
@@ -183,7 +183,7 @@ def _over_workers(counts: StepCounts, wait_seconds: float, device: torch.device)
 
 
 def _record(step: int, losses: StepLosses, counts: StepCounts, seconds: float, wait_seconds: float) -> StepRecord:
-    nats, num_bytes, wins, covered_rows = counts.per_source
+    nats, num_bytes, wins, covered_rows, left_out = counts.per_source
     return StepRecord(
         step=step,
         loss=losses.loss,
@@ -200,8 +200,9 @@ def _record(step: int, losses: StepLosses, counts: StepCounts, seconds: float, w
         fused_rows=losses.fused_rows,
         source_nats=tuple(float(value) for value in nats),
         source_bytes=_whole(num_bytes),
-        source_wins=_whole(wins),
+        source_wins=tuple(float(value) for value in wins),
         source_covered_rows=_whole(covered_rows),
+        source_left_out=_whole(left_out),
     )
 
 

@@ -5,8 +5,14 @@ Ragged inputs are flat values with row offsets ``[B+1]``; per-source inputs are 
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
-from numba import njit
+from numba import config, njit
+
+#: One cache of compiled kernels a node, for all runs and processes; numba's own variable moves it.
+if "NUMBA_CACHE_DIR" not in os.environ:
+    config.CACHE_DIR = os.path.expanduser("~/.cache/knowledge-fusion-engine/kernels")
 
 #: exp of every float16, indexed by its bits. numba has no float16 on CPUs, and a look-up is faster than exp.
 with np.errstate(over="ignore", invalid="ignore"):
@@ -77,60 +83,176 @@ def nats_per_byte(source_ends, source_offsets, token_logprobs, num_bytes, first_
 
 
 @njit(cache=True, nogil=True)
+def label_nats(target_ends, target_offsets, source_ends, source_offsets, token_logprobs, num_bytes, match, nats):
+    """What the label of each target row cost one source, its tokens' nats spread evenly over their bytes.
+
+    Args:
+        target_ends: int32 [sum T]; source_ends: int32 [sum S]; token_logprobs: float32 [sum S]; num_bytes: int32 [B].
+        match: int32 [sum T], see ``match_end_bytes``: a label of no bytes (EOS) costs what that row gave to its token.
+        nats: float64 [sum T], filled; NaN where the source has not scored all bytes of the label.
+    """
+    for passage in range(target_offsets.size - 1):
+        first, end = source_offsets[passage], source_offsets[passage + 1]
+        source = first
+        for row in range(target_offsets[passage], target_offsets[passage + 1]):
+            nats[row] = np.nan
+            if row + 1 >= target_offsets[passage + 1]:
+                continue
+            begin, stop = target_ends[row], target_ends[row + 1]
+            if begin == stop:
+                if match[row] >= 0:
+                    nats[row] = -token_logprobs[first + match[row]]
+                continue
+            if first == end or begin < source_ends[first]:
+                continue
+            while source < end and _next_end(source_ends, source, end, num_bytes[passage]) <= begin:
+                source += 1
+            cost, covered, token = 0.0, begin, source
+            while token < end and covered < stop:
+                token_stop = _next_end(source_ends, token, end, num_bytes[passage])
+                length = token_stop - source_ends[token]
+                if length > 0:
+                    shared = min(stop, token_stop) - max(begin, source_ends[token])
+                    cost -= token_logprobs[token] * shared / length
+                    covered = min(stop, token_stop)
+                token += 1
+            if covered == stop:
+                nats[row] = cost
+
+
+@njit(cache=True, nogil=True)
+def _next_end(source_ends, row, end, num_bytes):
+    """Where the token ends that follows a row; behind the last row comes EOS, or the text's last token."""
+    return source_ends[row + 1] if row + 1 < end else num_bytes
+
+
+@njit(cache=True, nogil=True)
 def fuse_rows(
-    weights, target_offsets, matches, source_offsets, topk_ids, topk_bits, mappings, exp, vocabulary, ids, probs, fused
+    weights, target_offsets, target_ends, next_tokens, sources, exp, vocabulary, product, first_wins, ids, probs, fused
 ):
     """Weighted sum of the mapped source rows of each target row; the likeliest K entries of it.
 
     Args:
-        weights: float64 [B,N], 0 for a source that takes no part; renormalised over the sources with a row.
-        target_offsets: int64 [B+1]. matches: N x int32 [sum T], see ``match_end_bytes``.
-        source_offsets: N x int64 [B+1]. topk_ids: N x int32 [sum S, K]. topk_bits: N x uint16 [sum S, K], the float16
-            bits of log-probabilities. mappings: N x int32 [V of the source], target ids or -1.
+        weights: float64 [sum T, N], 0 for a source that takes no part; renormalised over the sources with a row.
+        target_offsets: int64 [B+1]. target_ends, next_tokens: int32 [sum T], labels, -1 for none.
+        sources: tuples of N arrays each: match int32 [sum T], see ``match_end_bytes``, -2 teaches the label; offsets
+            int64 [B+1]; end bytes and tokens int32 [sum S]; token_logprobs float32 [sum S]; topk_ids int32 [sum S, K];
+            their log-probabilities' float16 bits uint16 [sum S, K]; mapping int32 [V of the source], target ids or -1.
         exp: ``EXP_OF_FLOAT16_BITS``. vocabulary: V of the target.
+        product: whether a label that the source splits gets its pieces' product, taken from the first piece.
+        first_wins: the authors' arithmetic: of entries that meet the first stays, the rest is scaled to 1.
         ids: int32 [sum T, K] filled with -1; probs: float32 [sum T, K] filled with 0; fused: bool [sum T] of False.
             Written: entries in descending order of probability, ties by id. Rounded log-probabilities may add up to a
             little more than 1; such a row is scaled down to 1.
     """
-    top_k = ids.shape[1]
-    num_sources = len(topk_ids)
-    accumulator = np.zeros(vocabulary)
-    touched = np.empty(num_sources * top_k, np.int64)
+    match, offsets, ends, tokens, logprobs, topk_ids, topk_bits, mapping = sources
+    accumulator, own = np.zeros(vocabulary), np.zeros(vocabulary)
+    touched = np.empty(len(match) * (ids.shape[1] + 1), np.int64)
     for passage in range(target_offsets.size - 1):
         for row in range(target_offsets[passage], target_offsets[passage + 1]):
             total = 0.0
-            for source in range(num_sources):
-                if matches[source][row] >= 0:
-                    total += weights[passage, source]
-            if total <= 0.0:
+            for n in range(len(match)):
+                if match[n][row] != -1:
+                    total += weights[row, n]
+            if total <= 0.0 or next_tokens[row] < 0:
                 continue
-            count, mass = 0, 0.0
-            for source in range(num_sources):
-                weight = weights[passage, source] / total
-                if weight <= 0.0 or matches[source][row] < 0:
+            count, label = 0, next_tokens[row]
+            for n in range(len(match)):
+                weight, at = weights[row, n] / total, match[n][row]
+                if weight <= 0.0 or at == -1:
                     continue
-                source_row = source_offsets[source][passage] + matches[source][row]
-                mapping = mappings[source]
-                for entry in range(top_k):
-                    token = topk_ids[source][source_row, entry]
-                    if token < 0 or token >= mapping.size or mapping[token] < 0:
-                        continue
-                    prob = weight * exp[topk_bits[source][source_row, entry]]
-                    if prob <= 0.0:
-                        continue
-                    target = mapping[token]
-                    if accumulator[target] == 0.0:
-                        touched[count] = target
-                        count += 1
-                    accumulator[target] += prob
-                    mass += prob
-            sort_by_probability(touched, count, accumulator)
-            for entry in range(min(count, top_k)):
-                ids[row, entry] = touched[entry]
-                probs[row, entry] = accumulator[touched[entry]] / max(mass, 1.0)
-            for entry in range(count):
-                accumulator[touched[entry]] = 0.0
+                if at < 0:
+                    count = _add(label, weight, accumulator, touched, count)
+                    continue
+                at += offsets[n][passage]
+                kept = topk_ids[n][at], topk_bits[n][at], mapping[n]
+                if first_wins:
+                    count = _add_first(kept, exp, weight, own, accumulator, touched, count)
+                    continue
+                path, piece = 0.0, -1
+                if product and offsets[n][passage + 1] > at + 1:
+                    span = target_ends[row], target_ends[row + 1]
+                    path = _path_probability(ends[n], logprobs[n], at, offsets[n][passage + 1], span)
+                    piece = tokens[n][at + 1]
+                    count = _add(label, weight * path, accumulator, touched, count)
+                count = _add_all(kept, exp, weight, piece, path, accumulator, touched, count)
             fused[row] = count > 0
+            _write_likeliest(accumulator, touched, count, ids[row], probs[row])
+
+
+@njit(cache=True, nogil=True)
+def _add_all(kept, exp, weight, piece, path, accumulator, touched, count):
+    """Add one source row; ``path`` is taken from the source's token ``piece``, which begins it."""
+    tokens, bits, mapping = kept
+    for entry in range(tokens.size):
+        token = tokens[entry]
+        if token < 0 or token >= mapping.size or mapping[token] < 0:
+            continue
+        prob = exp[bits[entry]]
+        if token == piece:
+            prob = max(prob - path, 0.0)
+        count = _add(mapping[token], weight * prob, accumulator, touched, count)
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _add_first(kept, exp, weight, own, accumulator, touched, count):
+    """Add one source row as the authors do: of entries that meet the first alone, all scaled to 1.
+
+    Args:
+        own: float64 [V] of 0, left so.
+    """
+    tokens, bits, mapping = kept
+    mass = 0.0
+    for entry in range(tokens.size):
+        token = tokens[entry]
+        if 0 <= token < mapping.size and mapping[token] >= 0 and own[mapping[token]] == 0.0:
+            own[mapping[token]] = exp[bits[entry]]
+            mass += own[mapping[token]]
+    for entry in range(tokens.size):
+        token = tokens[entry]
+        if 0 <= token < mapping.size and mapping[token] >= 0 and own[mapping[token]] > 0.0:
+            count = _add(mapping[token], weight * own[mapping[token]] / mass, accumulator, touched, count)
+            own[mapping[token]] = 0.0
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _add(token, mass, accumulator, touched, count):
+    """Add ``mass`` to a target token; the new number of tokens with mass."""
+    if mass <= 0.0:
+        return count
+    if accumulator[token] == 0.0:
+        touched[count] = token
+        count += 1
+    accumulator[token] += mass
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _path_probability(ends, logprobs, row, end, span):
+    """Probability of the source's own tokens over the bytes of ``span``; 0 if they are one token or none."""
+    begin, stop = span
+    logprob, last = logprobs[row], row + 1
+    while last < end and ends[last] < stop:
+        logprob += logprobs[last]
+        last += 1
+    is_split = last > row + 1 and last < end and ends[last] == stop and stop > begin
+    return np.exp(logprob) if is_split else 0.0
+
+
+@njit(cache=True, nogil=True)
+def _write_likeliest(accumulator, touched, count, ids, probs):
+    """The likeliest entries of one row, [K] each; leaves the accumulator at 0."""
+    sort_by_probability(touched, count, accumulator)
+    mass = 0.0
+    for entry in range(count):
+        mass += accumulator[touched[entry]]
+    for entry in range(min(count, ids.size)):
+        ids[entry] = touched[entry]
+        probs[entry] = accumulator[touched[entry]] / max(mass, 1.0)
+    for entry in range(count):
+        accumulator[touched[entry]] = 0.0
 
 
 @njit(cache=True, nogil=True)

@@ -28,9 +28,6 @@ from engine.errors import RecordError
 #: Fills the places of ``fused_ids`` behind a row's last entry; their probability is 0.
 NO_TOKEN = -1
 
-#: ``winner`` of a passage that no single source won: fused by average, or fused by none.
-NO_WINNER = -1
-
 
 @dataclass(frozen=True)
 class Column:
@@ -57,6 +54,7 @@ PASSAGE = (
 def source_columns(source_name: str) -> tuple[Column, ...]:
     """The columns that the pool of one source model adds to its passages."""
     return (
+        Column(f"{source_name}/token_ids", _ragged(pa.int32()), "[S]", "the token that each row follows"),
         Column(
             f"{source_name}/end_bytes", _ragged(pa.int32()), "[S]", "bytes of the passage consumed after each token"
         ),
@@ -80,7 +78,7 @@ FUSED_PASSAGE = (
     ),
     Column("fused_probs", _ragged(pa.float16()), "[T,K]", "their probabilities; rest mass = 1 - sum"),
     Column("is_fused", _ragged(pa.bool_()), "[T]", "whether the row has a fused distribution"),
-    Column("winner", pa.int16(), "", "index of the source that min_ce chose, else NO_WINNER"),
+    Column("win_share", _ragged(pa.float32()), "[N]", "share of the passage for which each source alone was chosen"),
     Column(
         "cross_entropy", _ragged(pa.float32()), "[N]", "of each source, nats per byte over the bytes all have scored"
     ),
@@ -99,7 +97,7 @@ TRAINING_BLOCK = (
     Column("passage_ids", _ragged(pa.string()), "[P]", "the passages inside, in order"),
     Column("passage_tokens", _ragged(pa.int32()), "[P]", "their lengths in target tokens"),
     Column("passage_bytes", _ragged(pa.int32()), "[P]", "their lengths in UTF-8 bytes"),
-    Column("winner", _ragged(pa.int16()), "[P]", "as in the fused passage"),
+    Column("win_share", _ragged(pa.float32()), "[P,N]", "as in the fused passage"),
     Column("cross_entropy", _ragged(pa.float32()), "[P,N]", "as in the fused passage"),
     Column("covered_rows", _ragged(pa.int32()), "[P,N]", "as in the fused passage"),
 )

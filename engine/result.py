@@ -22,8 +22,9 @@ class StepRecord:
         seconds: wall time of the step, waiting included.
         wait_seconds: the exposed wait, time that the slowest worker waited for data.
         padding: share of the blocks' places that hold no token.
-        source_nats, source_bytes, source_wins, source_covered_rows: for each source model in the spec's order; sums
-            over the passages of the step (nats: cross-entropy in nats per byte times bytes, of the passages scored).
+        source_nats, source_bytes, source_wins, source_covered_rows, source_left_out: for each source model in the
+            spec's order; sums over the passages of the step (nats: cross-entropy in nats per byte times bytes, of the
+            passages scored; wins: shares of passages; left out: passages that the source has not scored).
         fused_rows: target rows with a fused distribution.
     """
 
@@ -42,8 +43,9 @@ class StepRecord:
     fused_rows: int
     source_nats: tuple[float, ...] = ()
     source_bytes: tuple[int, ...] = ()
-    source_wins: tuple[int, ...] = ()
+    source_wins: tuple[float, ...] = ()
     source_covered_rows: tuple[int, ...] = ()
+    source_left_out: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,17 @@ class SourceTotals:
 
     Attributes:
         cross_entropy: nats per byte.
-        win_rate: share of passages that ``min_ce`` gave to this source, in [0, 1]; NaN under ``avg_ce``.
+        win_rate: share of passages (of tokens, where the spec says so) that ``min_ce`` gave to this source, in [0, 1];
+            NaN under other rules.
         coverage: share of target rows for which it had a row, in [0, 1].
+        left_out: passages that it has not scored; they were fused from the others.
     """
 
     name: str
     cross_entropy: float
     win_rate: float
     coverage: float
+    left_out: int = 0
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,7 @@ def _source_totals(spec: FusionSpec, history: Sequence[StepRecord], index: int) 
         if spec.fusion.rule == "min_ce"
         else math.nan,
         coverage=_ratio(sum(record.source_covered_rows[index] for record in history), rows),
+        left_out=sum(record.source_left_out[index] for record in history),
     )
 
 

@@ -68,6 +68,9 @@ class SourceModel(Section):
     """Type of the weights and activations; auto takes the checkpoint's."""
     bos: Literal["tokenizer", "always", "never"] = "tokenizer"
     """Whether BOS precedes every passage: as the model's own tokenizer does it, or by decision."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Flattens (above 1) or sharpens the kept entries of this source's rows among themselves, before fusion; its rest
+    mass and its cross-entropy stay as they are."""
     max_context_tokens: Annotated[int, Field(ge=8)] = 2048
     """Passages are cut to this many of the source's tokens, or to the model's own limit if that is lower."""
     kv_cache_bytes: Annotated[int, Field(ge=2**20)] = 2**28
@@ -75,21 +78,40 @@ class SourceModel(Section):
 
 
 class Alignment(Section):
-    tokens: Literal["byte_offset"] = "byte_offset"
-    """How target rows find source rows: both have consumed the same number of bytes of the passage."""
-    vocabulary: Literal["prefix", "exact"] = "prefix"
-    """How a source token becomes a target token: same bytes, else (prefix) the first target token of its bytes."""
+    tokens: Literal["byte_offset", "min_edit", "exact", "suffix"] = "byte_offset"
+    """How target rows find source rows: byte_offset, where both have consumed the same bytes of the passage, and no
+    teacher elsewhere; or for comparison the paper's dynamic programming over token strings, kept where the vocabulary
+    mapping (min_edit), the same string (exact) or a common suffix (FuseChat's rule) confirms it, the next token taught
+    elsewhere."""
+    vocabulary: Literal["prefix", "exact", "min_edit", "statistical"] = "prefix"
+    """How a source token becomes a target token: the same bytes, else nothing (exact), the first target token of its
+    bytes (prefix), the nearest string (the paper's min_edit), or the token that begins most often where this one does
+    in a sample of the corpus (statistical, FuseChat's idea)."""
+    split_tokens: Literal["first_piece", "product"] = "first_piece"
+    """What a target token that the source splits gets where the text goes on with it: nothing of its own, its first
+    piece stands for it; or the product of its pieces' probabilities, taken from the first piece. Needs byte_offset."""
+    sample_bytes: Annotated[int, Field(ge=2**10)] = 2**20
+    """Text of the corpus that the statistical mapping is counted on."""
     cache_dir: Text = "~/.cache/knowledge-fusion-engine"
     """Folder or fsspec URL for the vocabulary mapping tables, shared by runs."""
 
 
 class Fusion(Section):
-    rule: Literal["min_ce", "avg_ce"] = "min_ce"
-    """min_ce takes the distribution of the source with the lowest cross-entropy, avg_ce averages by cross-entropy."""
-    granularity: Literal["passage"] = "passage"
-    """The cross-entropies that rule compares are those of the whole passage."""
+    rule: Literal["min_ce", "avg_ce", "uniform", "single"] = "min_ce"
+    """min_ce takes the distribution of the source with the lowest cross-entropy, avg_ce averages them by cross-entropy,
+    uniform averages them alike, single takes one source: plain distillation."""
+    single_source: str = ""
+    """Name of the source that rule single takes; empty under every other rule."""
+    granularity: Literal["passage", "token"] = "passage"
+    """Whether rule compares the cross-entropies of whole passages, or of the bytes of each target token."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Under avg_ce: how many nats per byte make a factor of e between two weights; low is like min_ce."""
     top_k: Annotated[int, Field(ge=1, le=1024)] = 64
     """Entries kept of every row, from the sources to the loss. The paper's 10 fits large models only."""
+    arithmetic: Literal["exact", "fusellm"] = "exact"
+    """exact adds masses that meet on one target token, keeps the rest mass, and compares nats per byte. fusellm does as
+    the authors' code, for comparison: of masses that meet the largest stays, what is kept is scaled to 1, and nats per
+    own token are compared, in bfloat16."""
 
 
 class Objective(Section):

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from engine.errors import Fault, SpecError
+from engine.presets import with_preset
 from engine.spec import FusionSpec
 
 
@@ -18,7 +19,8 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     """Read and check a spec.
 
     Args:
-        source: path of a YAML file, or the mapping that such a file holds.
+        source: path of a YAML file, or the mapping that such a file holds. Its key ``preset`` names one of
+            ``presets.PRESETS``, whose values count where the spec has none of its own.
         overrides: ``section.field=value``, the value in YAML; list items by position (``source_models.0.replicas=2``).
 
     Raises:
@@ -27,7 +29,7 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     document = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
     for override in overrides:
         document = _with_override(document, override)
-    return parse(document)
+    return parse(with_preset(document))
 
 
 def dump_spec(spec: FusionSpec) -> str:
@@ -156,7 +158,7 @@ def _description_at(keys: Sequence[str | int]) -> str:
     names = [key for key in keys if isinstance(key, str)]
     owner = _section_at(names[:-1])
     field = owner.model_fields.get(names[-1]) if owner else None
-    return field.description or "" if field else ""
+    return " ".join((field.description or "").split()) if field else ""
 
 
 def _shown(value: Any) -> str:
@@ -173,6 +175,10 @@ def _cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
         yield from _idle_loss(sources, sections["objective"].lm_loss_weight)
     if "training" in sections:
         yield from _uneven_batch(sections["training"])
+    if sources is not None and "fusion" in sections:
+        yield from _single_source(sources, sections["fusion"])
+    if sources is not None and "alignment" in sections and "fusion" in sections:
+        yield from _methods_apart(sources, sections["alignment"], sections["fusion"])
 
 
 def _repeated_names(sources: Sequence[Any]) -> Iterator[Fault]:
@@ -190,6 +196,33 @@ def _idle_loss(sources: Sequence[Any], lm_loss_weight: float) -> Iterator[Fault]
         yield Fault(where, f"is {lm_loss_weight}, but without source models there is no fusion loss", "set it to 1.0")
     if sources and lm_loss_weight == 1.0:
         yield Fault(where, "is 1.0, so the source models would run for nothing", "lower it, or set source_models=[]")
+
+
+def _single_source(sources: Sequence[Any], fusion: Any) -> Iterator[Fault]:
+    names = [source.name for source in sources]
+    if fusion.rule == "single" and fusion.single_source not in names:
+        yield Fault(
+            "fusion.single_source", f"{fusion.single_source!r} is no source model", f"choose one of {', '.join(names)}"
+        )
+    if fusion.rule != "single" and fusion.single_source:
+        yield Fault("fusion.single_source", f"is set, but fusion.rule is {fusion.rule}", "set fusion.rule to single")
+
+
+def _methods_apart(sources: Sequence[Any], alignment: Any, fusion: Any) -> Iterator[Fault]:
+    if alignment.split_tokens == "product" and (alignment.tokens != "byte_offset" or fusion.arithmetic != "exact"):
+        yield Fault(
+            "alignment.split_tokens",
+            f"product cannot go with alignment.tokens {alignment.tokens} and fusion.arithmetic {fusion.arithmetic}",
+            "it needs byte_offset and exact",
+        )
+    if alignment.split_tokens == "product" and any(source.temperature != 1.0 for source in sources):
+        yield Fault(
+            "alignment.split_tokens",
+            "product cannot go with a source's temperature",
+            "leave all temperatures at 1.0: a path's probability is the model's own",
+        )
+    if fusion.granularity == "token" and fusion.arithmetic == "fusellm":
+        yield Fault("fusion.granularity", "token cannot go with arithmetic fusellm", "the authors compare passages")
 
 
 def _uneven_batch(training: Any) -> Iterator[Fault]:

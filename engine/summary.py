@@ -38,7 +38,7 @@ def run_figures(result: RunResult) -> Rows:
 
 def source_rows(result: RunResult) -> Rows:
     """Each source model over all learned passages."""
-    columns = ("source model", "nats per byte", "bits per byte", "win rate", "coverage")
+    columns = ("source model", "nats per byte", "bits per byte", "win rate", "coverage", "left out")
     rows = tuple(
         (
             source.name,
@@ -46,6 +46,7 @@ def source_rows(result: RunResult) -> Rows:
             number(source.cross_entropy / math.log(2), ".4f"),
             share(source.win_rate),
             share(source.coverage),
+            f"{source.left_out:,}",
         )
         for source in result.sources
     )

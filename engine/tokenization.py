@@ -1,28 +1,37 @@
 """Tokenizers to ids and exact UTF-8 byte end offsets; special tokens by role.
 
 Bytes are the one scale that all tokenizers share. A token's bytes come from its vocabulary entry, not from the
-character offsets of the library: those cannot tell the three tokens of a split emoji apart. Every encoding is checked
-against the text, so a tokenizer that drops or changes anything is refused, not trusted.
+character offsets of the library: those cannot tell the three tokens of a split emoji apart. Only where the tokens'
+bytes are not the text, because the tokenizer normalises it, marks what it does not know or drops blanks, do character
+offsets serve (``engine.character_offsets``). Every encoding is checked against the text, so that a tokenizer that loses
+anything is refused, not trusted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
+from engine import character_offsets
 from engine.errors import TokenizerError
+from engine.token_bytes import (
+    BYTE_TO_CHARACTER,
+    SPACE_MARKER,
+    is_byte_piece,
+    kind_of,
+    part_types,
+    token_bytes,
+    unified_piece,
+    unknown_piece,
+)
 
 #: The id of a role that a tokenizer does not have.
 NO_ROLE = -1
-
-_SPACE_MARKER = "\u2581"
-_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class PassageTokenizer:
@@ -32,36 +41,50 @@ class PassageTokenizer:
         name: the checkpoint, for messages.
         token_bytes: the bytes of each id; None for special tokens and ids that stand for no text.
         vocab_size: number of ids, added tokens included.
-        bos_id, eos_id, pad_id: ids by role, ``NO_ROLE`` where the model has none.
+        bos_id, eos_id, pad_id, turn_end_id: ids by role, ``NO_ROLE`` where the model has none. A turn's end is what the
+            model's own chat template puts behind an assistant's message.
         adds_bos: whether the tokenizer puts BOS in front of a text by itself.
+        normalizer_types: names of the parts of its normalizer, in order.
         fingerprint: changes with everything that changes ids or bytes.
     """
 
-    def __init__(self, tokenizer: Any, name: str):
-        """Wrap a fast Hugging Face tokenizer; see ``load``."""
-        from tokenizers import Tokenizer
+    def __init__(self, tokenizer: Any, name: str, backend: Any = None):
+        """Wrap a Hugging Face tokenizer; see ``load``.
 
-        if not getattr(tokenizer, "is_fast", False):
-            raise TokenizerError(f"{name}: the tokenizer has no tokenizer.json; save it in the fast format first")
-        serialized = tokenizer.backend_tokenizer.to_str()
+        Args:
+            tokenizer: for the roles.
+            backend: the ``tokenizers.Tokenizer`` behind it, where ``tokenizer`` itself does not have it.
+        """
+        from tokenizers import Tokenizer, processors
+
+        serialized = (backend or tokenizer.backend_tokenizer).to_str()
         self._tokenizer = Tokenizer.from_str(serialized)
         self._tokenizer.encode_special_tokens = True  # a special string inside the text is text
+        self._tokenizer.post_processor = processors.TemplateProcessing(single="$A")  # GPT-2's would trim the offsets
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.name = name
         layout = json.loads(serialized)
-        self._is_byte_level = _is_byte_level(layout, name)
+        self._model = {key: value for key, value in layout["model"].items() if key not in ("vocab", "merges")}
+        self._kind = kind_of(layout, name)
         self.bos_id, self.eos_id, self.pad_id = (
             NO_ROLE if role is None else int(role)
             for role in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         )
+        self.turn_end_id = _turn_end(tokenizer)
         self.adds_bos = self.bos_id != NO_ROLE and tokenizer("a")["input_ids"][0] == self.bos_id
-        self.token_bytes = self._all_token_bytes(layout)
+        self.normalizer_types = part_types(layout.get("normalizer"), "normalizers")
+        pieces = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.token_bytes = token_bytes(layout, self._kind, pieces)
         self.vocab_size = len(self.token_bytes)
-        self._ranks = self._all_ranks(layout)
+        self._added = [token["id"] for token in layout["added_tokens"]]
+        self._specials = {token["id"] for token in layout["added_tokens"] if token["special"]}
+        self._specials -= {self._tokenizer.token_to_id(unknown_piece(layout["model"]) or "")}
+        self._has_byte = np.zeros(256, bool)  # a byte-level vocabulary may lack bytes, which it then drops
+        self._has_byte[[data[0] for data in self.token_bytes if data and len(data) == 1]] = self._kind == "byte_level"
         lengths = [len(data) if data is not None else 0 for data in self.token_bytes]
         self._byte_lengths = np.array(lengths, np.int32)
-        roles = f"{self.bos_id} {self.eos_id} {self.pad_id}"
+        roles = f"{self.bos_id} {self.eos_id} {self.pad_id} {self.turn_end_id}"
         self.fingerprint = hashlib.sha256((serialized + roles).encode("utf8")).hexdigest()
         self._dummy_prefix_before = {blank: self._joined(blank + "a") == f" {blank}a".encode() for blank in ("", " ")}
 
@@ -74,29 +97,43 @@ class PassageTokenizer:
             OSError, ValueError: there is no tokenizer.
             TokenizerError: it is of a kind whose tokens cannot be told as bytes.
         """
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        return PassageTokenizer(AutoTokenizer.from_pretrained(checkpoint), checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        if hasattr(tokenizer, "backend_tokenizer"):
+            return PassageTokenizer(tokenizer, checkpoint)
+        try:  # Mistral's own class runs tekken.json by itself; the fast class reads the same file
+            backend = PreTrainedTokenizerFast.from_pretrained(checkpoint).backend_tokenizer
+        except (OSError, ValueError, TypeError) as error:
+            raise TokenizerError(
+                f"{checkpoint}: the tokenizer ({type(tokenizer).__name__}) has no fast form: {error}; save it as "
+                f"tokenizer.json first"
+            ) from error
+        return PassageTokenizer(tokenizer, checkpoint, backend)
 
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Tokenize ``text``, special strings in it as plain text, nothing added.
 
         Returns:
-            ids int32 [n]; end_bytes int32 [n]: UTF-8 bytes of the text consumed after each token.
+            ids int32 [n]; end_bytes int32 [n]: UTF-8 bytes of the text consumed after each token. Of several tokens
+            with one end the last has consumed them all.
 
         Raises:
-            TokenizerError: the tokens do not add up to the text; names the first place where they differ.
+            TokenizerError: the tokens do not add up to the text; names the first character that is lost.
         """
-        ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        tokens, offsets = self._tokens(text)
+        ids = np.array(tokens, np.int32)
         data = text.encode("utf8")
-        pieces = [self.token_bytes[token] for token in ids]
-        joined = b"".join(piece for piece in pieces if piece is not None)
-        end_bytes = np.cumsum(self._byte_lengths[ids], dtype=np.int32)
+        joined = b"".join([self.token_bytes[token] or b"" for token in tokens])
         if joined == data:
-            return ids, end_bytes
-        if joined == b" " + data:  # SentencePiece's dummy prefix: a space that is not in the text
-            return ids, end_bytes - 1
-        raise TokenizerError(self._difference(text, joined))
+            return ids, np.cumsum(self._byte_lengths[ids], dtype=np.int32)
+        if joined == b" " + data and self._kind == "space_marker":  # a dummy prefix: a blank that is not in the text
+            return ids, np.cumsum(self._byte_lengths[ids], dtype=np.int32) - 1
+        kept = np.flatnonzero(self._has_byte[np.frombuffer(data, np.uint8)])
+        if joined and len(kept) == len(joined) and bytes(data[place] for place in kept) == joined:
+            ends = kept[np.cumsum(self._byte_lengths[ids]) - 1].astype(np.int32) + 1
+            return ids, np.append(ends[:-1], np.int32(len(data)))
+        return ids, self._ends_by_characters(text, tokens, offsets)
 
     def encode_with_roles(self, text: str, add_bos: bool, ends_document: bool) -> tuple[np.ndarray, np.ndarray]:
         """As ``encode``, with BOS in front (end 0) and EOS behind (end = all bytes) where wanted and there is one."""
@@ -116,22 +153,19 @@ class PassageTokenizer:
     def tokens_within(self, data: bytes) -> list[int]:
         """The ids of ``data`` as it would be tokenized in the middle of a text, as one pre-token.
 
-        Bytes that are no whole characters are covered by the longest entry that begins them. Empty if there is none.
+        Bytes that are no whole characters, and WordPiece's words, are covered by the longest entry that begins them.
+        Empty if there is none.
         """
-        if self._is_byte_level:
-            piece = "".join(_BYTE_TO_CHARACTER[byte] for byte in data)
+        if self._kind == "word_piece":
+            return self._longest_beginning(data)
+        if self._kind == "byte_level":
+            piece = "".join(BYTE_TO_CHARACTER[byte] for byte in data)
         else:
             try:
-                piece = data.decode("utf8").replace(" ", _SPACE_MARKER)
+                piece = data.decode("utf8").replace(" ", SPACE_MARKER)
             except UnicodeDecodeError:
                 return self._longest_beginning(data)
         return [token.id for token in self._tokenizer.model.tokenize(piece)]
-
-    def _longest_beginning(self, data: bytes) -> list[int]:
-        for length in range(len(data), 0, -1):
-            if data[:length] in self.id_of_bytes:
-                return [self.id_of_bytes[data[:length]]]
-        return []
 
     @cached_property
     def id_of_bytes(self) -> dict[bytes, int]:
@@ -140,90 +174,95 @@ class PassageTokenizer:
         SentencePiece has every ASCII character twice, ``.`` as a piece and ``<0x2E>`` as a byte, and writes the byte
         only where there is no piece. An added token is found before any piece. What is left is a tie: the lowest id.
         """
+        ranks = [1 + is_byte_piece(piece, self._kind) for piece in self._raw_pieces]
+        for token in self._added:
+            ranks[token] = 0
         found: dict[bytes, int] = {}
-        for token in sorted(range(self.vocab_size), key=lambda token: (self._ranks[token], token)):
+        for token in sorted(range(self.vocab_size), key=lambda token: (ranks[token], token)):
             data = self.token_bytes[token]
             if data:
                 found.setdefault(data, token)
         return found
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """Every id as written in the vocabulary, blanks as ``▁`` in all kinds; empty for ids that do not exist."""
+        added = set(self._added)
+        return [
+            piece if token in added or not piece else unified_piece(piece, self._kind, self._model)
+            for token, piece in enumerate(self._raw_pieces)
+        ]
+
+    @cached_property
+    def decoded(self) -> list[str]:
+        """Every id decoded alone: incomplete characters as U+FFFD, SentencePiece's leading blank stripped."""
+        texts = [
+            piece if data is None else data.decode("utf8", errors="replace")
+            for piece, data in zip(self._raw_pieces, self.token_bytes, strict=True)
+        ]
+        return texts if self._kind == "byte_level" else [text.removeprefix(" ") for text in texts]
+
+    @cached_property
+    def _raw_pieces(self) -> list[str]:
+        pieces = [""] * self.vocab_size
+        for piece, token in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            pieces[token] = piece
+        return pieces
+
+    def _longest_beginning(self, data: bytes) -> list[int]:
+        for length in range(len(data), 0, -1):
+            if data[:length] in self.id_of_bytes:
+                return [self.id_of_bytes[data[:length]]]
+        return []
+
+    def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character offsets of ``text``, special strings in it taken apart.
+
+        The library keeps special strings from being *added* tokens; a model that has them in its vocabulary, such as
+        Unigram, finds them all the same.
+        """
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if self._specials.isdisjoint(encoding.ids):
+            return encoding.ids, encoding.offsets
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for token, piece, span in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True):
+            parts = [token]
+            if token in self._specials:
+                model = self._tokenizer.model
+                parts = [found.id for part in (piece[:1], piece[1:]) for found in model.tokenize(part)]
+            ids += parts
+            offsets += [span] * len(parts)
+        return ids, offsets
 
     def _joined(self, text: str) -> bytes:
         """The bytes that the tokens of ``text`` stand for."""
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return b"".join(self.token_bytes[token] or b"" for token in ids)
 
-    def _all_ranks(self, layout: dict[str, Any]) -> np.ndarray:
-        """int8 [V]: 0 for added tokens, 1 for pieces, 2 for bytes of the byte fallback."""
-        ranks = np.ones(self.vocab_size, np.int8)
-        for piece, token in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            if not self._is_byte_level and _BYTE_PIECE.fullmatch(piece):
-                ranks[token] = 2
-        ranks[[token["id"] for token in layout["added_tokens"]]] = 0
-        return ranks
-
-    def _all_token_bytes(self, layout: dict[str, Any]) -> list[bytes | None]:
-        """The bytes of every id, from the vocabulary; added tokens stand for their own text, special ones for none."""
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        added = {token["id"]: token for token in layout["added_tokens"]}
-        found: list[bytes | None] = [None] * (max(vocabulary.values()) + 1)
-        byte_pieces = bool(layout["model"].get("byte_fallback"))
-        unknown = layout["model"].get("unk_token")
-        for piece, token in vocabulary.items():
-            if token in added:
-                found[token] = None if added[token]["special"] else piece.encode("utf8")
-            elif piece == unknown and not self._is_byte_level:
-                found[token] = None
-            else:
-                found[token] = self._piece_bytes(piece, byte_pieces)
-        return found
-
-    def _piece_bytes(self, piece: str, byte_pieces: bool) -> bytes | None:
-        if self._is_byte_level:
-            known = all(character in _CHARACTER_TO_BYTE for character in piece)
-            return bytes(_CHARACTER_TO_BYTE[character] for character in piece) if known else None
-        if byte_pieces and _BYTE_PIECE.fullmatch(piece):
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace(_SPACE_MARKER, " ").encode("utf8")
-
-    def _difference(self, text: str, joined: bytes) -> str:
-        data = text.encode("utf8")
-        if joined.startswith(b" ") and not data.startswith(b" "):
-            joined = joined[1:]  # the dummy prefix is no difference
-        start = next((i for i, (a, b) in enumerate(zip(data, joined, strict=False)) if a != b), len(joined))
-        character = len(data[:start].decode("utf8", errors="ignore"))
-        return (
-            f"{self.name}: the tokens do not add up to the text: at character {character} (byte {start}) the text has "
-            f"{text[character : character + 12]!r}, the tokens have {joined[start : start + 12]!r}; this tokenizer "
-            f"changes its input and cannot be aligned by bytes"
-        )
+    def _ends_by_characters(self, text: str, tokens: Sequence[int], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+        if text and not tokens:
+            raise TokenizerError(f"{self.name}: the text {text[:12]!r} has no token at all")
+        try:
+            return character_offsets.end_bytes(text, np.array(offsets, np.int64).reshape(-1, 2))
+        except character_offsets.LostTextError as lost:
+            context = text[max(0, lost.place - 6) : lost.place + 6]
+            raise TokenizerError(
+                f"{self.name}: the tokens do not add up to the text: the character {text[lost.place]!r} at "
+                f"{lost.place}, in {context!r}, is in no token, or out of order, beside the token "
+                f"{self._raw_pieces[tokens[lost.token]]!r}; this tokenizer loses text and cannot be aligned by bytes"
+            ) from None
 
 
-def _byte_alphabet() -> dict[int, str]:
-    """GPT-2's alphabet: a printable character for each byte, its own where that is printable."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + index) for index, byte in enumerate(others)}
-
-
-_BYTE_TO_CHARACTER = _byte_alphabet()
-_CHARACTER_TO_BYTE = {character: byte for byte, character in _BYTE_TO_CHARACTER.items()}
-
-
-def _is_byte_level(layout: dict[str, Any], name: str) -> bool:
-    """True for the byte-level alphabet, False for SentencePiece's space marker; other kinds are refused."""
-    parts = _decoder_types(layout.get("decoder"))
-    if "ByteLevel" in parts:
-        return True
-    if {"Metaspace", "ByteFallback"} & set(parts):
-        return False
-    kinds = ", ".join(parts) or "none"
-    raise TokenizerError(
-        f"{name}: tokens cannot be told as bytes (decoder: {kinds}); byte-level and SentencePiece-like ones can"
-    )
-
-
-def _decoder_types(decoder: dict[str, Any] | None) -> Sequence[str]:
-    if decoder is None:
-        return []
-    inner = decoder.get("decoders", [])
-    return [decoder["type"], *(kind for part in inner for kind in _decoder_types(part))]
+def _turn_end(tokenizer: Any) -> int:
+    """The special token that the chat template puts behind an assistant's message; ``NO_ROLE`` without a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return NO_ROLE
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        ids: Sequence[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    except Exception:  # a template is a program that may refuse anything, a conversation among them
+        return NO_ROLE
+    special = set(tokenizer.all_special_ids)
+    behind = next((token for token in reversed(ids) if token in special), None)
+    return NO_ROLE if behind is None else int(behind)

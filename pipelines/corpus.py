@@ -23,6 +23,9 @@ from engine.errors import Fault
 SUFFIXES = (".parquet", ".jsonl", ".txt")
 COMPRESSIONS = (".gz", ".zst")
 
+#: Bytes that a sample takes from one unit at least.
+SMALLEST_SHARE = 4096
+
 
 @dataclass(frozen=True)
 class CorpusUnit:
@@ -192,6 +195,29 @@ def _kind(path: str) -> str:
     for suffix in COMPRESSIONS:
         path = path.removesuffix(suffix)
     return next((suffix for suffix in SUFFIXES if path.endswith(suffix)), "")
+
+
+def sample(units: Sequence[CorpusUnit], text_column: str, num_bytes: int) -> list[str]:
+    """About ``num_bytes`` of the corpus: an equal share from the beginning of every unit, or of as many as fill it.
+
+    The same units give the same sample. What cannot be read is passed over: the run itself reports it.
+    """
+    share = max(num_bytes // max(len(units), 1), SMALLEST_SHARE)
+    texts: list[str] = []
+    taken = 0
+    for unit in units:
+        if taken >= num_bytes:
+            break
+        of_unit = 0
+        for document in read_documents(unit, text_column):
+            if isinstance(document, Document):
+                text = document.text[: share - of_unit]  # characters for bytes: near enough, and never half of one
+                texts.append(text)
+                of_unit += len(text.encode("utf8"))
+            if of_unit >= share:
+                break
+        taken += of_unit
+    return texts
 
 
 def _unknown_kind(where: str, path: str) -> Fault:

@@ -15,7 +15,7 @@ from actors.backends import context_limit
 from engine.errors import Fault, FusionError, PreflightError
 from engine.spec import FusionSpec
 from engine.tokenization import PassageTokenizer
-from pipelines.corpus import find_files, units_of
+from pipelines.corpus import CorpusUnit, find_files, sample, units_of
 
 #: Every passage may have BOS before it and EOS behind it.
 SPECIAL_TOKENS = 2
@@ -102,6 +102,14 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
         gpus=training.num_workers * training.num_gpus_per_worker
         + sum(source.replicas * source.num_gpus for source in spec.source_models),
     )
+
+
+def mapping_sample(spec: FusionSpec, flow: FlowPlan) -> list[str]:
+    """The text that a statistical vocabulary mapping is counted on; nothing for the other mappings."""
+    if spec.alignment.vocabulary != "statistical":
+        return []
+    units = [CorpusUnit(**unit) for unit in flow.corpus_units]
+    return sample(units, spec.corpus.text_column, spec.alignment.sample_bytes)
 
 
 def scoring_window(checkpoint: str, limit: int) -> int:

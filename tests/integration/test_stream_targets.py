@@ -98,7 +98,7 @@ def test_the_stream_equals_the_slow_path(tmp_path, rule, vocabulary):
         seen = streamed[f"0/{located.corpus.paths[0]}:{row + 1}:0"]
         assert np.array_equal(seen["token_ids"], expected["token_ids"]), text
         assert np.array_equal(seen["is_fused"], expected["is_fused"]), text
-        assert seen["winner"] == expected["winner"], text
+        np.testing.assert_allclose(seen["win_share"], expected["win_share"], err_msg=text)
         assert np.array_equal(seen["fused_ids"], expected["fused_ids"]), text
         np.testing.assert_allclose(seen["fused_probs"], expected["fused_probs"], rtol=2e-3, atol=1e-6)
         assert seen["is_fused"].sum() > 0 or len(text) < 3
@@ -106,7 +106,7 @@ def test_the_stream_equals_the_slow_path(tmp_path, rule, vocabulary):
 
 def distribution(table: pa.Table, name: str, row: int) -> dict[str, np.ndarray]:
     """One source's columns of one passage, under their names without the prefix."""
-    names = ("end_bytes", "topk_ids", "topk_logprobs", "token_logprobs")
+    names = ("token_ids", "end_bytes", "topk_ids", "topk_logprobs", "token_logprobs")
     return {column: rows_of(table[f"{name}/{column}"])[row] for column in names}
 
 
@@ -122,6 +122,6 @@ def passages_inside(blocks: list[dict], top_k: int) -> dict[str, dict]:
                 "is_fused": np.asarray(block["fusion_mask"])[where],
                 "fused_ids": np.asarray(block["fused_ids"]).reshape(-1, top_k)[where],
                 "fused_probs": np.asarray(block["fused_probs"], np.float32).reshape(-1, top_k)[where],
-                "winner": block["winner"][segment - 1],
+                "win_share": np.asarray(block["win_share"]).reshape(len(block["passage_ids"]), -1)[segment - 1],
             }
     return found

@@ -9,13 +9,14 @@ import pytest
 from actors.aligner import Aligner
 from actors.run_monitor import NoMeter
 from engine.errors import RecordError
-from engine.records import FUSED_PASSAGE, NO_TOKEN, NO_WINNER, PASSAGE, ragged, rows_of, schema, source_columns
+from engine.records import FUSED_PASSAGE, NO_TOKEN, PASSAGE, ragged, rows_of, schema, source_columns
 from engine.spec import Alignment, Fusion
 from engine.tokenization import PassageTokenizer
 from tests.oracles import fused_passage
 from tests.tiny_tokenizers import tokenizer_folders
 
 TOP_K = 6
+SAMPLE = ["The cat sat on the mat, and the dog in the sun.", "def main():\n    print(2024)\n"]
 TEXTS = [
     "The cat sat on the mat.",
     "def main():\r\n\tfor index in range(10):\n\n    print(index)\x00",
@@ -48,12 +49,12 @@ def scored(batch: pa.Table, name: str, folder: Path, top_k: int = TOP_K, missing
     random = np.random.default_rng(len(name))
     columns = {column.name: [] for column in source_columns(name)}
     for row, text in enumerate(batch["text"].to_pylist()):
-        _, ends = tokenizer.encode_with_roles(text, tokenizer.adds_bos, True)
-        ends = ends[:0] if row == missing else ends[:-1]
+        ids, ends = tokenizer.encode_with_roles(text, tokenizer.adds_bos, True)
+        ids, ends = (ids[:0], ends[:0]) if row == missing else (ids[:-1], ends[:-1])
         logits = random.normal(0, 3, (len(ends), tokenizer.vocab_size))
         logprobs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
         order = np.argsort(-logprobs, axis=-1)[:, :top_k]
-        values = (ends, order, np.take_along_axis(logprobs, order, -1), random.normal(-2, 1, len(ends)))
+        values = (ids, ends, order, np.take_along_axis(logprobs, order, -1), random.normal(-2, 1, len(ends)))
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)
     for column in source_columns(name):
@@ -61,12 +62,15 @@ def scored(batch: pa.Table, name: str, folder: Path, top_k: int = TOP_K, missing
     return batch
 
 
-def aligner(folders, target: str, sources: list[str], tmp_path: Path, rule="min_ce", vocabulary="prefix") -> Aligner:
+def aligner(
+    folders, target: str, sources: list[str], tmp_path: Path, rule="min_ce", vocabulary="prefix", **alignment
+) -> Aligner:
     return Aligner(
         str(folders[target]),
         [(name, str(folders[name])) for name in sources],
         Fusion(rule=rule, top_k=TOP_K),
-        Alignment(vocabulary=vocabulary, cache_dir=str(tmp_path)),
+        Alignment(vocabulary=vocabulary, cache_dir=str(tmp_path), **alignment),
+        SAMPLE,
         NoMeter(),
     )
 
@@ -98,7 +102,7 @@ def test_every_passage_equals_the_slow_path(folders, tmp_path, target, rule, voc
         for column in ("token_ids", "is_fused", "covered_rows"):
             assert rows_of(table[column])[row].tolist() == expected[column].tolist(), (text, column)
         assert rows_of(table["fused_ids"])[row].tolist() == expected["fused_ids"].ravel().tolist(), text
-        assert table["winner"][row].as_py() == expected["winner"]
+        np.testing.assert_allclose(rows_of(table["win_share"])[row], expected["win_share"])
         np.testing.assert_allclose(rows_of(table["cross_entropy"])[row], expected["cross_entropy"], rtol=1e-6)
         # One rounding to float16: half a unit in the last place, or half of the smallest subnormal number.
         probs = rows_of(table["fused_probs"])[row].astype(np.float64)
@@ -115,7 +119,7 @@ def test_without_sources_the_passages_go_through_unfused(folders, tmp_path):
     ):
         assert ids.tolist() == [NO_TOKEN] * len(tokens) * TOP_K
         assert not fused.any()
-    assert set(table["winner"].to_pylist()) == {NO_WINNER}
+    assert all(len(row) == 0 for row in rows_of(table["win_share"]))
 
 
 def test_a_source_that_failed_on_a_passage_is_left_out_there_alone(folders, tmp_path):
@@ -125,7 +129,7 @@ def test_a_source_that_failed_on_a_passage_is_left_out_there_alone(folders, tmp_
     cross_entropy = np.array(rows_of(table["cross_entropy"]))
     assert np.isnan(cross_entropy[0]).tolist() == [True, False]
     assert not np.isnan(cross_entropy[1]).any()
-    assert table["winner"][0].as_py() == 1
+    assert rows_of(table["win_share"])[0].tolist() == [0, 1]
     assert rows_of(table["covered_rows"])[0][0] == 0
     assert rows_of(table["is_fused"])[0].sum() > 0
 
@@ -157,5 +161,5 @@ def test_rows_that_do_not_fit_together_are_refused(folders, tmp_path):
     batch = scored(passages(), name, folders[name], top_k=TOP_K - 1)
     with pytest.raises(RecordError, match=r"passage 0/corpus.txt:0:0 has \d+ values in .*topk_ids.*, expected \d+"):
         aligner(folders, name, [name], tmp_path)(batch)
-    with pytest.raises(RecordError, match=r"end_bytes.* is missing"):
+    with pytest.raises(RecordError, match=r"token_ids.* is missing"):
         aligner(folders, name, [name], tmp_path)(passages())

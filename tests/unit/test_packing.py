@@ -22,7 +22,7 @@ def fused_passages(lengths: list[int], seed: int = 0) -> pa.Table:
         "fused_ids": ragged([random.integers(-1, 99, (length, TOP_K)) for length in lengths], pa.int32()),
         "fused_probs": ragged([random.random((length, TOP_K)) for length in lengths], pa.float16()),
         "is_fused": ragged(fused, pa.bool_()),
-        "winner": pa.array(random.integers(-1, SOURCES, len(lengths)), pa.int16()),
+        "win_share": ragged([random.random(SOURCES).astype(np.float32) for _ in lengths], pa.float32()),
         "cross_entropy": ragged([random.random(SOURCES) for _ in lengths], pa.float32()),
         "covered_rows": ragged([random.integers(0, 9, SOURCES) for _ in lengths], pa.int32()),
     }

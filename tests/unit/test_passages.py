@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import RecordError
+from engine.errors import RecordError, TokenizerError
 from engine.ledger import Ledger
 from engine.records import PASSAGE, check
 from engine.tokenization import PassageTokenizer
@@ -118,13 +118,25 @@ def test_a_bad_row_stops_or_is_counted(checkpoints, tmp_path):
     assert [(row.path, row.row, row.reason) for row in skipped] == [(str(path), 2, "the document is empty")]
 
 
-def test_a_document_that_a_tokenizer_cannot_tell_as_bytes_is_a_bad_row(checkpoints, tmp_path):
+def test_a_document_that_a_tokenizer_cannot_tell_as_bytes_is_a_bad_row(checkpoints, tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "one"}\n{"text": "the marker \u2581 stands for a blank"}\n')
+    path.write_text('{"text": "one"}\n{"text": "two"}\n')
+    monkeypatch.setattr(PassageTokenizer, "encode", refusing(PassageTokenizer.encode, "two"))
     skipped = []
     read, units = reader(checkpoints, path, on_error="skip", skipped=skipped)
     assert [row["text"] for table in read(units) for row in table.to_pylist()] == ["one"]
-    assert "at character 11 (byte 11) the text has '\u2581 stands" in skipped[0].reason
+    assert "the tokens do not add up" in skipped[0].reason
+
+
+def refusing(encode, bad_text: str):
+    """A tokenizer's ``encode`` that one text is too much for."""
+
+    def refuse_or_encode(self, text):
+        if text == bad_text:
+            raise TokenizerError("the tokens do not add up")
+        return encode(self, text)
+
+    return refuse_or_encode
 
 
 def test_shuffling_keeps_every_passage_and_repeats_itself(checkpoints, tmp_path):

@@ -27,7 +27,10 @@ BROKEN = {
     "unknown field": ("corpus: {paths: [a], text_colum: t}", ["corpus.text_colum", "did you mean text_column?"]),
     "missing section": ("corpus: null", ["corpus", "None"]),
     "missing field": ("run: {name: x}", ["run.output_dir", "is missing"]),
-    "value not allowed": ("fusion: {rule: max_ce}", ["fusion.rule", "'max_ce'", "'min_ce' or 'avg_ce'"]),
+    "value not allowed": (
+        "fusion: {rule: max_ce}",
+        ["fusion.rule", "'max_ce'", "'min_ce', 'avg_ce', 'uniform' or 'single'"],
+    ),
     "out of range": (
         "objective: {lm_loss_weight: 1.5}",
         ["objective.lm_loss_weight", "1.5", "less than or equal to 1"],

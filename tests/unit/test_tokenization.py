@@ -7,7 +7,7 @@ import json
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import TokenizerError
@@ -56,11 +56,6 @@ def tokenizers() -> dict[str, PassageTokenizer]:
 @example(text="a\u0301🙂\r\n\t\x00</s><|endoftext|><unk>")
 def test_offsets_add_up_to_the_bytes(tokenizers, name, text):
     tokenizer = tokenizers[name]
-    if not name.startswith("byte-level") and "\u2581" in text:
-        # The marker stands for a blank in this kind: the character itself cannot be told from one, so it is refused.
-        with pytest.raises(TokenizerError, match=r"do not add up .* byte"):
-            tokenizer.encode(text)
-        return
     ids, end_bytes = tokenizer.encode(text)
     data = text.encode("utf8")
     assert len(ids) == len(end_bytes)
@@ -70,10 +65,13 @@ def test_offsets_add_up_to_the_bytes(tokenizers, name, text):
     for token, end in zip(ids, end_bytes, strict=True):
         piece = tokenizer.token_bytes[token]
         assert piece is not None
-        assert piece.endswith(data[start:end])
+        # SentencePiece writes its marker's own character as a blank.
+        assert piece.endswith(data[start:end].replace("\u2581".encode(), b" ")) or "\u2581" in text
         start = end
-    assert not text or tokenizer.has_dummy_prefix(text) == (
-        sum(len(tokenizer.token_bytes[token]) for token in ids) > len(data)
+    assert (
+        not text
+        or "\u2581" in text
+        or tokenizer.has_dummy_prefix(text) == (sum(len(tokenizer.token_bytes[token]) for token in ids) > len(data))
     )
 
 
@@ -126,21 +124,61 @@ def test_a_missing_role_is_said_to_be_missing():
     assert tokenizer.encode_with_roles("a", True, True)[0].tolist() == tokenizer.encode("a")[0].tolist()
 
 
-def test_a_tokenizer_that_changes_its_input_is_refused_where_it_does():
+def test_a_tokenizer_that_changes_its_input_still_has_ends_in_the_text():
     plain = byte_level_without_bos().backend_tokenizer
-    plain.normalizer = normalizers.Lowercase()
+    plain.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer = PassageTokenizer(PreTrainedTokenizerFast(tokenizer_object=plain), "lower")
-    with pytest.raises(TokenizerError, match=r"lower: .* at character 3 \(byte 4\) the text has 'Cd'"):
-        tokenizer.encode("aéb" + "Cd")
+    assert tokenizer.normalizer_types == ("NFC", "Lowercase")
+    text = "aCe\u0301."
+    ids, ends = tokenizer.encode(text)
+    assert b"".join(tokenizer.token_bytes[token] for token in ids) == "acé.".encode()
+    assert ends[0] == 1
+    assert ends[-1] == len(text.encode())
+    assert {3, 4} & set(ends.tolist()) == set(), "no token ends between the letter and its accent"
+
+
+def test_a_tokenizer_that_loses_text_is_refused_where_it_does():
+    plain = byte_level_without_bos().backend_tokenizer
+    plain.normalizer = normalizers.Replace("q", "")
+    tokenizer = PassageTokenizer(PreTrainedTokenizerFast(tokenizer_object=plain), "lossy")
+    with pytest.raises(TokenizerError, match=r"lossy: .* the character 'q' at 3, in 'aébqu', is in no token"):
+        tokenizer.encode("aébqu")
+    with pytest.raises(TokenizerError, match=r"lossy: .* 'q' at 1"):
+        tokenizer.encode("aq")
+    with pytest.raises(TokenizerError, match="lossy: the text 'qq' has no token at all"):
+        tokenizer.encode("qq")
 
 
 def test_a_kind_whose_tokens_are_no_bytes_is_refused():
-    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.decoder = decoders.WordPiece()
-    words.train_from_iterator(SENTENCES, trainers.WordPieceTrainer(vocab_size=200, special_tokens=["[UNK]"]))
+    words.train_from_iterator(SENTENCES, trainers.WordLevelTrainer(special_tokens=["[UNK]"]))
     with pytest.raises(TokenizerError, match="cannot be told as bytes"):
         PassageTokenizer(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]"), "words")
+
+
+def test_pieces_and_decoded_tokens_are_written_alike_in_all_kinds(tokenizers):
+    first, second, third, *_ = tokenizers.values()
+    for tokenizer in (first, second, third):
+        the = tokenizer.encode("a the")[0][-1]
+        assert tokenizer.pieces[the] in ("\u2581the", "the", "he", "e")
+    newline = second.id_of_bytes[b"\n"]
+    assert (second.pieces[newline], second.decoded[newline]) == ("Ċ", "\n")
+    assert third.pieces[third.id_of_bytes[b"\n"]] in ("<0x0A>", "\n")
+    blank = next(token for token, piece in enumerate(third.pieces) if piece.startswith("\u2581") and len(piece) > 1)
+    assert third.decoded[blank] == third.pieces[blank][1:]
+    assert second.decoded[second.id_of_bytes[b"\xf0"]] == "\ufffd"
+
+
+def test_a_turns_end_is_what_the_chat_template_puts_behind_a_message():
+    template = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}<pad>\n{% endfor %}"
+    wrapped = byte_level_with_bos()
+    assert PassageTokenizer(wrapped, "base").turn_end_id == NO_ROLE
+    wrapped.chat_template = template
+    chat = PassageTokenizer(wrapped, "chat")
+    assert chat.turn_end_id == chat.pad_id
+    wrapped.chat_template = "{{ raise_exception('no') }}"
+    assert PassageTokenizer(wrapped, "odd").turn_end_id == NO_ROLE
 
 
 def test_the_fingerprint_follows_what_matters(tokenizers):

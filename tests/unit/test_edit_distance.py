@@ -1,0 +1,166 @@
+"""Levenshtein distances in numba: exact, with the ties as the authors' code breaks them."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.edit_distance import align_by_edits, nearest
+from tests import slow_edit_distance as slow
+
+#: Few letters, so that many pairs tie; letters beyond ASCII, beyond the first plane, and half a surrogate pair.
+TIES = st.text("ab▁", max_size=6)
+ANY = st.text(max_size=12)
+RARE = st.text(["a", "é", "▁", "Ġ", "\u0301", "\U0001f600", "\U00010348", "\ud800", "\x00"], max_size=10)
+LONG = st.builds(
+    lambda text, times, tail: text * times + tail, st.text("abc", min_size=1, max_size=9), st.integers(6, 20), TIES
+)
+MIXED = st.one_of(TIES, ANY, RARE, LONG)
+
+
+def assert_nearest(sources: list[str], targets: list[str], threads: int = 1) -> None:
+    found, distances = nearest(sources, targets, threads)
+    assert found.dtype == distances.dtype == np.int32
+    assert (found.tolist(), distances.tolist()) == slow.nearest(sources, targets)
+
+
+def assert_aligned(targets: list[str], sources: list[str]) -> None:
+    cost, first, last = align_by_edits(targets, sources)
+    assert type(cost) is int and first.dtype == last.dtype == np.int32
+    assert (cost, ranges(first, last)) == slow.align_by_edits(targets, sources)
+
+
+def ranges(first: np.ndarray, last: np.ndarray) -> list[list[int]]:
+    return [list(range(start, end + 1)) for start, end in zip(first.tolist(), last.tolist(), strict=True)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(TIES, max_size=12), st.lists(TIES, min_size=1, max_size=25))
+def test_nearest_equals_its_twin_where_many_tie(sources, targets):
+    assert_nearest(sources, targets)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(MIXED, max_size=5), st.lists(MIXED, min_size=1, max_size=6), st.integers(1, 3))
+def test_nearest_equals_its_twin(sources, targets, threads):
+    assert_nearest(sources, targets, threads)
+
+
+@pytest.mark.parametrize("lengths", [(63, 64), (64, 65), (65, 130), (200, 3), (3, 200)])
+def test_strings_around_and_beyond_one_machine_word(lengths):
+    draw = random.Random(7)
+    sources, targets = (["".join(draw.choices("abcd", k=length)) for _ in range(3)] for length in lengths)
+    assert_nearest(sources, targets)
+    assert_nearest([source[:-2] + "x" + source[-1] for source in sources], sources)
+    assert_aligned(targets, sources)
+
+
+def test_several_threads_share_many_sources():
+    draw = random.Random(3)
+    sources = ["".join(draw.choices("abcdef", k=draw.randint(0, 7))) for _ in range(2500)]
+    targets = ["".join(draw.choices("abcdef", k=draw.randint(0, 7))) for _ in range(40)]
+    assert_nearest(sources, targets, threads=3)
+
+
+def test_of_equal_targets_the_first_counts():
+    found, distances = nearest(["b", "zz", "b"], ["a", "b", "b", "zzz", "zzz"])
+    assert (found.tolist(), distances.tolist()) == ([1, 3, 1], [0, 1, 0])
+
+
+def test_without_sources_there_is_nothing_to_find():
+    found, distances = nearest([], ["a"])
+    assert found.shape == distances.shape == (0,) and found.dtype == distances.dtype == np.int32
+
+
+def test_without_targets_there_is_nothing_to_choose_from():
+    with pytest.raises(ValueError, match="0 target strings for 2 source strings"):
+        nearest(["a", "b"], [])
+
+
+def test_nearest_finds_what_the_authors_code_finds():
+    targets = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "<0x0A>",
+        "<0xE2>",
+        "▁",
+        "▁the",
+        "▁cat",
+        "▁car",
+        "▁cats",
+        "cat",
+        "s",
+        "2",
+        "0",
+        "é",
+        "▁©",
+    ]
+    expected = {
+        "▁cat": "▁cat",
+        "▁catz": "▁cat",
+        "▁bat": "▁cat",
+        "cat": "cat",
+        "▁": "▁",
+        "Ċ": "▁",
+        "Ã©": "▁©",
+        "▁2024": "▁",
+        "<|endoftext|>": "<unk>",
+        "▁Cat": "▁cat",
+        "▁dog": "▁",
+    }
+    found, _ = nearest(list(expected), targets)
+    assert [targets[index] for index in found] == list(expected.values())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(TIES, max_size=14), st.lists(TIES, max_size=14))
+def test_alignment_equals_its_twin_where_many_tie(targets, sources):
+    assert_aligned(targets, sources)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(MIXED, max_size=5), st.lists(MIXED, max_size=5))
+def test_alignment_equals_its_twin(targets, sources):
+    assert_aligned(targets, sources)
+
+
+#: Worked with the authors' code: target tokens | source tokens | cost | source tokens of each target token.
+WORKED = """
+▁The ▁cat ▁sat .                             | The Ġcat Ġsat .       | 0  | 0 1 2 3
+▁get ▁the ▁tokenizer                         | get Ġthe Ġtoken izer  | 8  | 0 1,2 3
+▁get ▁the ▁token izer                        | get Ġthe Ġtokenizer   | 8  | 0 1 1 2
+▁in ▁ 2 0 2 4 .                              | in Ġ2024 .            | 8  | 0 0 1 2 2 2 2
+▁a <0x0A> b                                  | a Ċ b                 | 6  | 0 1 2
+▁c af é ▁x                                   | c af Ã© Ġx            | 2  | 0 1 2 3
+▁ <0xF0> <0x9F> <0x98> <0x80> ▁done          | ðŁ ĺ Ģ Ġdone          | 26 | 0 0 0 1 2 3
+▁end </s>                                    | end <¦endoftext¦>     | 11 | 0 1
+▁a ▁▁ ▁x                                     | a Ġ Ġ Ġx              | 0  | 0 1,2 3
+▁can ' t ▁go                                 | can 't Ġgo            | 2  | 0 1 1 2
+▁ab cd ef                                    | abc de f              | 4  | 0 1 2
+▁un believ ably ▁good                        | unbelievably Ġgood    | 20 | 0 0 1 1
+▁tokenization ▁matters                       | token ization Ġmatters | 12 | 0,1 2
+▁New ▁York ▁City                             | New ĠYork ĠCity       | 0  | 0 1 2
+▁the ▁the ▁cat                               | the Ġcat              | 0  | 0 0 1
+▁a ▁b ▁c ▁d ▁e                               | a Ġb                  | 3  | 0 1 1 1 1
+"""
+
+
+@pytest.mark.parametrize("case", WORKED.strip().split("\n"))
+def test_alignment_finds_the_path_of_the_authors_code(case):
+    *texts, cost, expected = case.split("|")
+    targets, sources = ([token.replace("▁", "").replace("Ġ", "") for token in text.split()] for text in texts)
+    sources = [token.replace("¦", "|") for token in sources]
+    found, first, last = align_by_edits(targets, sources)
+    assert found == int(cost)
+    assert ranges(first, last) == [[int(row) for row in rows.split(",")] for rows in expected.split()]
+    assert slow.align_by_edits(targets, sources) == (found, ranges(first, last))
+
+
+def test_alignment_without_tokens_on_one_side_finds_none():
+    for targets, sources, expected in ([[], ["a"], []], [["a", ""], [], [-1, -1]], [[], [], []]):
+        cost, first, last = align_by_edits(targets, sources)
+        assert (cost, first.tolist(), last.tolist()) == (0, expected, expected)
+        assert first.dtype == last.dtype == np.int32
