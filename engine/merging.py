@@ -18,7 +18,7 @@ def select_calculate_erase(
 
     Args:
         pivot, targets: float arrays of one shape.
-        select: share of the elements that vary at all, in (0, 1].
+        select: share of the elements that vary at all, in (0, 1]; 1 selects the others too.
         form: the paper adds the selected changes; the authors' code uses the selection for the weights alone, adds all
             changes, and renormalises the weights for each element over the targets that are not erased there.
     """
@@ -38,7 +38,9 @@ def select_calculate_erase(
 
 
 def _most_varying(deltas: np.ndarray, share: float) -> np.ndarray:
-    """The elements that vary most over the targets, bool: ``share`` of those that vary at all."""
+    """The elements that vary most over the targets, bool: ``share`` of those that vary at all, or all elements."""
+    if share == 1.0:
+        return np.ones(deltas.shape[1:], bool)
     variance = deltas.var(axis=0)
     count = int(share * np.count_nonzero(np.ptp(deltas, axis=0)))  # rounding gives equal numbers some variance
     selected = np.zeros(variance.shape, bool)

@@ -37,7 +37,7 @@ CASES = {
 #: What stands for other bytes than its own characters.
 BYTES = {
     "Ċ": b"\n",
-    "Ã©": "é".encode(),
+    "Ã©": b"\xc3\xa9",
     "ðŁ": b"\xf0\x9f",
     "ĺ": b"\x98",
     "Ģ": b"\x80",
