@@ -148,6 +148,7 @@ def fuse_rows(
     match, offsets, ends, tokens, logprobs, topk_ids, topk_bits, mapping = sources
     accumulator, own = np.zeros(vocabulary), np.zeros(vocabulary)
     touched = np.empty(len(match) * (ids.shape[1] + 1), np.int64)
+    values, runs = np.empty(touched.size), np.zeros((2, len(match) + 1), np.int64)
     for passage in range(target_offsets.size - 1):
         for row in range(target_offsets[passage], target_offsets[passage + 1]):
             total = 0.0
@@ -158,6 +159,7 @@ def fuse_rows(
                 continue
             count, label = 0, next_tokens[row]
             for n in range(len(match)):
+                runs[0, n] = count
                 weight, at = weights[row, n] / total, match[n][row]
                 if weight <= 0.0 or at == -1:
                     continue
@@ -176,8 +178,9 @@ def fuse_rows(
                     piece = tokens[n][at + 1]
                     count = _add(label, weight * path, accumulator, touched, count)
                 count = _add_all(kept, exp, weight, piece, path, accumulator, touched, count)
+            runs[0, -1] = count
             fused[row] = count > 0
-            _write_likeliest(accumulator, touched, count, ids[row], probs[row])
+            _write_likeliest(accumulator, touched, values, runs, ids[row], probs[row])
 
 
 @njit(cache=True, nogil=True)
@@ -242,38 +245,52 @@ def _path_probability(ends, logprobs, row, end, span):
 
 
 @njit(cache=True, nogil=True)
-def _write_likeliest(accumulator, touched, count, ids, probs):
-    """The likeliest entries of one row, [K] each; leaves the accumulator at 0."""
-    sort_by_probability(touched, count, accumulator)
-    mass = 0.0
-    for entry in range(count):
-        mass += accumulator[touched[entry]]
-    for entry in range(min(count, ids.size)):
-        ids[entry] = touched[entry]
-        probs[entry] = accumulator[touched[entry]] / max(mass, 1.0)
-    for entry in range(count):
-        accumulator[touched[entry]] = 0.0
+def _write_likeliest(accumulator, touched, values, runs, ids, probs):
+    """The likeliest entries of one row, [K] each, by descending probability, ties by id; clears the accumulator.
 
+    What one source has added is a run, sorted but for the tokens that met. So each run is sorted by insertion, which
+    costs what is out of order, and of all runs the likeliest heads are taken until there are K.
 
-@njit(cache=True, nogil=True)
-def sort_by_probability(tokens, count, probability):
-    """Sort ``tokens[:count]`` by descending probability, ties by ascending id.
-
-    Shell sort with Ciura's gaps: nearly free for the rows of one source, which are sorted already, and far from
-    quadratic for those of several, which are not.
+    Args:
+        touched: int64, target tokens with mass; values: float64, room for as many.
+        runs: int64 [2,N+1], first row: where the tokens of each source begin in ``touched``; second: room.
     """
-    for gap in (301, 132, 57, 23, 10, 4, 1):
-        for index in range(gap, count):
-            token = tokens[index]
-            place = index
-            while place >= gap and _comes_first(token, tokens[place - gap], probability):
-                tokens[place] = tokens[place - gap]
-                place -= gap
-            tokens[place] = token
+    starts, heads = runs
+    mass = 0.0
+    for entry in range(starts[-1]):
+        values[entry] = accumulator[touched[entry]]
+        mass += values[entry]
+        accumulator[touched[entry]] = 0.0
+    for run in range(starts.size - 1):
+        heads[run] = starts[run]
+        sort_by_probability(touched, values, starts[run], starts[run + 1])
+    scale = 1.0 / max(mass, 1.0)
+    for entry in range(min(starts[-1], ids.size)):
+        best = -1
+        for run in range(starts.size - 1):
+            head = heads[run]
+            if head < starts[run + 1] and (best < 0 or _comes_first(touched, values, head, heads[best])):
+                best = run
+        ids[entry], probs[entry] = touched[heads[best]], values[heads[best]] * scale
+        heads[best] += 1
 
 
 @njit(cache=True, nogil=True)
-def _comes_first(token, other, probability):
-    if probability[token] == probability[other]:
-        return token < other
-    return probability[token] > probability[other]
+def sort_by_probability(tokens, values, start, end):
+    """Sort ``tokens[start:end]`` and their ``values`` by descending value, ties by ascending token, by insertion."""
+    for index in range(start + 1, end):
+        token, value = tokens[index], values[index]
+        place = index
+        while place > start and (
+            value > values[place - 1] or (value == values[place - 1] and token < tokens[place - 1])
+        ):
+            tokens[place], values[place] = tokens[place - 1], values[place - 1]
+            place -= 1
+        tokens[place], values[place] = token, value
+
+
+@njit(cache=True, nogil=True)
+def _comes_first(tokens, values, one, other):
+    if values[one] == values[other]:
+        return tokens[one] < tokens[other]
+    return values[one] > values[other]

@@ -1,0 +1,87 @@
+"""Real text of a corpus, cut and scored by sources that know nothing: what a benchmark of alignment works on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from engine.alignment import ByteMatcher
+from engine.fusion import SourceRows, TargetRows
+from engine.tokenization import PassageTokenizer
+from engine.vocabulary import build_mapping
+from pipelines.corpus import CorpusUnit, Document, read_documents, units_of
+from tests import real_tokenizers
+
+QUICKSTART = sorted(real_tokenizers.CORPUS.glob("*.jsonl"))
+
+
+def documents(paths: list[Path]) -> list[str]:
+    """The documents of some files."""
+    units: list[CorpusUnit] = [unit for path in paths for unit in units_of(str(path))]
+    found = [document for unit in units for document in read_documents(unit, "text")]
+    return [document.text for document in found if isinstance(document, Document)]
+
+
+def windows(texts: list[str], tokenizer: PassageTokenizer, tokens: int, count: int) -> list[str]:
+    """``count`` runs of text that have about ``tokens`` tokens, from joined documents, cut before blanks."""
+    text = "\n\n".join(texts)
+    found, start = [], 0
+    while len(found) < count:
+        piece = (text[start:] + text)[: tokens * 8]
+        ends = tokenizer.encode(piece)[1]
+        cut = len(piece.encode("utf8")[: ends[min(tokens, len(ends)) - 3]].decode("utf8", errors="ignore"))
+        blank = piece.rfind(" ", cut // 2, cut)
+        cut = blank if blank > 0 else cut
+        found.append(piece[:cut])
+        start = (start + cut) % len(text)
+    return found
+
+
+def target_rows(target: PassageTokenizer, texts: list[str]) -> TargetRows:
+    """The target's tokens of some passages."""
+    encoded = [target.encode_with_roles(text, add_bos=True, ends_document=True) for text in texts]
+    return TargetRows(
+        token_ids=np.concatenate([ids for ids, _ in encoded]),
+        end_bytes=np.concatenate([ends for _, ends in encoded]),
+        offsets=np.cumsum([0, *(len(ids) for ids, _ in encoded)], dtype=np.int64),
+        num_bytes=np.array([len(text.encode("utf8")) for text in texts], np.int32),
+        first_bytes=np.zeros(len(texts), np.int32),
+    )
+
+
+class Scored:
+    """One source's rows for some passages: its real tokens, and for each a made-up distribution over real next tokens.
+
+    The kept tokens are drawn by their frequency in the text, so that they meet on target tokens as real ones do, and
+    their probabilities fall as a geometric series.
+    """
+
+    def __init__(
+        self,
+        source: PassageTokenizer,
+        target: PassageTokenizer,
+        texts: list[str],
+        top_k: int,
+        random: np.random.Generator,
+    ):
+        encoded = [source.encode_with_roles(text, source.bos_id >= 0, True) for text in texts]
+        self.token_ids = np.concatenate([ids[:-1] for ids, _ in encoded])
+        self.end_bytes = np.concatenate([ends[:-1] for _, ends in encoded])
+        self.offsets = np.cumsum([0, *(len(ids) - 1 for ids, _ in encoded)], dtype=np.int64)
+        rows = len(self.token_ids)
+        self.topk_ids = random.choice(self.token_ids, (rows, top_k)).astype(np.int32)
+        logits = -0.15 * np.arange(top_k) + random.normal(0, 0.02, (rows, top_k))
+        logprobs = np.sort(logits, axis=1)[:, ::-1] - np.logaddexp.reduce(logits, axis=1, keepdims=True) - 0.1
+        self.topk_logprobs = np.ascontiguousarray(logprobs.astype(np.float16))
+        self.token_logprobs = random.normal(-2, 1, rows).astype(np.float32)
+        self.mapping = build_mapping(source, target, "prefix")
+        self._matcher = ByteMatcher(source, target)
+
+    def aligned(self, texts: list[str], target: TargetRows) -> SourceRows:
+        """The rows, aligned by byte offsets."""
+        match = self._matcher(texts, target, self.token_ids, self.end_bytes, self.offsets)
+        return SourceRows(
+            self.offsets, self.token_ids, self.end_bytes, self.topk_ids, self.topk_logprobs, self.token_logprobs,
+            self.mapping, match,
+        )  # fmt: skip
