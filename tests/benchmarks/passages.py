@@ -50,11 +50,15 @@ def target_rows(target: PassageTokenizer, texts: list[str]) -> TargetRows:
     )
 
 
+#: Sets of kept tokens that rows are given.
+NUM_KEPT_SETS = 256
+
+
 class Scored:
     """One source's rows for some passages: its real tokens, and for each a made-up distribution over real next tokens.
 
-    The kept tokens are drawn by their frequency in the text, so that they meet on target tokens as real ones do, and
-    their probabilities fall as a geometric series.
+    The kept tokens of a row are one of some sets drawn by frequency in the text, so that they meet on target tokens as
+    real ones do, and their probabilities fall as a geometric series.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class Scored:
         self.end_bytes = np.concatenate([ends[:-1] for _, ends in encoded])
         self.offsets = np.cumsum([0, *(len(ids) - 1 for ids, _ in encoded)], dtype=np.int64)
         rows = len(self.token_ids)
-        self.topk_ids = random.choice(self.token_ids, (rows, top_k)).astype(np.int32)
+        self.topk_ids = _kept_tokens(self.token_ids, top_k, random)[random.integers(0, NUM_KEPT_SETS, rows)]
         logits = -0.15 * np.arange(top_k) + random.normal(0, 0.02, (rows, top_k))
         logprobs = np.sort(logits, axis=1)[:, ::-1] - np.logaddexp.reduce(logits, axis=1, keepdims=True) - 0.1
         self.topk_logprobs = np.ascontiguousarray(logprobs.astype(np.float16))
@@ -85,3 +89,10 @@ class Scored:
             self.offsets, self.token_ids, self.end_bytes, self.topk_ids, self.topk_logprobs, self.token_logprobs,
             self.mapping, match,
         )  # fmt: skip
+
+
+def _kept_tokens(token_ids: np.ndarray, top_k: int, random: np.random.Generator) -> np.ndarray:
+    """Sets of distinct tokens, int32 [NUM_KEPT_SETS, K], by frequency without replacement."""
+    tokens, counts = np.unique(token_ids, return_counts=True)
+    keys = np.log(counts) + random.gumbel(size=(NUM_KEPT_SETS, len(tokens)))
+    return tokens[np.argsort(-keys, axis=1)[:, :top_k]].astype(np.int32)
