@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.run_monitor import Meter
-from engine.alignment import ByteMatcher, EditMatcher, matcher
+from engine.alignment import NO_ROW, ByteMatcher, EditMatcher, matcher
 from engine.errors import RecordError
 from engine.fusion import FusedRows, SourceRows, TargetRows, fuse
 from engine.records import FUSED_PASSAGE, PASSAGE, check, flat_values, schema, source_columns
@@ -63,15 +63,16 @@ class Aligner:
         check(batch, [*PASSAGE, *(column for name in self._names for column in source_columns(name))], "align")
         texts = batch["text"].to_pylist()
         target = self._target_rows(texts, batch)
+        in_context = label_is_context(target)
         fused = fuse(
             target,
-            [self._source_rows(batch, index, texts, target) for index in range(len(self._names))],
+            [self._source_rows(batch, index, texts, target, in_context) for index in range(len(self._names))],
             self._fusion,
             self._target.vocab_size,
             self._names,
             product=self._alignment.split_tokens == "product",
         )
-        table = _table(batch, target, fused)
+        table = _table(batch, target, fused, in_context)
         tokens = len(target.token_ids)
         self._meter.record(passages=len(batch), tokens=tokens, busy_seconds=time.perf_counter() - started)
         return table
@@ -87,10 +88,12 @@ class Aligner:
             end_bytes=np.concatenate([none, *(ends for _, ends in encoded)]),
             offsets=np.cumsum([0, *(len(ids) for ids, _ in encoded)], dtype=np.int64),
             num_bytes=batch["num_bytes"].to_numpy(),
-            first_bytes=np.zeros(len(batch), np.int32),
+            first_bytes=batch["context_bytes"].to_numpy(),
         )
 
-    def _source_rows(self, batch: pa.Table, index: int, texts: Sequence[str], target: TargetRows) -> SourceRows:
+    def _source_rows(
+        self, batch: pa.Table, index: int, texts: Sequence[str], target: TargetRows, in_context: np.ndarray
+    ) -> SourceRows:
         """One source's columns as arrays, without copies, and their alignment."""
         name, top_k = self._names[index], self._fusion.top_k
         end_bytes, offsets = flat_values(batch[f"{name}/end_bytes"])
@@ -110,7 +113,7 @@ class Aligner:
             topk_logprobs=flat_values(batch[f"{name}/topk_logprobs"])[0].reshape(-1, top_k),
             token_logprobs=flat_values(batch[f"{name}/token_logprobs"])[0],
             mapping=self._mappings[index],
-            match=self._matchers[index](texts, target, token_ids, end_bytes, offsets),
+            match=np.where(in_context, NO_ROW, self._matchers[index](texts, target, token_ids, end_bytes, offsets)),
         )
 
 
@@ -125,12 +128,22 @@ def _insist_on_rows(batch: pa.Table, column: str, expected: np.ndarray) -> None:
         )
 
 
-def _table(batch: pa.Table, target: TargetRows, fused: FusedRows) -> pa.Table:
+def label_is_context(target: TargetRows) -> np.ndarray:
+    """Whether the label of each row is context, which the passage before has learned; bool [sum T]."""
+    first_bytes = np.repeat(target.first_bytes, np.diff(target.offsets))
+    label_ends = np.append(target.end_bytes[1:], np.int32(0))[: len(first_bytes)]
+    in_context = (label_ends <= first_bytes) & (first_bytes > 0)
+    in_context[target.offsets[1:][np.diff(target.offsets) > 0] - 1] = False  # a last row has no label
+    return in_context
+
+
+def _table(batch: pa.Table, target: TargetRows, fused: FusedRows, in_context: np.ndarray) -> pa.Table:
     num_sources, top_k = fused.cross_entropy.shape[1], fused.ids.shape[1]
     per_source = np.arange(len(batch) + 1, dtype=np.int64) * num_sources
     columns = {
         "passage_id": batch["passage_id"],
-        "num_bytes": batch["num_bytes"],
+        "num_bytes": pa.array(target.num_bytes - target.first_bytes, pa.int32()),
+        "context_rows": pa.array(np.diff(np.append(0, np.cumsum(in_context))[target.offsets]), pa.int32()),
         "token_ids": (target.token_ids, target.offsets),
         "fused_ids": (fused.ids, target.offsets * top_k),
         "fused_probs": (fused.probs, target.offsets * top_k),
@@ -143,7 +156,7 @@ def _table(batch: pa.Table, target: TargetRows, fused: FusedRows) -> pa.Table:
     return pa.table([_column(columns[field.name], field.type) for field in fields], fields)
 
 
-def _column(value: tuple[np.ndarray, np.ndarray] | pa.ChunkedArray, dtype: pa.DataType) -> pa.Array:
+def _column(value: tuple[np.ndarray, np.ndarray] | pa.ChunkedArray | pa.Array, dtype: pa.DataType) -> pa.Array:
     if not isinstance(value, tuple):
         return value
     values, offsets = value

@@ -23,10 +23,10 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out one verb; returns the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     try:
         spec = engine.load_spec(parsed.spec, parsed.overrides)
-        _carry_out(parsed.verb, spec)
+        _carry_out(parsed, spec)
     except SpecError as error:
         print(error, file=sys.stderr)
         return 2
@@ -39,6 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may stand behind a flag, where argparse alone takes none."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if any(argument.startswith("-") for argument in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    parsed.overrides += rest
+    return parsed
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine", description="Streaming knowledge fusion.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -46,15 +56,19 @@ def _parser() -> argparse.ArgumentParser:
         command = verbs.add_parser(verb, help=help_text, description=help_text)
         command.add_argument("spec", help="path of a YAML spec")
         command.add_argument("overrides", nargs="*", metavar="section.field=value", help="overrides, the value in YAML")
+        if verb == "plan":
+            command.add_argument(
+                "--without-scoring", action="store_true", help="load no model: no nats per byte, no mass lost"
+            )
     return parser
 
 
-def _carry_out(verb: str, spec: engine.FusionSpec) -> None:
-    if verb == "check":
+def _carry_out(parsed: argparse.Namespace, spec: engine.FusionSpec) -> None:
+    if parsed.verb == "check":
         print(dump_spec(spec), end="")
-    elif verb == "plan":
-        print(engine.plan(spec))
-    elif verb == "run":
+    elif parsed.verb == "plan":
+        print(engine.plan(spec, score=not parsed.without_scoring))
+    elif parsed.verb == "run":
         engine.run(spec)
     else:
         engine.evaluate(spec)

@@ -11,9 +11,10 @@ import unicodedata
 
 import numpy as np
 
-#: Categories of characters that a tokenizer may leave out: blanks, controls, formats, marks. They belong to the token
-#: that follows. Leaving out anything else would lose text.
+#: Categories of characters that a tokenizer may leave out: blanks, controls, formats, marks; BERT's kind leaves out
+#: U+FFFD as well. They belong to the token that follows. Leaving out anything else would lose text.
 _DROPPABLE = ("Z", "C", "M")
+_REPLACEMENT = "\ufffd"
 
 
 class LostTextError(ValueError):
@@ -69,7 +70,11 @@ def _is_composed(cluster: str) -> bool:
 def _insist_on_cover(text: str, starts: np.ndarray, ends: np.ndarray) -> None:
     consumed = 0
     for token, (start, end) in enumerate([*zip(starts, ends, strict=True), (len(text), len(text))]):
-        lost = [place for place in range(consumed, start) if unicodedata.category(text[place])[0] not in _DROPPABLE]
+        lost = [place for place in range(consumed, start) if not _may_be_dropped(text[place])]
         if lost or end < consumed:
             raise LostTextError(lost[0] if lost else int(start), min(token, len(ends) - 1))
         consumed = end
+
+
+def _may_be_dropped(character: str) -> bool:
+    return character == _REPLACEMENT or unicodedata.category(character)[0] in _DROPPABLE

@@ -1,4 +1,4 @@
-"""What a run would do and need, said before anything is started."""
+"""What a run would do and need, and what its sources have to offer, said before anything is started."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from engine.spec import FusionSpec
 from engine.specfile import as_located_spec
 from pipelines.flow import FlowPlan, derive_flow
+from pipelines.survey import Scores, SourceSurvey, survey
+from pipelines.survey_tokens import Traits
 
 #: Bytes of one kept entry on its way: an int32 id and a float16 log-probability.
 BYTES_PER_ENTRY = 6
@@ -17,10 +19,15 @@ BYTES_PER_ENTRY = 6
 
 @dataclass(frozen=True)
 class Plan:
-    """The spec, and what follows from it, its models and its corpus. ``print`` it."""
+    """The spec, and what follows from it, its models and its corpus. ``print`` it.
+
+    Attributes:
+        sources: what each source has to offer, on a sample of the corpus, in the order of the spec.
+    """
 
     spec: FusionSpec
     flow: FlowPlan
+    sources: tuple[SourceSurvey, ...]
 
     def __str__(self) -> str:
         spec, flow, training = self.spec, self.flow, self.spec.training
@@ -41,18 +48,24 @@ class Plan:
             "traffic": f"{BYTES_PER_ENTRY * spec.fusion.top_k:,} bytes a token from each source",
             "Ray reserves": f"{flow.logical_cpus:g} logical CPUs, {flow.gpus:g} GPUs",
         }
-        return "\n".join(f"{name:<14}{text}" for name, text in lines.items())
+        sizes = "\n".join(f"{name:<14}{text}" for name, text in lines.items())
+        return "\n\n".join([sizes, *("\n".join(_survey_lines(source, spec)) for source in self.sources)])
 
 
-def plan(spec: FusionSpec | Mapping[str, Any] | str | Path) -> Plan:
-    """Look at the models' configurations and tokenizers and at the corpus' files; start nothing.
+def plan(spec: FusionSpec | Mapping[str, Any] | str | Path, score: bool = True) -> Plan:
+    """Look at the models, their tokenizers and a sample of the corpus; start nothing.
+
+    Args:
+        score: whether to load the models, one after the other on this machine's CPU, and score a few passages; without,
+            the sources' nats per byte and what top K cuts off stay unknown.
 
     Raises:
         SpecError: the spec is wrong.
         PreflightError: lists every model that cannot be loaded and every path without files.
     """
     located = as_located_spec(spec)
-    return Plan(located, derive_flow(located))
+    flow = derive_flow(located)
+    return Plan(located, flow, survey(located, flow, score))
 
 
 def _fusion_line(spec: FusionSpec) -> str:
@@ -63,3 +76,110 @@ def _fusion_line(spec: FusionSpec) -> str:
         f"{fusion.rule} per {fusion.granularity} of {len(spec.source_models)} source models, top {fusion.top_k}; "
         f"loss = {weight:g} x causal LM + {1 - weight:g} x fusion"
     )
+
+
+def _survey_lines(source: SourceSurvey, spec: FusionSpec) -> list[str]:
+    """One source's block."""
+    return [
+        f"source model {source.name}, on {source.passages} passages ({source.num_bytes:,} bytes) of the corpus",
+        *_coverage_lines(source, spec.alignment.tokens),
+        *_mapping_lines(source, spec.alignment.vocabulary),
+        *_score_lines(source, spec.fusion.top_k),
+        *_tokenizer_lines(source),
+        *_example_lines(source),
+    ]
+
+
+def _coverage_lines(source: SourceSurvey, tokens: str) -> list[str]:
+    found = source.coverage
+    if not found.rows:
+        return ["  coverage: unknown, the sample has no target row"]
+    return [
+        f"  coverage of {found.rows:,} labelled target rows, by byte offsets"
+        + (f" (the run aligns by {tokens})" if tokens != "byte_offset" else ""),
+        _share("1-1", found.exact, "exact: the same bytes in one token of each"),
+        _share("1-n", found.one_to_many, "the target token is several source tokens"),
+        _share("n-1, last", found.last_of_longer, "the target token ends a longer source token"),
+        _share("n-1, interior", found.interior, "ends inside a source token: no source row"),
+        _share("unaligned", found.unaligned, "no source row for another reason, such as BOS"),
+        _share("used", found.used, "the first three: both end here"),
+    ]
+
+
+def _mapping_lines(source: SourceSurvey, method: str) -> list[str]:
+    found = source.mapping
+    return [
+        f"  vocabulary mapping ({method}) of {found.ids:,} source ids",
+        _share("same bytes", found.same, "or the same role, such as EOS"),
+        _share("otherwise", found.otherwise, "another target token stands for it"),
+        _share("nowhere", found.nowhere, "its mass goes to the rest bucket"),
+        _line("nonsense?", f"{found.nonsense:>7,} ids", "mapped to a token that does not begin their own bytes"),
+    ]
+
+
+def _score_lines(source: SourceSurvey, top_k: int) -> list[str]:
+    if source.scores is None:
+        return ["  distributions: not looked at (--without-scoring): no nats per byte, no mass lost"]
+    if source.scores.problem:
+        return [f"  distributions: unknown, the model cannot be scored here: {source.scores.problem}"]
+    scores = source.scores
+    return [
+        f"  distributions, {scores.rows:,} rows, {scores.num_bytes:,} bytes",
+        _share("lost", scores.lost_mass, f"mean mass beyond the likeliest {top_k}"),
+        _share("unmapped", scores.unmapped_mass, "mean mass that is kept and maps nowhere"),
+        _line("nats per byte", f"{scores.nats_per_byte:>9.4f}", _target_nats(source.target_scores)),
+    ]
+
+
+def _target_nats(scores: Scores | None) -> str:
+    if scores is None:
+        return ""
+    if scores.problem:
+        return f"target: unknown, it cannot be scored here: {scores.problem}"
+    return f"target: {scores.nats_per_byte:.4f}"
+
+
+def _tokenizer_lines(source: SourceSurvey) -> list[str]:
+    """What the tokenizer does, and what the target's does where that is something else."""
+    own, others = _trait_texts(source.traits), _trait_texts(source.target_traits)
+    lines = [
+        f"    {name:<15}{text:<36}  {'as the target' if text == others[name] else f'target: {others[name]}'}"
+        for name, text in own.items()
+    ]
+    return ["  tokenizer", *lines, f"    {'padding':<15}{_padding(source)}"]
+
+
+def _trait_texts(found: Traits) -> dict[str, str]:
+    bos = "precedes every passage" if found.adds_bos else "there is one, not added" if found.has_bos else "none"
+    normalizer = ", ".join(found.normalizer) or "none"
+    return {
+        "BOS": bos,
+        "EOS": "there is one" if found.has_eos else "none",
+        "pad": "there is one" if found.has_pad else "none",
+        "normaliser": f"{normalizer} ({', '.join(found.habits)})" if found.habits else normalizer,
+        "dummy prefix": "a blank before every passage" if found.dummy_prefix else "none",
+    }
+
+
+def _padding(source: SourceSurvey) -> str:
+    if source.padding_rows < 0:
+        return f"the embedding has {-source.padding_rows:,} rows too few for the tokenizer's {source.vocab_size:,} ids"
+    return f"{source.padding_rows:,} rows of the embedding beyond the tokenizer's {source.vocab_size:,} ids"
+
+
+def _example_lines(source: SourceSurvey) -> list[str]:
+    examples = source.mapping.examples
+    width = max((len(str(example)) for example in examples), default=0)
+    suspicion = {True: ", nonsense?", False: ""}
+    return [
+        "  examples of the mapping",
+        *(f"    {item!s:<{width}}  {item.count:,} x in the sample{suspicion[item.is_nonsense]}" for item in examples),
+    ]
+
+
+def _share(name: str, share: float, meaning: str) -> str:
+    return _line(name, f"{100 * share:>7.1f} %", meaning)
+
+
+def _line(name: str, value: str, meaning: str) -> str:
+    return f"    {name:<15}{value:<11}  {meaning}".rstrip()

@@ -47,6 +47,7 @@ PASSAGE = (
     Column("passage_id", pa.string(), "", "pass, file, row and index of the passage: unique and deterministic"),
     Column("text", pa.large_string(), "", "the passage"),
     Column("num_bytes", pa.int32(), "", "length of the passage in UTF-8 bytes"),
+    Column("context_bytes", pa.int32(), "", "bytes at its beginning that the passage before has learned already"),
     Column("ends_document", pa.bool_(), "", "whether the document ends with this passage, so that EOS follows"),
 )
 
@@ -71,7 +72,8 @@ def source_columns(source_name: str) -> tuple[Column, ...]:
 
 FUSED_PASSAGE = (
     Column("passage_id", pa.string(), "", "as in the passage"),
-    Column("num_bytes", pa.int32(), "", "as in the passage"),
+    Column("num_bytes", pa.int32(), "", "as in the passage, less its context"),
+    Column("context_rows", pa.int32(), "", "rows at its beginning whose labels are context and not learned"),
     Column("token_ids", _ragged(pa.int32()), "[T]", "the target model's tokens, BOS and EOS included"),
     Column(
         "fused_ids", _ragged(pa.int32()), "[T,K]", "target tokens of the fused distribution, NO_TOKEN behind the last"
@@ -95,8 +97,8 @@ TRAINING_BLOCK = (
     Column("fused_ids", _ragged(pa.int32()), "[L,K]", "as in the fused passage"),
     Column("fused_probs", _ragged(pa.float16()), "[L,K]", "as in the fused passage"),
     Column("passage_ids", _ragged(pa.string()), "[P]", "the passages inside, in order"),
-    Column("passage_tokens", _ragged(pa.int32()), "[P]", "their lengths in target tokens"),
-    Column("passage_bytes", _ragged(pa.int32()), "[P]", "their lengths in UTF-8 bytes"),
+    Column("passage_tokens", _ragged(pa.int32()), "[P]", "their lengths in target tokens, less those of context"),
+    Column("passage_bytes", _ragged(pa.int32()), "[P]", "their lengths in UTF-8 bytes, less those of context"),
     Column("win_share", _ragged(pa.float32()), "[P,N]", "as in the fused passage"),
     Column("cross_entropy", _ragged(pa.float32()), "[P,N]", "as in the fused passage"),
     Column("covered_rows", _ragged(pa.int32()), "[P,N]", "as in the fused passage"),

@@ -21,7 +21,7 @@ class StepRecord:
         tokens: target tokens learned, padding excluded; ``passages`` and ``bytes`` likewise.
         seconds: wall time of the step, waiting included.
         wait_seconds: the exposed wait, time that the slowest worker waited for data.
-        padding: share of the blocks' places that hold no token.
+        padding: share of the blocks' places that hold no token to learn: padding, and context.
         source_nats, source_bytes, source_wins, source_covered_rows, source_left_out: for each source model in the
             spec's order; sums over the passages of the step (nats: cross-entropy in nats per byte times bytes, of the
             passages scored; wins: shares of passages; left out: passages that the source has not scored).

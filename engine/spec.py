@@ -42,6 +42,9 @@ class Corpus(Section):
     """What to do about a file or row that cannot be read: stop with a sentence, or leave it out and count it."""
     passes: Annotated[int, Field(ge=1)] = 1
     """How many times the corpus is read, all within one execution."""
+    overlap_bytes: Annotated[int, Field(ge=0)] = 0
+    """Text of the passage before that a passage begins with, where a document is cut: read as context by every model,
+    but learned once. At most training.block_length."""
     shuffle_passages: Annotated[int, Field(ge=0)] = 256
     """Passages that a reader holds to draw the next one from, so that a step is not one document; 0 keeps the order."""
 

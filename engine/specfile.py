@@ -175,6 +175,8 @@ def _cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
         yield from _idle_loss(sources, sections["objective"].lm_loss_weight)
     if "training" in sections:
         yield from _uneven_batch(sections["training"])
+    if "training" in sections and "corpus" in sections:
+        yield from _long_overlap(sections["corpus"].overlap_bytes, sections["training"].block_length)
     if sources is not None and "fusion" in sections:
         yield from _single_source(sources, sections["fusion"])
     if sources is not None and "alignment" in sections and "fusion" in sections:
@@ -223,6 +225,12 @@ def _methods_apart(sources: Sequence[Any], alignment: Any, fusion: Any) -> Itera
         )
     if fusion.granularity == "token" and fusion.arithmetic == "fusellm":
         yield Fault("fusion.granularity", "token cannot go with arithmetic fusellm", "the authors compare passages")
+
+
+def _long_overlap(overlap_bytes: int, block_length: int) -> Iterator[Fault]:
+    if overlap_bytes > block_length:
+        reason = f"{overlap_bytes} bytes of context would crowd out the text of a passage of {block_length} tokens"
+        yield Fault("corpus.overlap_bytes", reason, f"set it to {block_length} or less")
 
 
 def _uneven_batch(training: Any) -> Iterator[Fault]:

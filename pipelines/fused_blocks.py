@@ -83,6 +83,7 @@ def _read_passages(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: A
             fn_constructor_kwargs={
                 "checkpoints": flow.checkpoints,
                 "windows": flow.windows,
+                "overlap_bytes": spec.corpus.overlap_bytes,
                 "text_column": spec.corpus.text_column,
                 "on_error": spec.corpus.on_error,
                 "learned": learned,

@@ -28,7 +28,7 @@ LOOKAHEAD_BYTES_PER_TOKEN = 8
 
 
 #: A row of ``records.PASSAGE``.
-Passage = tuple[str, str, int, bool]
+Passage = tuple[str, str, int, int, bool]
 
 
 class PassageCutter:
@@ -37,33 +37,66 @@ class PassageCutter:
     Args:
         tokenizers: of the target model and all source models.
         windows: the number of text tokens (BOS and EOS not counted) that each model can take; at least 8.
+        overlap_bytes: text before a passage that it repeats as context, at most.
     """
 
-    def __init__(self, tokenizers: Sequence[PassageTokenizer], windows: Sequence[int]):
+    def __init__(self, tokenizers: Sequence[PassageTokenizer], windows: Sequence[int], overlap_bytes: int = 0):
         self._tokenizers = list(zip(tokenizers, windows, strict=True))
         self._lookahead = LOOKAHEAD_BYTES_PER_TOKEN * min(windows)
+        self._overlap_bytes = overlap_bytes
 
     def cut(self, document: str) -> Iterator[str]:
-        """The passages of one document, in order; joined they are the document."""
+        """The passages of one document, in order; without overlap they join to the document."""
+        return (passage for passage, _ in self.cut_with_context(document))
+
+    def cut_with_context(self, document: str) -> Iterator[tuple[str, int]]:
+        """Each passage, and how many bytes at its beginning are context; without these they join to the document."""
         data = document.encode("utf8")
         start = 0
         while start < len(data):
-            end = _character_boundary(data, start + self._lookahead)
-            passage = self._longest_prefix(data[start:end], is_tail=end == len(data))
-            yield passage
-            start += len(passage.encode("utf8"))
+            passage, context_bytes = self._next(data, start)
+            yield passage, context_bytes
+            start += len(passage.encode("utf8")) - context_bytes
 
-    def _longest_prefix(self, data: bytes, is_tail: bool) -> str:
-        """The longest good beginning of ``data`` that fits every window; all of it if it is the tail and fits."""
+    def _next(self, data: bytes, start: int) -> tuple[str, int]:
+        """The passage whose new text begins at ``start``, with context if every tokenizer has a token end there."""
+        for begin in self._beginnings(data, start):
+            end = _character_boundary(data, begin + self._lookahead)
+            passage = self._longest_prefix(data[begin:end], end == len(data), start - begin)
+            if begin == start or (passage and all(start - begin in ends for ends in self._ends(passage))):
+                return passage, start - begin
+        raise AssertionError("the last beginning is without context and always serves")
+
+    def _beginnings(self, data: bytes, start: int) -> Iterator[int]:
+        """Where a passage may begin: at the first blank within the overlap, or without context."""
+        if self._overlap_bytes:
+            for begin in range(max(0, start - self._overlap_bytes), start):
+                if begin == 0 or data[begin : begin + 1].isspace():
+                    yield begin
+                    break
+        yield start
+
+    def _ends(self, text: str) -> list[np.ndarray]:
+        return [tokenizer.encode(text)[1] for tokenizer, _ in self._tokenizers]
+
+    def _longest_prefix(self, data: bytes, is_tail: bool, context_bytes: int) -> str:
+        """The longest good beginning of ``data`` that fits every window; all of it if it is the tail and fits.
+
+        Nothing if there is context and no more than that fits.
+        """
         text = data.decode("utf8")
-        ends = [tokenizer.encode(text)[1] for tokenizer, _ in self._tokenizers]
+        ends = self._ends(text)
         fits = all(len(end) <= window for end, (_, window) in zip(ends, self._tokenizers, strict=True))
         if fits and is_tail:
             return text
         for cut in self._cuts(data, ends):
             prefix = data[:cut].decode("utf8")
-            if self._fits(prefix):  # a beginning alone may tokenize into more than it did inside the longer text
+            if cut > context_bytes and self._fits(
+                prefix
+            ):  # a beginning alone may tokenize into more than it did inside the longer text
                 return prefix
+        if context_bytes:
+            return ""
         raise RecordError(f"no beginning of {text[:40]!r} fits every model's window; raise max_context_tokens")
 
     def _cuts(self, data: bytes, ends: Sequence[np.ndarray]) -> Iterator[int]:
@@ -90,7 +123,7 @@ class PassageReader:
 
     Args:
         checkpoints: of the target model and all source models, for their tokenizers.
-        windows: see ``PassageCutter``.
+        windows, overlap_bytes: see ``PassageCutter``.
         text_column: see the spec.
         on_error: ``fail`` or ``skip``.
         learned: passages that a checkpoint has learned already; they are left out.
@@ -103,6 +136,7 @@ class PassageReader:
         self,
         checkpoints: Sequence[str],
         windows: Sequence[int],
+        overlap_bytes: int,
         text_column: str,
         on_error: str,
         learned: Ledger,
@@ -112,7 +146,7 @@ class PassageReader:
         meter: Meter,
     ):
         tokenizers = {checkpoint: PassageTokenizer.load(checkpoint) for checkpoint in checkpoints}
-        self._cutter = PassageCutter([tokenizers[checkpoint] for checkpoint in checkpoints], windows)
+        self._cutter = PassageCutter([tokenizers[checkpoint] for checkpoint in checkpoints], windows, overlap_bytes)
         self._text_column = text_column
         self._on_error = on_error
         self._learned = learned
@@ -141,13 +175,13 @@ class PassageReader:
                 self._report(document)
                 continue
             try:
-                texts = list(self._cutter.cut(document.text))
+                passages = list(self._cutter.cut_with_context(document.text))
             except (TokenizerError, RecordError) as error:
                 self._report(Unreadable(document.path, document.row, str(error)))
             else:
-                for index, text in enumerate(texts):
+                for index, (text, context_bytes) in enumerate(passages):
                     passage_id = f"{corpus_pass}/{document.path}:{document.row}:{index}"
-                    yield passage_id, text, len(text.encode("utf8")), index == len(texts) - 1
+                    yield passage_id, text, len(text.encode("utf8")), context_bytes, index == len(passages) - 1
 
     def _report(self, unreadable: Unreadable) -> None:
         if self._on_error == "fail":

@@ -22,6 +22,7 @@ def training_blocks(seed: int, lengths: Sequence[int] = (20, 30, 12, 25, 16, 9))
             [f"{seed}/a:1:{index}" if seed != 1 else f"0/a:1:{index}" for index in range(len(rows))]
         ),
         "num_bytes": pa.array([3 * length for length in lengths], pa.int32()),
+        "context_rows": pa.array([0] * len(lengths), pa.int32()),
         "token_ids": ragged([random.integers(0, VOCABULARY, length) for length in lengths], pa.int32()),
         "fused_ids": ragged([ids for ids, _, _ in rows], pa.int32()),
         "fused_probs": ragged([probs for _, probs, _ in rows], pa.float16()),

@@ -34,7 +34,17 @@ TEXTS = [
 ]
 
 
-def spec(tmp_path, rule: str, vocabulary: str) -> dict:
+#: Sections ``fusion`` and ``alignment``.
+METHODS = [
+    ({"rule": "min_ce", "top_k": 16}, {"vocabulary": "prefix"}),
+    (
+        {"rule": "avg_ce", "granularity": "token", "temperature": 0.5, "top_k": 16},
+        {"vocabulary": "exact", "split_tokens": "product"},
+    ),
+]
+
+
+def spec(tmp_path, fusion: dict, alignment: dict) -> dict:
     models = "pipelines/quickstart/models"
     sources = ("llama-docs", "gpt2-code", "neox-mixed")
     pa.parquet.write_table(pa.table({"text": TEXTS}), tmp_path / "texts.parquet")
@@ -46,8 +56,8 @@ def spec(tmp_path, rule: str, vocabulary: str) -> dict:
             {"name": name, "checkpoint": f"{models}/{name}", "dtype": "float32", "kv_cache_bytes": 2**26}
             for name in sources
         ],
-        "alignment": {"vocabulary": vocabulary, "cache_dir": str(tmp_path / "tables")},
-        "fusion": {"rule": rule, "top_k": 16},
+        "alignment": alignment | {"cache_dir": str(tmp_path / "tables")},
+        "fusion": fusion,
         "training": {"block_length": 256, "global_batch_blocks": 1},
         "cluster": {"object_store_bytes": 2**27},
     }
@@ -65,9 +75,9 @@ def scored(spec, passages: pa.Table) -> pa.Table:
     return passages
 
 
-@pytest.mark.parametrize(("rule", "vocabulary"), [("min_ce", "prefix"), ("avg_ce", "exact")])
-def test_the_stream_equals_the_slow_path(tmp_path, rule, vocabulary):
-    located = as_located_spec(spec(tmp_path, rule, vocabulary))
+@pytest.mark.parametrize(("fusion", "alignment"), METHODS)
+def test_the_stream_equals_the_slow_path(tmp_path, fusion, alignment):
+    located = as_located_spec(spec(tmp_path, fusion, alignment))
     flow = derive_flow(located)
     with cluster.session(located, flow.logical_cpus, flow.gpus):
         monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
@@ -77,6 +87,7 @@ def test_the_stream_equals_the_slow_path(tmp_path, rule, vocabulary):
                 "passage_id": [f"0/{located.corpus.paths[0]}:{row}:0" for row in range(1, len(TEXTS) + 1)],
                 "text": pa.array(TEXTS, pa.large_string()),
                 "num_bytes": pa.array([len(text.encode()) for text in TEXTS], pa.int32()),
+                "context_bytes": pa.array([0] * len(TEXTS), pa.int32()),
                 "ends_document": [True] * len(TEXTS),
             }
         )
@@ -93,11 +104,14 @@ def test_the_stream_equals_the_slow_path(tmp_path, rule, vocabulary):
             sources,
             [distribution(distributions, source.name, row) for source in located.source_models],
             located.fusion,
-            vocabulary,
+            located.alignment.vocabulary,
+            located.alignment.split_tokens == "product",
         )
         seen = streamed[f"0/{located.corpus.paths[0]}:{row + 1}:0"]
         assert np.array_equal(seen["token_ids"], expected["token_ids"]), text
         assert np.array_equal(seen["is_fused"], expected["is_fused"]), text
+        if fusion["rule"] == "min_ce":
+            assert seen["win_share"].sum() == 1.0
         np.testing.assert_allclose(seen["win_share"], expected["win_share"], err_msg=text)
         assert np.array_equal(seen["fused_ids"], expected["fused_ids"]), text
         np.testing.assert_allclose(seen["fused_probs"], expected["fused_probs"], rtol=2e-3, atol=1e-6)

@@ -16,6 +16,7 @@ from tests.oracles import fused_passage
 from tests.tiny_tokenizers import tokenizer_folders
 
 TOP_K = 6
+MIN_CE = Fusion(top_k=TOP_K)
 SAMPLE = ["The cat sat on the mat, and the dog in the sun.", "def main():\n    print(2024)\n"]
 TEXTS = [
     "The cat sat on the mat.",
@@ -38,6 +39,7 @@ def passages(texts: list[str] = TEXTS) -> pa.Table:
         "passage_id": [f"0/corpus.txt:{row}:0" for row in range(len(texts))],
         "text": texts,
         "num_bytes": [len(text.encode()) for text in texts],
+        "context_bytes": [0] * len(texts),
         "ends_document": [row % 2 == 0 for row in range(len(texts))],
     }
     return pa.table(rows, schema(PASSAGE))
@@ -62,14 +64,12 @@ def scored(batch: pa.Table, name: str, folder: Path, top_k: int = TOP_K, missing
     return batch
 
 
-def aligner(
-    folders, target: str, sources: list[str], tmp_path: Path, rule="min_ce", vocabulary="prefix", **alignment
-) -> Aligner:
+def aligner(folders, target: str, sources: list[str], tmp_path: Path, fusion: Fusion = MIN_CE, **alignment) -> Aligner:
     return Aligner(
         str(folders[target]),
         [(name, str(folders[name])) for name in sources],
-        Fusion(rule=rule, top_k=TOP_K),
-        Alignment(vocabulary=vocabulary, cache_dir=str(tmp_path), **alignment),
+        fusion,
+        Alignment(cache_dir=str(tmp_path), **alignment),
         SAMPLE,
         NoMeter(),
     )
@@ -77,12 +77,23 @@ def aligner(
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("target", ["byte-level-with-bos", "byte-level-without-bos", "sentencepiece-like"])
-@pytest.mark.parametrize(("rule", "vocabulary"), [("min_ce", "prefix"), ("avg_ce", "prefix"), ("avg_ce", "exact")])
-def test_every_passage_equals_the_slow_path(folders, tmp_path, target, rule, vocabulary):
+@pytest.mark.parametrize(
+    ("fusion", "vocabulary", "split_tokens"),
+    [
+        (Fusion(top_k=TOP_K), "prefix", "first_piece"),
+        (Fusion(rule="avg_ce", top_k=TOP_K), "prefix", "product"),
+        (Fusion(rule="avg_ce", temperature=0.2, top_k=TOP_K), "exact", "first_piece"),
+        (Fusion(rule="uniform", top_k=TOP_K), "exact", "product"),
+        (Fusion(granularity="token", top_k=TOP_K), "prefix", "product"),
+        (Fusion(rule="avg_ce", granularity="token", top_k=TOP_K), "prefix", "first_piece"),
+    ],
+)
+def test_every_passage_equals_the_slow_path(folders, tmp_path, target, fusion, vocabulary, split_tokens):
     batch, names = passages(), list(folders)
     for name in names:
         batch = scored(batch, name, folders[name])
-    table = aligner(folders, target, names, tmp_path, rule, vocabulary)(batch)
+    align = aligner(folders, target, names, tmp_path, fusion, vocabulary=vocabulary, split_tokens=split_tokens)
+    table = align(batch)
     assert table.schema == schema(FUSED_PASSAGE)
     tokenizers = [PassageTokenizer.load(str(folders[name])) for name in names]
     for row, text in enumerate(TEXTS):
@@ -96,18 +107,83 @@ def test_every_passage_equals_the_slow_path(folders, tmp_path, target, rule, voc
             PassageTokenizer.load(str(folders[target])),
             tokenizers,
             distributions,
-            Fusion(rule=rule, top_k=TOP_K),
+            fusion,
             vocabulary,
+            split_tokens == "product",
         )
         for column in ("token_ids", "is_fused", "covered_rows"):
             assert rows_of(table[column])[row].tolist() == expected[column].tolist(), (text, column)
         assert rows_of(table["fused_ids"])[row].tolist() == expected["fused_ids"].ravel().tolist(), text
-        np.testing.assert_allclose(rows_of(table["win_share"])[row], expected["win_share"])
+        if fusion.granularity == "passage":
+            np.testing.assert_allclose(rows_of(table["win_share"])[row], expected["win_share"])
         np.testing.assert_allclose(rows_of(table["cross_entropy"])[row], expected["cross_entropy"], rtol=1e-6)
         # One rounding to float16: half a unit in the last place, or half of the smallest subnormal number.
         probs = rows_of(table["fused_probs"])[row].astype(np.float64)
         np.testing.assert_allclose(probs, expected["fused_probs"].ravel(), rtol=2**-11 * 1.001, atol=2**-25 * 1.001)
         assert (probs.reshape(-1, TOP_K).sum(-1) <= 1 + 2**-11).all()
+
+
+def test_a_single_source_is_taken_whatever_its_cross_entropy(folders, tmp_path):
+    names = list(folders)
+    batch = passages()
+    for name in names:
+        batch = scored(batch, name, folders[name])
+    fusion = Fusion(rule="single", single_source=names[2], top_k=TOP_K)
+    both = aligner(folders, names[0], names, tmp_path, fusion)(batch)
+    alone = aligner(folders, names[0], [names[2]], tmp_path)(batch.drop_columns(columns_of(names[:2])))
+    for column in ("fused_ids", "fused_probs", "is_fused"):
+        assert both[column] == alone[column]
+
+
+def columns_of(names: list[str]) -> list[str]:
+    return [column.name for name in names for column in source_columns(name)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "vocabulary"), [("min_edit", "min_edit"), ("exact", "exact"), ("suffix", "statistical")]
+)
+def test_by_edits_every_scored_row_learns_from_the_source_or_from_its_label(folders, tmp_path, tokens, vocabulary):
+    target, name = "byte-level-with-bos", "sentencepiece-like"
+    batch = scored(passages(), name, folders[name], missing=2)
+    table = aligner(folders, target, [name], tmp_path, tokens=tokens, vocabulary=vocabulary)(batch)
+    taught = used = 0
+    for row in range(len(TEXTS)):
+        token_ids = rows_of(table["token_ids"])[row]
+        ids = rows_of(table["fused_ids"])[row].reshape(-1, TOP_K)
+        probs = rows_of(table["fused_probs"])[row].reshape(-1, TOP_K)
+        fused = rows_of(table["is_fused"])[row]
+        if row == 2:
+            assert not fused.any()
+            assert rows_of(table["covered_rows"])[row].tolist() == [0]
+            continue
+        assert not fused[-1], "the last row has no label"
+        one_hot = (probs[:-1, 0] == 1.0) & (ids[:-1, 0] == token_ids[1:]) & (ids[:-1, 1] == NO_TOKEN)
+        covered = rows_of(table["covered_rows"])[row][0]
+        # A row of the source whose kept tokens all map nowhere is not fused, and no label is put in its place.
+        assert one_hot.sum() + covered >= fused.sum() >= one_hot.sum()
+        taught, used = taught + one_hot.sum(), used + covered
+    assert taught > 0
+    assert used > 0
+
+
+def test_context_is_neither_fused_nor_compared(folders, tmp_path):
+    target, name = "byte-level-with-bos", "sentencepiece-like"
+    plain = scored(passages(TEXTS[:2]), name, folders[name])
+    position = plain.column_names.index("context_bytes")
+    context = pa.array([len("The cat"), 0], pa.int32())
+    batch = plain.set_column(position, "context_bytes", context)
+    whole, part = (aligner(folders, target, [name], tmp_path)(table) for table in (plain, batch))
+    _, ends = PassageTokenizer.load(str(folders[target])).encode_with_roles(TEXTS[0], True, True)
+    rows = int((ends <= len("The cat")).sum()) - 1
+    assert part["context_rows"].to_pylist() == [rows, 0]
+    assert rows > 1
+    assert part["num_bytes"].to_pylist() == [len(TEXTS[0]) - len("The cat"), len(TEXTS[1])]
+    fused = [rows_of(table["is_fused"])[0] for table in (whole, part)]
+    assert not fused[1][:rows].any()
+    assert fused[1][rows:].tolist() == fused[0][rows:].tolist()
+    assert rows_of(part["covered_rows"])[0][0] == rows_of(whole["covered_rows"])[0][0] - (fused[0][:rows].sum())
+    assert rows_of(part["cross_entropy"])[0] != rows_of(whole["cross_entropy"])[0]
+    assert rows_of(part["cross_entropy"])[1] == rows_of(whole["cross_entropy"])[1]
 
 
 def test_without_sources_the_passages_go_through_unfused(folders, tmp_path):

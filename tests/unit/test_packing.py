@@ -18,6 +18,7 @@ def fused_passages(lengths: list[int], seed: int = 0) -> pa.Table:
     columns = {
         "passage_id": pa.array([f"0/a:1:{index}" for index in range(len(lengths))]),
         "num_bytes": pa.array([3 * length for length in lengths], pa.int32()),
+        "context_rows": pa.array(random.integers(0, [max(1, length - 1) for length in lengths]), pa.int32()),
         "token_ids": ragged([random.integers(0, 99, length) for length in lengths], pa.int32()),
         "fused_ids": ragged([random.integers(-1, 99, (length, TOP_K)) for length in lengths], pa.int32()),
         "fused_probs": ragged([random.random((length, TOP_K)) for length in lengths], pa.float16()),
@@ -65,8 +66,8 @@ def test_every_row_of_every_passage_is_found_again(lengths):
             assert np.array_equal(ids[where].ravel(), rows_of(passages["fused_ids"])[row])
             assert np.array_equal(probs[where].ravel(), rows_of(passages["fused_probs"])[row])
             assert np.array_equal(fusion_mask[where], rows_of(passages["is_fused"])[row])
-            assert loss_mask[where].sum() == where.sum() - 1
-            assert not loss_mask[where][-1]
+            context = passages["context_rows"][row].as_py()
+            assert loss_mask[where].tolist() == [False] * context + [True] * (where.sum() - context - 1) + [False]
         padding = segments == 0
         assert not loss_mask[padding].any()
         assert not fusion_mask[padding].any()
@@ -78,7 +79,11 @@ def test_what_the_ledger_needs_travels_with_the_block():
     passages = fused_passages([20, 30, 12])
     blocks = Packer(LENGTH, TOP_K)(passages)
     assert [list(row) for row in rows_of(blocks["passage_ids"])] == [["0/a:1:0", "0/a:1:2"], ["0/a:1:1"]]
-    assert [row.tolist() for row in rows_of(blocks["passage_tokens"])] == [[20, 12], [30]]
+    context = passages["context_rows"].to_pylist()
+    assert [row.tolist() for row in rows_of(blocks["passage_tokens"])] == [
+        [20 - context[0], 12 - context[2]],
+        [30 - context[1]],
+    ]
     assert [row.tolist() for row in rows_of(blocks["passage_bytes"])] == [[60, 36], [90]]
     cross_entropy = rows_of(passages["cross_entropy"])
     assert np.array_equal(rows_of(blocks["cross_entropy"])[0], np.concatenate([cross_entropy[0], cross_entropy[2]]))

@@ -51,6 +51,32 @@ def test_prose_is_cut_before_blanks(cutter):
     assert sum(passage.startswith(" ") for passage in passages[1:]) > 0.9 * (len(passages) - 1)
 
 
+@settings(max_examples=150, deadline=None)
+@given(document=st.text(st.sampled_from("ab é\n🙂日 "), min_size=1, max_size=400), overlap=st.integers(1, 24))
+def test_with_overlap_every_byte_is_new_in_one_passage(tokenizers, document, overlap):
+    passages = list(PassageCutter(tokenizers, WINDOWS, overlap).cut_with_context(document))
+    data = document.encode("utf8")
+    assert b"".join(text.encode("utf8")[context:] for text, context in passages) == data
+    start = 0
+    for text, context in passages:
+        encoded = text.encode("utf8")
+        assert 0 <= context <= overlap
+        assert data[start - context : start + len(encoded) - context] == encoded
+        start += len(encoded) - context
+        for tokenizer, window in zip(tokenizers, WINDOWS, strict=True):
+            _, ends = tokenizer.encode(text)
+            assert len(ends) <= window
+            assert context == 0 or context in ends, "context ends where a token of every tokenizer ends"
+
+
+def test_prose_is_repeated_from_a_blank_on(tokenizers):
+    document = "The quick brown fox jumps over the lazy dog and the cat sat on the mat. " * 10
+    passages = list(PassageCutter(tokenizers, WINDOWS, 12).cut_with_context(document))
+    assert passages[0][1] == 0
+    assert sum(context > 0 for _, context in passages) > len(passages) / 2
+    assert all(text.startswith(" ") for text, context in passages if context)
+
+
 def test_a_very_long_document_costs_linear_work(tokenizers):
     class Counting:
         """Counts the characters that a tokenizer is given."""
@@ -82,7 +108,7 @@ def reader(checkpoints, path, on_error="fail", learned=(), skipped=None, held=0)
             skipped.append(row)
 
     units = pa.Table.from_pylist([{"path": str(path), "row_group": -1, "first_row": 1, "corpus_pass": 0}])
-    return PassageReader(checkpoints, WINDOWS, "text", on_error, Ledger(learned), 3, held, 0, Recorder()), units
+    return PassageReader(checkpoints, WINDOWS, 0, "text", on_error, Ledger(learned), 3, held, 0, Recorder()), units
 
 
 def test_tables_hold_the_passages_in_order(checkpoints, tmp_path):
@@ -94,7 +120,13 @@ def test_tables_hold_the_passages_in_order(checkpoints, tmp_path):
         check(table, PASSAGE, "test")
     rows = [row for table in tables for row in table.to_pylist()]
     assert max(len(table) for table in tables) == 3
-    assert rows[0] == {"passage_id": f"0/{path}:1:0", "text": "one", "num_bytes": 3, "ends_document": True}
+    assert rows[0] == {
+        "passage_id": f"0/{path}:1:0",
+        "text": "one",
+        "num_bytes": 3,
+        "context_bytes": 0,
+        "ends_document": True,
+    }
     assert "".join(row["text"] for row in rows[1:]) == "two words " * 30
     assert [row["ends_document"] for row in rows[1:]] == [False] * (len(rows) - 2) + [True]
 

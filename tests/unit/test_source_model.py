@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, MptConfig
 
 from actors.backends import PromptRows, context_limit
-from actors.source_model import SourceModel
+from actors.source_model import SourceModel, tempered
 from engine import spec
 from engine.errors import SourceModelError
 from engine.records import PASSAGE, check, rows_of, schema, source_columns
@@ -33,7 +33,7 @@ def section(checkpoint: str, **fields) -> spec.SourceModel:
 
 def passages(texts: list[str]) -> pa.Table:
     sizes = [len(text.encode()) for text in texts]
-    columns = [[f"0/a:{row}:0" for row in range(len(texts))], texts, sizes, [True] * len(texts)]
+    columns = [[f"0/a:{row}:0" for row in range(len(texts))], texts, sizes, [0] * len(texts), [True] * len(texts)]
     fields = schema(PASSAGE)
     return pa.table([pa.array(values, field.type) for values, field in zip(columns, fields, strict=True)], fields)
 
@@ -49,12 +49,34 @@ def test_row_s_is_the_distribution_after_token_s(checkpoint, bos):
         with torch.no_grad():
             logprobs = model(torch.tensor(ids[None].astype(np.int64))).logits[0].log_softmax(-1)
         found = {column.name[4:]: rows_of(table[column.name])[row] for column in source_columns("one")}
+        assert found["token_ids"].tolist() == ids[:-1].tolist()
         assert found["end_bytes"].tolist() == ends[:-1].tolist()
         following = logprobs[torch.arange(len(ids) - 1), torch.tensor(ids[1:].astype(np.int64))]
         np.testing.assert_allclose(found["token_logprobs"], following, atol=1e-4)
         best = logprobs[:-1].topk(TOP_K)
         assert found["topk_ids"].tolist() == best.indices.flatten().tolist()
         np.testing.assert_allclose(found["topk_logprobs"], best.values.flatten(), rtol=1e-3)
+
+
+def test_a_temperature_moves_the_kept_mass_and_nothing_else(checkpoint):
+    plain, flat = (SourceModel(section(checkpoint, temperature=value), TOP_K)(passages(TEXTS)) for value in (1.0, 2.0))
+    for row in range(len(TEXTS)):
+        before, after = (
+            np.exp(rows_of(table["one/topk_logprobs"])[row].astype(np.float64)).reshape(-1, TOP_K)
+            for table in (plain, flat)
+        )
+        np.testing.assert_allclose(after.sum(-1), before.sum(-1), rtol=4e-3)
+        expected = np.sqrt(before) / np.sqrt(before).sum(-1, keepdims=True) * before.sum(-1, keepdims=True)
+        np.testing.assert_allclose(after, expected, rtol=1e-2)
+        assert rows_of(flat["one/token_logprobs"])[row].tolist() == rows_of(plain["one/token_logprobs"])[row].tolist()
+
+
+def test_tempering_keeps_what_a_model_rules_out():
+    logprobs = np.log(np.array([[0.6, 0.3, 1e-30]], np.float32))
+    logprobs[0, 2] = -np.inf
+    found = np.exp(tempered(logprobs, 0.5))
+    np.testing.assert_allclose(found, [[0.9 * 0.36 / 0.45, 0.9 * 0.09 / 0.45, 0]], rtol=1e-5)
+    assert tempered(logprobs, 1.0) is logprobs
 
 
 def test_other_columns_pass_through_and_order_is_kept(checkpoint):

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from engine.errors import SpecError
+from engine.presets import PRESETS
 from engine.specfile import as_located_spec, dump_spec, load_spec
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,37 @@ def test_a_spec_survives_writing_and_reading():
     assert spec.fusion.top_k == 10
     assert [source.replicas for source in spec.source_models] == [1, 3]
     assert load_spec(yaml.safe_load(dump_spec(spec))) == spec
+
+
+def test_a_preset_counts_where_the_spec_says_nothing():
+    spec = load_spec(yaml.safe_load(GOOD) | {"preset": "fusellm_soft", "fusion": {"rule": "avg_ce"}})
+    assert (spec.alignment.tokens, spec.alignment.vocabulary) == ("min_edit", "min_edit")
+    assert (spec.fusion.rule, spec.fusion.top_k, spec.fusion.arithmetic) == ("avg_ce", 10, "fusellm")
+    assert load_spec(yaml.safe_load(dump_spec(spec))) == spec, "the resolved spec has no preset, but what it stands for"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_spec(name):
+    spec = load_spec(yaml.safe_load(GOOD), [f"preset={name}"])
+    assert spec.fusion.arithmetic == "fusellm"
+    assert spec.objective.lm_loss_weight == 0.9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["preset=fusellm"], ["preset", "'fusellm' is no preset", "fusellm_soft, fusellm_hard, fusechat_ms"]),
+        (["fusion.rule=single"], ["fusion.single_source", "is no source model", "choose one of"]),
+        (["fusion.single_source=a"], ["fusion.single_source", "fusion.rule is min_ce"]),
+        (["alignment.tokens=min_edit", "alignment.split_tokens=product"], ["alignment.split_tokens", "byte_offset"]),
+        (["source_models.0.temperature=2", "alignment.split_tokens=product"], ["split_tokens", "temperature"]),
+        (["preset=fusellm_hard", "fusion.granularity=token"], ["fusion.granularity", "compare passages"]),
+    ],
+)
+def test_methods_that_do_not_go_together_are_faults(overrides, words):
+    with pytest.raises(SpecError) as caught:
+        load_spec(yaml.safe_load(GOOD), overrides)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_a_section_is_frozen():

@@ -8,6 +8,7 @@ import pytest
 from engine.tokenization import PassageTokenizer
 from engine.vocabulary import UNMAPPED, build_mapping, load_or_build
 from tests import oracles
+from tests.slow_edit_distance import distance
 from tests.tiny_tokenizers import SENTENCES, byte_level_with_bos, byte_level_without_bos, sentencepiece_like
 
 
@@ -57,6 +58,55 @@ def test_prefix_finds_the_first_token_of_the_middle_of_a_text(tokenizers):
     assert third.token_bytes[mapping[blank]] in (b" the", b" t", b" th", b" ")
     tail = first.id_of_bytes[b"t"]
     assert third.token_bytes[mapping[tail]] == b"t", "no dummy prefix in front of a token"
+
+
+def test_statistical_mapping_is_the_most_frequent_token_that_begins_there(tokenizers):
+    for source in tokenizers:
+        for target in tokenizers:
+            counts: dict[tuple[int, int], int] = {}
+            for text in SENTENCES:
+                starts = {}
+                for token, start, end in spans(target, text):
+                    if end > start:
+                        starts[start] = token
+                for token, start, end in spans(source, text):
+                    if end > start and start in starts:
+                        counts[token, starts[start]] = counts.get((token, starts[start]), 0) + 1
+            mapping = build_mapping(source, target, "statistical", SENTENCES)
+            exact = build_mapping(source, target, "exact")
+            for token in range(source.vocab_size):
+                pairs = [(-count, partner) for (own, partner), count in counts.items() if own == token]
+                assert mapping[token] == (min(pairs)[1] if pairs else exact[token])
+
+
+def spans(tokenizer: PassageTokenizer, text: str) -> list[tuple[int, int, int]]:
+    """Token, begin and end in bytes."""
+    ids, ends = (values.tolist() for values in tokenizer.encode(text))
+    return list(zip(ids, [0, *ends[:-1]], ends, strict=True))
+
+
+def test_min_edit_takes_the_nearest_string_with_ties_to_the_lowest_id(tokenizers):
+    for source in tokenizers:
+        for target in tokenizers:
+            mapping = build_mapping(source, target, "min_edit")
+            some = [token for token, data in enumerate(source.token_bytes) if data][:: source.vocab_size // 12]
+            for token in some:
+                distances = [
+                    (distance(source.pieces[token], piece), index)
+                    for index, piece in enumerate(target.pieces)
+                    if target.token_bytes[index]
+                ]
+                assert mapping[token] == min(distances)[1]
+            assert mapping[source.eos_id] == target.eos_id
+
+
+def test_the_sample_is_part_of_a_statistical_tables_name(tokenizers, tmp_path):
+    source, target = tokenizers[0], tokenizers[2]
+    for sample in (SENTENCES, SENTENCES[:1], SENTENCES):
+        load_or_build(source, target, "statistical", str(tmp_path), sample)
+    load_or_build(source, target, "exact", str(tmp_path), SENTENCES)
+    load_or_build(source, target, "exact", str(tmp_path), SENTENCES[:1])
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_the_cache_is_used_rebuilt_when_broken_and_safe_for_many(tokenizers, tmp_path):

@@ -1,0 +1,241 @@
+"""What every source has to offer the target, looked at on a small sample of the corpus before anything runs.
+
+Coverage is counted by byte offsets, whatever ``alignment.tokens`` says: it shows how far two tokenizers go together.
+The distributions are those of transformers on the CPU, so that a plan needs no GPU and no vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import nan
+
+import numpy as np
+import pyarrow as pa
+
+from engine.errors import RecordError, TokenizerError
+from engine.records import PASSAGE, flat_values, rows_of, schema
+from engine.spec import FusionSpec, SourceModel
+from engine.tokenization import PassageTokenizer
+from engine.vocabulary import UNMAPPED, load_or_build
+from pipelines.corpus import CorpusUnit, Document, read_documents
+from pipelines.flow import SMALLEST_WINDOW, FlowPlan, mapping_sample
+from pipelines.passages import PassageCutter
+from pipelines.survey_examples import MappingSurvey, survey_mapping
+from pipelines.survey_tokens import Coverage, SampledPassage, Tokenization, Traits, coverage, tokenize, traits
+
+#: Text of the sample, and the share that each of its units gives at least.
+SAMPLE_BYTES = 65_536
+SMALLEST_SHARE = 4096
+
+#: Documents of a unit that are looked at, readable or not.
+MOST_DOCUMENTS = 2000
+
+#: Passages that are scored. With at most so many text tokens each, and BOS and EOS, they have 4,096 tokens at most.
+SCORED_PASSAGES = 8
+PASSAGE_TOKENS = 510
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model says about the scored passages.
+
+    Attributes:
+        rows: distributions looked at. num_bytes: the bytes that their tokens cover, EOS apart.
+        nats_per_byte: over these bytes.
+        lost_mass: mean over the rows of what is beyond the likeliest K, in [0, 1].
+        unmapped_mass: mean over the rows of what is kept and maps nowhere, in [0, 1].
+        problem: why the model could not be scored, in one line; then the numbers are NaN.
+    """
+
+    rows: int = 0
+    num_bytes: int = 0
+    nats_per_byte: float = nan
+    lost_mass: float = nan
+    unmapped_mass: float = nan
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class SourceSurvey:
+    """One source model beside the target, on a sample.
+
+    Attributes:
+        name: of the source.
+        passages, num_bytes: of the sample.
+        coverage: of the target's rows by the source's.
+        mapping: of the source's vocabulary to the target's.
+        traits, target_traits: what the two tokenizers do to a text.
+        vocab_size: ids of the source's tokenizer. padding_rows: rows of its embedding beyond them; negative if the
+            embedding has too few.
+        scores, target_scores: of the models; None where scoring was not asked for.
+    """
+
+    name: str
+    passages: int
+    num_bytes: int
+    coverage: Coverage
+    mapping: MappingSurvey
+    traits: Traits
+    target_traits: Traits
+    vocab_size: int
+    padding_rows: int
+    scores: Scores | None
+    target_scores: Scores | None
+
+
+def survey(spec: FusionSpec, flow: FlowPlan, score: bool = True) -> tuple[SourceSurvey, ...]:
+    """Survey all sources of a spec on one sample of the corpus.
+
+    What cannot be read is passed over: the run itself reports it. Weights that cannot be loaded are told in ``Scores``.
+
+    Args:
+        flow: of the same spec.
+        score: whether to load weights and score; without, nats per byte and masses are left out.
+    """
+    if not spec.source_models:
+        return ()
+    passages = sample_passages(spec, flow)
+    target = PassageTokenizer.load(spec.target_model.checkpoint)
+    target_tokens = tokenize(target, passages, target.adds_bos)
+    scored = _spread(passages, SCORED_PASSAGES)
+    target_scores = _scores(_target_section(spec), 1, scored, None) if score else None
+    mapping_text = mapping_sample(spec, flow)
+    return tuple(
+        _survey_source(spec, source, passages, mapping_text, target_tokens, scored, target_scores)
+        for source in spec.source_models
+    )
+
+
+def _survey_source(
+    spec: FusionSpec,
+    section: SourceModel,
+    passages: Sequence[SampledPassage],
+    mapping_text: Sequence[str],
+    target_tokens: Tokenization,
+    scored: Sequence[SampledPassage],
+    target_scores: Scores | None,
+) -> SourceSurvey:
+    target = target_tokens.tokenizer
+    source = PassageTokenizer.load(section.checkpoint)
+    source_traits = traits(source, section.bos)
+    source_tokens = tokenize(
+        source, [replace(passage, ends_document=True) for passage in passages], source_traits.adds_bos
+    )
+    alignment = spec.alignment
+    mapping = load_or_build(source, target, alignment.vocabulary, alignment.cache_dir, mapping_text)
+    return SourceSurvey(
+        name=section.name,
+        passages=len(passages),
+        num_bytes=sum(passage.num_bytes for passage in passages),
+        coverage=coverage([passage.text for passage in passages], target_tokens, source_tokens),
+        mapping=survey_mapping(source, target, mapping, source_tokens.counts()),
+        traits=source_traits,
+        target_traits=traits(target, "tokenizer"),
+        vocab_size=source.vocab_size,
+        padding_rows=_embedding_rows(section.checkpoint) - source.vocab_size,
+        scores=None if target_scores is None else _scores(section, spec.fusion.top_k, scored, mapping),
+        target_scores=target_scores,
+    )
+
+
+def sample_passages(spec: FusionSpec, flow: FlowPlan) -> list[SampledPassage]:
+    """The first passages of units spread over the corpus, about ``SAMPLE_BYTES`` in all; the same for the same spec."""
+    tokenizers = [PassageTokenizer.load(checkpoint) for checkpoint in flow.checkpoints]
+    # One token less than the window: the target may fill its context, a source leaves a place free.
+    windows = [max(SMALLEST_WINDOW, min(window - 1, PASSAGE_TOKENS)) for window in flow.windows]
+    cutter = PassageCutter(tokenizers, windows)
+    units = [CorpusUnit(**unit) for unit in _spread(flow.corpus_units, SAMPLE_BYTES // SMALLEST_SHARE)]
+    share = SAMPLE_BYTES // len(units) if units else 0
+    return [passage for unit in units for passage in _first_passages(unit, spec.corpus.text_column, cutter, share)]
+
+
+def _first_passages(unit: CorpusUnit, text_column: str, cutter: PassageCutter, num_bytes: int) -> list[SampledPassage]:
+    """The first passages of one unit, until they have ``num_bytes``."""
+    found: list[SampledPassage] = []
+    left = num_bytes
+    for document in islice(read_documents(unit, text_column), MOST_DOCUMENTS):
+        if not isinstance(document, Document):
+            continue
+        of_document = len(document.text.encode("utf8"))
+        try:
+            for text in cutter.cut(document.text):
+                size = len(text.encode("utf8"))
+                of_document -= size
+                left -= size
+                found.append(SampledPassage(text, size, ends_document=of_document == 0))
+                if left <= 0:
+                    return found
+        except (TokenizerError, RecordError):
+            continue
+    return found
+
+
+def _spread(items: Sequence, most: int) -> list:
+    """At most ``most`` items, evenly spread."""
+    if len(items) <= most:
+        return list(items)
+    return [items[index * len(items) // most] for index in range(most)]
+
+
+def _scores(section: SourceModel, top_k: int, passages: Sequence[SampledPassage], mapping: np.ndarray | None) -> Scores:
+    """Load one model on the CPU and score passages with it; what goes wrong is told in ``problem``."""
+    from actors.source_model import SourceModel as LoadedModel
+
+    if not passages:
+        return Scores(problem="the corpus has no text that can be read")
+    try:
+        model = LoadedModel(section.model_copy(update={"backend": "transformers", "num_gpus": 0.0}), top_k)
+        return scores_of(model(_table(passages)), section.name, top_k, mapping)
+    except Exception as error:  # every library that reads weights has errors of its own; the plan goes on without them
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return Scores(problem=lines[0])
+
+
+def scores_of(batch: pa.Table, name: str, top_k: int, mapping: np.ndarray | None) -> Scores:
+    """The figures of one source's columns; without ``mapping`` nothing is unmapped."""
+    masses = np.exp(flat_values(batch[f"{name}/topk_logprobs"])[0].reshape(-1, top_k).astype(np.float64))
+    nats, covered = 0.0, 0
+    ends, logprobs = rows_of(batch[f"{name}/end_bytes"]), rows_of(batch[f"{name}/token_logprobs"])
+    for consumed, following, num_bytes in zip(ends, logprobs, batch["num_bytes"].to_pylist(), strict=True):
+        nats -= float(following[consumed < num_bytes].sum(dtype=np.float64))
+        covered += num_bytes - int(consumed[0]) if len(consumed) else 0
+    unmapped = np.zeros(len(masses))
+    if mapping is not None:
+        ids = flat_values(batch[f"{name}/topk_ids"])[0].reshape(-1, top_k)
+        beyond = np.full(
+            max(int(ids.max(initial=0)) + 1 - len(mapping), 0), UNMAPPED, np.int32
+        )  # an embedding's padding
+        unmapped = (masses * (np.concatenate([mapping, beyond])[ids] == UNMAPPED)).sum(axis=1)
+    return Scores(
+        rows=len(masses),
+        num_bytes=covered,
+        nats_per_byte=nats / covered if covered else nan,
+        lost_mass=float(np.maximum(1.0 - masses.sum(axis=1), 0.0).mean()) if len(masses) else nan,
+        unmapped_mass=float(unmapped.mean()) if len(masses) else nan,
+    )
+
+
+def _table(passages: Sequence[SampledPassage]) -> pa.Table:
+    """``records.PASSAGE``; nothing is context."""
+    columns = {
+        "passage_id": [f"sample:{index}" for index in range(len(passages))],
+        "text": [passage.text for passage in passages],
+        "num_bytes": [passage.num_bytes for passage in passages],
+        "context_bytes": [0] * len(passages),
+        "ends_document": [passage.ends_document for passage in passages],
+    }
+    fields = schema(PASSAGE)
+    return pa.table([pa.array(columns[field.name], field.type) for field in fields], fields)
+
+
+def _target_section(spec: FusionSpec) -> SourceModel:
+    """The target as if it were a source."""
+    return SourceModel(name="target", checkpoint=spec.target_model.checkpoint)
+
+
+def _embedding_rows(checkpoint: str) -> int:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(checkpoint).get_text_config().vocab_size

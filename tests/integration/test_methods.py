@@ -1,0 +1,57 @@
+"""Every way of aligning, mapping and fusing runs from a spec through the whole engine."""
+
+import math
+
+import pytest
+
+from engine import run
+
+pytestmark = pytest.mark.timeout(300)
+
+METHODS = {
+    "FuseChat's": (["preset=fusechat_ms"], 0.3),
+    "FuseLLM's": (["preset=fusellm_soft", "fusion.rule=avg_ce"], 0.3),
+    "by token": (
+        ["fusion.granularity=token", "fusion.top_k=32", "alignment.split_tokens=product"],
+        0.6,
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_of_two_steps(tmp_path, method):
+    overrides, least_coverage = METHODS[method]
+    result = run(engine_spec(tmp_path, overrides))
+    assert result.steps == 2
+    assert math.isfinite(result.metrics.loss)
+    assert result.metrics.fusion_loss > 0
+    for source in result.sources:
+        assert least_coverage < source.coverage <= 1.0
+        assert source.left_out == 0
+        assert source.cross_entropy > 0
+    if method == "FuseLLM's":
+        assert all(math.isnan(source.win_rate) for source in result.sources)
+        assert all(source.cross_entropy > 1.5 for source in result.sources), "nats per own token, not per byte"
+    else:
+        assert sum(source.win_rate for source in result.sources) == pytest.approx(1.0, abs=1e-4)
+    # Where nothing is found the dynamic programming teaches the label, so that every row is fused.
+    rows = result.metrics.tokens - result.metrics.passages
+    share = result.metrics.fused_rows / rows
+    assert (share == 1.0) == (method != "by token")
+
+
+def engine_spec(tmp_path, overrides: list[str]):
+    from engine import load_spec
+
+    return load_spec(
+        "pipelines/specs/quickstart.yaml",
+        [
+            f"run.output_dir={tmp_path / 'out'}",
+            f"alignment.cache_dir={tmp_path / 'tables'}",
+            "evaluation.corpora={}",
+            "training.num_workers=1",
+            "training.max_steps=2",
+            "fusion={}",
+            *overrides,
+        ],
+    )
