@@ -64,7 +64,9 @@ def _with_composed(text: str, offsets: np.ndarray) -> np.ndarray:
 
 def _is_composed(cluster: str) -> bool:
     """Whether the last character of a cluster belongs to the one that begins it."""
-    return unicodedata.category(cluster[-1])[0] == "M" or len(unicodedata.normalize("NFC", cluster)) == 1 < len(cluster)
+    return unicodedata.category(cluster[-1])[0] == "M" or len(unicodedata.normalize("NFKC", cluster)) == 1 < len(
+        cluster
+    )
 
 
 def _insist_on_cover(text: str, starts: np.ndarray, ends: np.ndarray) -> None:

@@ -218,19 +218,19 @@ def test_nonsense_comes_first_and_then_what_is_frequent(folder):
     counts = np.zeros(source.vocab_size, np.int64)
     inexact = [token for token, data in enumerate(source.token_bytes) if data and data != b"x" and len(data) > 2]
     inexact = [token for token in inexact if target.token_bytes[mapping[token]] != source.token_bytes[token]]
-    counts[inexact[:4]] = [3, 9, 1, 5]
-    far, near = source.id_of_bytes[b"the"], source.id_of_bytes[b"x"]
-    mapping[far], mapping[near] = target.id_of_bytes[b"Q"], target.id_of_bytes[b"y"]
-    counts[near] = 2
+    counts[inexact[:5]] = [3, 9, 1, 5, 50]
+    far, near = source.id_of_bytes[b"x"], inexact[4]
+    assert source.token_bytes[near][-1:] != source.token_bytes[near][:1]
+    mapping[far], mapping[near] = target.id_of_bytes[b"Q"], target.id_of_bytes[source.token_bytes[near][-1:]]
     found = survey_mapping(source, target, mapping, counts)
     assert found.nonsense == 2
     assert [example.is_nonsense for example in found.examples] == [True] * 2 + [False] * 8
-    expected = [near, far, inexact[1], inexact[3], inexact[0], inexact[2]]
+    expected = [far, near, inexact[1], inexact[3], inexact[0], inexact[2]]
     assert [example.source_id for example in found.examples[:6]] == expected
-    assert str(found.examples[1]) == f'"the" -> "Q"  (source id {far} -> target id {target.id_of_bytes[b"Q"]})'
-    mapping[far] = UNMAPPED
-    lost = survey_mapping(source, target, mapping, counts + (np.arange(len(counts)) == far) * 50)
-    assert str(lost.examples[1]) == f'"the" -> nowhere  (source id {far})'
+    assert str(found.examples[0]) == f'"x" -> "Q"  (source id {far} -> target id {target.id_of_bytes[b"Q"]})'
+    mapping[far], counts[far] = UNMAPPED, 10
+    lost = survey_mapping(source, target, mapping, counts)
+    assert str(lost.examples[1]) == f'"x" -> nowhere  (source id {far})'
     assert (lost.nonsense, len(lost.examples)) == (1, 10)
 
 
