@@ -33,6 +33,12 @@ class RunMonitor:
         """
         self._processes.setdefault(totals.name, {})[replica, process] = totals
 
+    def start(self, replica: str, process: str, stage: str) -> int:
+        """A replica's process has started. Returns how many of the stage's processes have replaced a dead one."""
+        self._processes.setdefault(stage, {}).setdefault((replica, process), StageTotals(stage))
+        total = _sum(stage, self._processes[stage])
+        return total.starts - total.replicas
+
     def step(self, record: StepRecord) -> None:
         """One optimizer step; a step that was taken again after a restart replaces the first."""
         self._steps[record.step] = record
@@ -74,6 +80,11 @@ class Meter:
     def __reduce__(self) -> tuple:
         return Meter, (self._stage, self._monitor)
 
+    def start(self) -> int:
+        """Say that this process has started; how often a replica of this stage has been replaced so far."""
+        ray = sys.modules["ray"]
+        return ray.get(self._monitor.start.remote(_actor_id() or self._process, self._process, self._stage))
+
     def record(self, passages: int, tokens: int, busy_seconds: float) -> None:
         """Add one call; the time since the last call ended, less ``busy_seconds``, was spent waiting."""
         now = time.perf_counter()
@@ -95,6 +106,10 @@ class Meter:
 
 class NoMeter:
     """Counts nothing, for use outside a run."""
+
+    def start(self) -> int:
+        """Nobody is told, and nothing was replaced."""
+        return 0
 
     def record(self, passages: int, tokens: int, busy_seconds: float) -> None:
         """Nothing is told to anybody."""

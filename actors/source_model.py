@@ -29,12 +29,14 @@ class SourceModel:
         meter: of this source's stage; none outside a run.
 
     Raises:
-        SourceModelError: the model cannot be loaded, or its vocabulary is smaller than K.
+        SourceModelError: the model cannot be loaded, its vocabulary is smaller than K, or its replicas have died too
+            often.
     """
 
     def __init__(self, source: spec.SourceModel, top_k: int, meter: Meter | None = None):
         self._source = source
         self._meter = meter or NoMeter()
+        self._insist_on_few_restarts(self._meter.start())
         self._tokenizer, config = _read_checkpoint(source)
         self._adds_bos = {"always": True, "never": False}.get(source.bos, self._tokenizer.adds_bos)
         if self._adds_bos and self._tokenizer.bos_id == NO_ROLE:
@@ -74,6 +76,14 @@ class SourceModel:
         tokens = sum(len(ids) for ids, _ in encoded)
         self._meter.record(passages=len(batch), tokens=tokens, busy_seconds=time.perf_counter() - started)
         return batch
+
+    def _insist_on_few_restarts(self, restarts: int) -> None:
+        """Ray replaces a dead replica for ever, each time loading the model and scoring the same passages again."""
+        if restarts > self._source.max_restarts:
+            raise SourceModelError(
+                f"{self._source.name}: its replicas have died {restarts} times, source_models max_restarts is "
+                f"{self._source.max_restarts}; look for what ends them in Ray's logs (out of memory, a broken GPU)"
+            )
 
     def _score(self, prompts: Sequence[np.ndarray]) -> list[PromptRows]:
         """The backend's rows, asked for in order of length so that prompts of one step are alike."""

@@ -28,7 +28,7 @@ PLACEMENT: dict[str, Any] = {
         "checkpoint_every_steps",
         "keep_checkpoints",
     },
-    "source_models": {"__all__": {"replicas", "num_cpus", "num_gpus", "kv_cache_bytes"}},
+    "source_models": {"__all__": {"replicas", "num_cpus", "num_gpus", "kv_cache_bytes", "max_restarts"}},
 }
 
 

@@ -162,3 +162,14 @@ def test_the_monitor_knows_nothing_of_ray():
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=20)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_process_that_takes_the_place_of_a_dead_one_is_counted():
+    monitor = RunMonitor()
+    assert [monitor.start("actor 1", "a", "gpt2-code"), monitor.start("actor 2", "b", "gpt2-code")] == [0, 0]
+    assert monitor.start("actor 1", "c", "gpt2-code") == 1
+    assert monitor.start("actor 1", "c", "gpt2-code") == 1, "said twice, counted once"
+    assert monitor.start("actor 9", "d", "llama-docs") == 0
+    monitor.report("actor 1", "c", totals(3, 30, 1.0, 0.0))
+    (stage,) = [stage for stage in monitor.snapshot().stages if stage.name == "gpt2-code"]
+    assert (stage.replicas, stage.starts, stage.passages) == (2, 3, 3)

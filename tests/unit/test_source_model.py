@@ -118,6 +118,9 @@ def test_the_meter_is_told_of_passages_and_own_tokens(checkpoint):
     class Kept:
         """Keeps what it is told."""
 
+        def start(self):
+            return 0
+
         def record(self, **told):
             self.told = told
 
@@ -126,6 +129,18 @@ def test_the_meter_is_told_of_passages_and_own_tokens(checkpoint):
     rows = sum(len(row) for row in rows_of(table["one/end_bytes"]))
     assert (meter.told["passages"], meter.told["tokens"]) == (len(TEXTS), rows + len(TEXTS))
     assert 0 < meter.told["busy_seconds"] < 60
+
+
+def test_a_source_whose_replicas_died_too_often_is_not_loaded_again(checkpoint):
+    class Meter:
+        """Says how often a replica has been replaced."""
+
+        def start(self):
+            return 2
+
+    with pytest.raises(SourceModelError, match="one: its replicas have died 2 times, source_models max_restarts is 1"):
+        SourceModel(section(checkpoint, max_restarts=1), TOP_K, Meter())
+    assert SourceModel(section(checkpoint, max_restarts=2), TOP_K, Meter())
 
 
 def test_without_eos_the_last_token_has_no_row(tmp_path):
