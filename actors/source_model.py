@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.backends import Backend, PromptRows, context_limit
+from actors.probe import insist_on_distributions, probe, settled_bos
 from actors.run_monitor import Meter, NoMeter
 from engine import spec
 from engine.errors import SourceModelError
@@ -29,8 +30,8 @@ class SourceModel:
         meter: of this source's stage; none outside a run.
 
     Raises:
-        SourceModelError: the model cannot be loaded, its vocabulary is smaller than K, or its replicas have died too
-            often.
+        SourceModelError: the model cannot be loaded, its vocabulary is smaller than K, its replicas have died too
+            often, or the probe finds it fed wrongly.
     """
 
     def __init__(self, source: spec.SourceModel, top_k: int, meter: Meter | None = None):
@@ -48,6 +49,9 @@ class SourceModel:
             )
         self._context = context_limit(config, source.max_context_tokens, generated_tokens=1)
         self._backend = _load_backend(source, top_k, self._context)
+        if source.probe != "off":
+            found = probe(self._backend, self._tokenizer, self._adds_bos, self._context)
+            self._adds_bos = settled_bos(found, source.name, self._adds_bos, correct=source.probe == "correct")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """``records.PASSAGE`` (and other sources' columns) to the same with ``records.source_columns``.
@@ -63,7 +67,9 @@ class SourceModel:
         ]
         self._insist_on_context(batch, encoded)
         rows = self._score([ids for ids, _ in encoded])
-        self._insist_on_distributions(batch, rows)
+        prompts = [ids for ids, _ in encoded]
+        vocab_size, dtype = self._backend.vocab_size, self._source.dtype
+        insist_on_distributions(self._source.name, batch["passage_id"], prompts, rows, vocab_size, dtype)
         values = (
             [ids[:-1] for ids, _ in encoded],
             [end_bytes[:-1] for _, end_bytes in encoded],
@@ -98,22 +104,6 @@ class SourceModel:
                 raise SourceModelError(
                     f"{self._source.name}: passage {passage_id} has {len(ids)} tokens, "
                     f"the model takes {self._context}; cut passages shorter, or raise max_context_tokens"
-                )
-
-    def _insist_on_distributions(self, batch: pa.Table, rows: Sequence[PromptRows]) -> None:
-        """A kept entry may be -inf, a token that the model rules out; the token that did follow may not."""
-        for passage_id, row in zip(batch["passage_id"], rows, strict=True):
-            finite = np.isfinite(row.token_logprobs).all() and not np.isnan(row.topk_logprobs).any()
-            if not finite or (row.topk_logprobs > 1e-3).any():
-                raise SourceModelError(
-                    f"{self._source.name}: passage {passage_id} got log-probabilities that are not finite or above 0; "
-                    f"look at the weights and at source_models dtype {self._source.dtype!r}"
-                )
-            ids = row.topk_ids
-            if ids.size and not 0 <= ids.min() <= ids.max() < self._backend.vocab_size:
-                raise SourceModelError(
-                    f"{self._source.name}: passage {passage_id} got tokens from {ids.min()} to {ids.max()}, the model "
-                    f"has 0 to {self._backend.vocab_size - 1}; report this, the backend has mixed up its columns"
                 )
 
 

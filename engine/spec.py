@@ -73,6 +73,9 @@ class SourceModel(Section):
     """Type of the weights and activations; auto takes the checkpoint's."""
     bos: Literal["tokenizer", "always", "never"] = "tokenizer"
     """Whether BOS precedes every passage: as the model's own tokenizer does it, or by decision."""
+    probe: Literal["refuse", "correct", "off"] = "refuse"
+    """What is done, when a replica starts, about a model that predicts a plain text no better than chance, or several
+    nats worse than it would with (or without) BOS: refuse it; correct BOS and refuse the rest; or do not look."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """Flattens (above 1) or sharpens the kept entries of this source's rows among themselves, before fusion; its rest
     mass and its cross-entropy stay as they are."""

@@ -186,7 +186,9 @@ def _scores(section: SourceModel, top_k: int, passages: Sequence[SampledPassage]
     if not passages:
         return Scores(problem="the corpus has no text that can be read")
     try:
-        model = LoadedModel(section.model_copy(update={"backend": "transformers", "num_gpus": 0.0}), top_k)
+        model = LoadedModel(
+            section.model_copy(update={"backend": "transformers", "num_gpus": 0.0, "probe": "off"}), top_k
+        )
         return scores_of(model(_table(passages)), section.name, top_k, mapping)
     except Exception as error:  # every library that reads weights has errors of its own; the plan goes on without them
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -28,6 +28,8 @@ def checkpoint(tmp_path_factory) -> str:
 
 
 def section(checkpoint: str, **fields) -> spec.SourceModel:
+    """A source of random weights, which no probe would let pass."""
+    fields = {"probe": "off"} | fields
     return spec.SourceModel(name="one", checkpoint=checkpoint, backend="transformers", dtype="float32", **fields)
 
 
