@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.result import Progress, SkippedRow, StageTotals, StepRecord
+from engine.result import LeftOut, Progress, SkippedRow, StageTotals, StepRecord
 
 #: The stage that is made of the steps themselves.
 TRAIN = "train"
@@ -25,6 +25,7 @@ class RunMonitor:
         self._processes: dict[str, dict[tuple[str, str], StageTotals]] = {}
         self._steps: dict[int, StepRecord] = {}
         self._skipped: dict[tuple[str, int], SkippedRow] = {}
+        self._left_out: dict[tuple[str, str], LeftOut] = {}
 
     def report(self, replica: str, process: str, totals: StageTotals) -> None:
         """The totals of one process so far; they replace what it has reported before.
@@ -47,6 +48,11 @@ class RunMonitor:
         """A file or row that was left out; counted once, however often it is read."""
         self._skipped[row.path, row.row] = row
 
+    def leave_out(self, source: str, passage_ids: Sequence[str], reason: str) -> None:
+        """Passages that a source has not scored; counted once, however often they come."""
+        for passage_id in passage_ids:
+            self._left_out[source, passage_id] = LeftOut(source, passage_id, reason)
+
     def snapshot(self, since_step: int = 0) -> Progress:
         """Everything so far; of the steps only those after ``since_step``, though the totals hold them all."""
         stages = [_sum(name, processes) for name, processes in self._processes.items()]
@@ -56,6 +62,7 @@ class RunMonitor:
             stages=tuple(stages),
             steps=tuple(self._steps[step] for step in sorted(self._steps) if step > since_step),
             skipped=tuple(self._skipped[key] for key in sorted(self._skipped)),
+            left_out=tuple(self._left_out[key] for key in sorted(self._left_out)),
         )
 
 
@@ -102,6 +109,10 @@ class Meter:
     def skip(self, row: SkippedRow) -> None:
         """Report a file or row that was left out."""
         self._monitor.skip.remote(row)
+
+    def leave_out(self, passage_ids: Sequence[str], reason: str) -> None:
+        """Report passages that this stage's source does not score."""
+        self._monitor.leave_out.remote(self._stage, passage_ids, reason)
 
 
 class NoMeter:

@@ -184,11 +184,14 @@ def _stage_table(rates: Sequence[StageRate]) -> Table:
 
 
 def _skipped(state: RunState) -> list[str]:
-    skipped = state.picture.skipped
-    if not skipped:
-        return []
-    last = skipped[-1]
-    return [f"{len(skipped):,} row{'s' * (len(skipped) > 1)} skipped, last {last.path}, row {last.row}: {last.reason}"]
+    skipped, left_out = state.picture.skipped, state.picture.left_out
+    told = []
+    if skipped:
+        last, plural = skipped[-1], "s" * (len(skipped) > 1)
+        told.append(f"{len(skipped):,} row{plural} skipped, last {last.path}, row {last.row}: {last.reason}")
+    if left_out:
+        told.append(f"{len(left_out):,} passages fused without {left_out[-1].source}: {left_out[-1].reason}")
+    return told
 
 
 def summary_table(result: RunResult) -> RenderableType:

@@ -47,7 +47,7 @@ def render_report(spec: FusionSpec, result: RunResult) -> str:
         sources=_table(source_rows(result)),
         plots=_figures(plots(result)),
         stages=_table(stage_rows(result)),
-        skipped=_skipped(result),
+        skipped=_skipped(result) + _left_out(result),
         places=_table(_places(result)),
         spec=escape(dump_spec(spec)),
     )
@@ -96,6 +96,13 @@ def _skipped(result: RunResult) -> str:
     heading = "Skipped rows" + (f" (the first {len(shown)} of {len(result.skipped):,})" if rest else "")
     rows = tuple((row.path, f"{row.row:,}", row.reason) for row in shown)
     return _table(Rows(heading, ("file", "row", "reason"), rows))
+
+
+def _left_out(result: RunResult) -> str:
+    shown = result.left_out[:MOST_SKIPPED_ROWS]
+    more = f" (the first {len(shown)} of {len(result.left_out):,})" if len(shown) < len(result.left_out) else ""
+    rows = tuple((passage.source, passage.passage_id, passage.reason) for passage in shown)
+    return _table(Rows("Passages without a source" + more, ("source model", "passage", "reason"), rows))
 
 
 def _figures(plots: Mapping[str, str]) -> str:

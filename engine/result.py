@@ -79,12 +79,22 @@ class SkippedRow:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A passage that was fused without a source that the run can do without, and why."""
+
+    source: str
+    passage_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Progress:
     """A picture of a running run, taken by the driver about twice a second."""
 
     stages: tuple[StageTotals, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     skipped: tuple[SkippedRow, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,7 @@ class RunResult:
     history: tuple[StepRecord, ...] = ()
     stages: tuple[StageTotals, ...] = ()
     skipped: tuple[SkippedRow, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     bits_per_byte: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property

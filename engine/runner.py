@@ -119,6 +119,7 @@ def _result(spec: FusionSpec, history: Sequence[StepRecord], progress: Progress)
         history=tuple(history),
         stages=progress.stages,
         skipped=progress.skipped,
+        left_out=progress.left_out,
     )
 
 

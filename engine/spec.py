@@ -67,8 +67,11 @@ class SourceModel(Section):
     """Logical CPUs that Ray reserves for each replica."""
     num_gpus: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """GPU that Ray reserves for each replica; a fraction shares one GPU between pools, 0 runs on the CPU."""
+    required: bool = True
+    """Whether the run stops when this source fails for good; if not, fusion goes on with the others, and the report
+    lists the passages."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How many times in all replicas of this source may die and be replaced before the run stops."""
+    """How many times in all replicas of this source may die and be replaced before the source has failed for good."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights and activations; auto takes the checkpoint's."""
     bos: Literal["tokenizer", "always", "never"] = "tokenizer"

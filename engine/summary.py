@@ -32,6 +32,8 @@ def run_figures(result: RunResult) -> Rows:
     }
     figures |= _training_figures(result.history)
     figures["skipped rows"] = f"{len(result.skipped):,}"
+    if result.left_out:
+        figures["without a source"] = f"{len(result.left_out):,} passages, last: {result.left_out[-1].reason}"
     figures["spilled to disk"] = f"{result.spilled_bytes:,} bytes"
     return Rows("Run", ("", result.name), tuple(figures.items()))
 

@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, Dataset
 
 from actors.aligner import Aligner
+from actors.optional_source import OptionalSource
 from actors.run_monitor import Meter
 from actors.source_model import SourceModel
 from engine.ledger import Ledger
@@ -34,7 +35,7 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
     stream = _read_passages(spec, flow, learned, monitor)
     for source in spec.source_models:
         stream = stream.map_batches(
-            SourceModel,
+            SourceModel if source.required else OptionalSource,
             fn_constructor_kwargs={
                 "source": source,
                 "top_k": spec.fusion.top_k,

@@ -173,3 +173,16 @@ def test_a_process_that_takes_the_place_of_a_dead_one_is_counted():
     monitor.report("actor 1", "c", totals(3, 30, 1.0, 0.0))
     (stage,) = [stage for stage in monitor.snapshot().stages if stage.name == "gpt2-code"]
     assert (stage.replicas, stage.starts, stage.passages) == (2, 3, 3)
+
+
+def test_passages_without_a_source_are_listed_once():
+    monitor = RunMonitor()
+    monitor.leave_out("gpt2-code", ["0/a:1:0", "0/a:1:1"], "it cannot be loaded")
+    monitor.leave_out("gpt2-code", ["0/a:1:1"], "it cannot be loaded")
+    monitor.leave_out("llama-docs", ["0/a:1:1"], "it died")
+    found = monitor.snapshot().left_out
+    assert [(row.source, row.passage_id) for row in found] == [
+        ("gpt2-code", "0/a:1:0"),
+        ("gpt2-code", "0/a:1:1"),
+        ("llama-docs", "0/a:1:1"),
+    ]
