@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.spec import FusionSpec
 from engine.specfile import as_located_spec
+from pipelines.costs import ModelCost, model_costs
 from pipelines.flow import FlowPlan, derive_flow
-from pipelines.survey import Scores, SourceSurvey, survey
+from pipelines.survey import Scores, SourceSurvey, sample_passages, survey
 from pipelines.survey_tokens import Traits
 
 #: Bytes of one kept entry on its way: an int32 id and a float16 log-probability.
@@ -23,11 +24,13 @@ class Plan:
 
     Attributes:
         sources: what each source has to offer, on a sample of the corpus, in the order of the spec.
+        costs: what the target and each source need and cost.
     """
 
     spec: FusionSpec
     flow: FlowPlan
     sources: tuple[SourceSurvey, ...]
+    costs: tuple[ModelCost, ...]
 
     def __str__(self) -> str:
         spec, flow, training = self.spec, self.flow, self.spec.training
@@ -49,7 +52,13 @@ class Plan:
             "Ray reserves": f"{flow.logical_cpus:g} logical CPUs, {flow.gpus:g} GPUs",
         }
         sizes = "\n".join(f"{name:<14}{text}" for name, text in lines.items())
-        return "\n\n".join([sizes, *("\n".join(_survey_lines(source, spec)) for source in self.sources)])
+        return "\n\n".join(
+            [
+                sizes,
+                "\n".join(_cost_lines(self.costs)),
+                *("\n".join(_survey_lines(source, spec)) for source in self.sources),
+            ]
+        )
 
 
 def plan(spec: FusionSpec | Mapping[str, Any] | str | Path, score: bool = True) -> Plan:
@@ -65,7 +74,19 @@ def plan(spec: FusionSpec | Mapping[str, Any] | str | Path, score: bool = True) 
     """
     located = as_located_spec(spec)
     flow = derive_flow(located)
-    return Plan(located, flow, survey(located, flow, score))
+    texts = [passage.text for passage in sample_passages(located, flow)]
+    return Plan(located, flow, survey(located, flow, score), model_costs(located, texts))
+
+
+def _cost_lines(costs: Sequence[ModelCost]) -> list[str]:
+    """Memory and work of every model; the target's is over all workers and without activations."""
+    lines = [f"{'model':<18}{'parameters':>15}{'memory':>12}{'work':>9}{'replicas':>11}{'proposed':>11}"]
+    for cost in costs:
+        memory = f"{cost.memory_bytes / 2**30:.2f} GiB"
+        lines.append(
+            f"{cost.name:<18}{cost.parameters:>15,}{memory:>12}{cost.relative:>9.2f}{cost.replicas:>11}{cost.proposed:>11}"
+        )
+    return [*lines, "work: per byte of text, in that of training the target; proposed: to keep step with the workers"]
 
 
 def _fusion_line(spec: FusionSpec) -> str:
