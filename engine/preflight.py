@@ -28,7 +28,9 @@ PLACEMENT: dict[str, Any] = {
         "checkpoint_every_steps",
         "keep_checkpoints",
     },
-    "source_models": {"__all__": {"replicas", "num_cpus", "num_gpus", "kv_cache_bytes", "max_restarts"}},
+    "source_models": {
+        "__all__": {"replicas", "most_replicas", "num_cpus", "num_gpus", "kv_cache_bytes", "max_restarts"}
+    },
 }
 
 

@@ -63,6 +63,8 @@ class SourceModel(Section):
     """What runs the model: vLLM, or transformers where vLLM does not know the architecture."""
     replicas: Annotated[int, Field(ge=1)] = 1
     """Number of processes that hold this model."""
+    most_replicas: Annotated[int, Field(ge=0)] = 0
+    """How far Ray Data may grow the pool while this source is behind and the cluster has room; 0 keeps it fixed."""
     num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
     """Logical CPUs that Ray reserves for each replica."""
     num_gpus: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0

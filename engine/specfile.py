@@ -171,6 +171,7 @@ def _cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
     sources = sections.get("source_models")
     if sources is not None:
         yield from _repeated_names(sources)
+        yield from _shrinking_pools(sources)
     if "objective" in sections and sources is not None:
         yield from _idle_loss(sources, sections["objective"].lm_loss_weight)
     if "training" in sections:
@@ -190,6 +191,13 @@ def _repeated_names(sources: Sequence[Any]) -> Iterator[Fault]:
             yield Fault(
                 f"source_models.{index}.name", f"{name!r} is taken by source_models.{names.index(name)}.name", "rename"
             )
+
+
+def _shrinking_pools(sources: Sequence[Any]) -> Iterator[Fault]:
+    for index, source in enumerate(sources):
+        if 0 < source.most_replicas < source.replicas:
+            reason = f"{source.most_replicas} is fewer than replicas, {source.replicas}"
+            yield Fault(f"source_models.{index}.most_replicas", reason, "raise it, or set it to 0 for a fixed pool")
 
 
 def _idle_loss(sources: Sequence[Any], lm_loss_weight: float) -> Iterator[Fault]:

@@ -18,6 +18,7 @@ from actors.run_monitor import Meter
 from actors.source_model import SourceModel
 from engine.ledger import Ledger
 from engine.spec import FusionSpec
+from engine.spec import SourceModel as SourceSpec
 from pipelines.flow import FlowPlan, mapping_sample
 from pipelines.packing import Packer
 from pipelines.passages import PassageReader
@@ -46,7 +47,7 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
             num_cpus=source.num_cpus,
             num_gpus=source.num_gpus,
             label_selector=spec.cluster.source_model_labels,
-            compute=ActorPoolStrategy(size=source.replicas),
+            compute=_pool(source),
         )
     stream = stream.map_batches(
         Aligner,
@@ -70,6 +71,13 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
         num_cpus=flow.packing_cpus,
     )
     return stream.repartition(target_num_rows_per_block=flow.blocks_per_worker)
+
+
+def _pool(source: SourceSpec) -> ActorPoolStrategy:
+    """As many replicas as the spec says, or as many as are needed within its bounds."""
+    if not source.most_replicas:
+        return ActorPoolStrategy(size=source.replicas)
+    return ActorPoolStrategy(min_size=source.replicas, initial_size=source.replicas, max_size=source.most_replicas)
 
 
 def _read_passages(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: ActorHandle) -> Dataset:

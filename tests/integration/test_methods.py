@@ -12,7 +12,10 @@ METHODS = {
     "FuseChat's": (["preset=fusechat_ms"], 0.3),
     "FuseLLM's": (["preset=fusellm_soft", "fusion.rule=avg_ce"], 0.3),
     "by token": (
-        ["fusion.granularity=token", "fusion.top_k=32", "alignment.split_tokens=product"],
+        [
+            *("fusion.granularity=token", "fusion.top_k=32", "alignment.split_tokens=product"),
+            *("corpus.overlap_bytes=64", "source_models.0.most_replicas=2"),
+        ],
         0.6,
     ),
 }
