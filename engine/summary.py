@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from engine.result import RunResult, StageTotals, StepRecord
 
+#: Below this busy share no stage is what the others wait for.
+BOTTLENECK_SHARE = 0.5
+
 #: Stands for a number that is not there.
 MISSING = "-"
 
@@ -31,6 +34,7 @@ def run_figures(result: RunResult) -> Rows:
         "speed": f"{speed} tokens/s, loading and evaluation included",
     }
     figures |= _training_figures(result.history)
+    figures["slowest stage"] = slowest_stage(result)
     figures["skipped rows"] = f"{len(result.skipped):,}"
     if result.left_out:
         figures["without a source"] = f"{len(result.left_out):,} passages, last: {result.left_out[-1].reason}"
@@ -59,6 +63,20 @@ def stage_rows(result: RunResult) -> Rows:
     """Each stage of the stream: what it has done, how fast, and how fast it would be without waiting."""
     columns = ("stage", "passages", "tokens", "tokens/s", "unhindered", "busy", "replicas")
     return Rows("Stages of the stream", columns, tuple(_stage_row(stage) for stage in result.stages))
+
+
+def slowest_stage(result: RunResult) -> str:
+    """The stage that was busy for the largest share of its time, and what would relieve it, in words."""
+    shares = {stage.name: busy_share(stage) for stage in result.stages if not math.isnan(busy_share(stage))}
+    if not shares:
+        return MISSING
+    name = max(shares, key=lambda name: shares[name])
+    told = f"{name}, busy {share(shares[name])} of its time"
+    if shares[name] < BOTTLENECK_SHARE:
+        return f"none; {told}"
+    if name in {source.name for source in result.sources}:
+        return f"{told}: more replicas of it would help most"
+    return f"{told}: the others wait for it"
 
 
 def _training_figures(history: Sequence[StepRecord]) -> dict[str, str]:
