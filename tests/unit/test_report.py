@@ -13,6 +13,7 @@ from engine.plots import plots, smoothed
 from engine.report import MOST_SKIPPED_ROWS, render_report, write_report
 from engine.result import RunResult, SkippedRow, SourceTotals, StageTotals, StepRecord
 from engine.specfile import parse
+from engine.summary import slowest_stage
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -227,14 +228,14 @@ def test_smoothing_is_a_moving_average_that_leaves_out_gaps():
         ({"gpt2-code": 0.9, "train": 0.3}, "gpt2-code, busy 90.0 % of its time: more replicas of it would help most"),
         ({"gpt2-code": 0.4, "train": 0.8}, "train, busy 80.0 % of its time: the others wait for it"),
         ({"gpt2-code": 0.2, "train": 0.3}, "none; train, busy 30.0 % of its time"),
-        ({}, "–"),
+        ({}, "-"),
     ],
 )
-def test_the_slowest_stage_is_named(busy, expected):
+def test_the_slowest_stage_is_named(result, busy, expected):
     stages = tuple(
         StageTotals(name, 1, 1, busy_seconds=10 * part, wait_seconds=10 * (1 - part), replicas=1, starts=1)
         for name, part in busy.items()
     )
     sources = (SourceTotals("gpt2-code", 1.0, 1.0, 1.0),)
-    told = slowest_stage(replace(a_result(), stages=stages, sources=sources))
+    told = slowest_stage(replace(result, stages=stages, sources=sources))
     assert told == expected
