@@ -135,7 +135,16 @@ def _load_backend(source: spec.SourceModel, top_k: int, context: int) -> Backend
     if source.backend == "vllm":
         from actors.backends.vllm import VllmBackend
 
-        return VllmBackend(source.checkpoint, top_k, source.dtype, context, source.kv_cache_bytes, device)
+        return VllmBackend(
+            source.checkpoint,
+            top_k,
+            source.dtype,
+            context,
+            source.kv_cache_bytes,
+            device,
+            tensor_parallel_size=source.tensor_parallel_size,
+            quantization=source.quantization,
+        )
     from actors.backends.transformers import TransformersBackend
 
     return TransformersBackend(source.checkpoint, top_k, source.dtype, device)

@@ -29,7 +29,15 @@ PLACEMENT: dict[str, Any] = {
         "keep_checkpoints",
     },
     "source_models": {
-        "__all__": {"replicas", "most_replicas", "num_cpus", "num_gpus", "kv_cache_bytes", "max_restarts"}
+        "__all__": {
+            "replicas",
+            "most_replicas",
+            "num_cpus",
+            "num_gpus",
+            "tensor_parallel_size",
+            "kv_cache_bytes",
+            "max_restarts",
+        },
     },
 }
 

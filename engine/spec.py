@@ -74,6 +74,10 @@ class SourceModel(Section):
     lists the passages."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """How many times in all replicas of this source may die and be replaced before the source has failed for good."""
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """GPUs of one node that hold one replica together; each is reserved whole. Needs backend vllm and num_gpus 1."""
+    quantization: str = ""
+    """How vLLM quantises the weights, in its own words (fp8, bitsandbytes, ...); empty: as the checkpoint has them."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights and activations; auto takes the checkpoint's."""
     bos: Literal["tokenizer", "always", "never"] = "tokenizer"

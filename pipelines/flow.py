@@ -100,7 +100,7 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
         + PACKING_CPUS
         + REPARTITIONS * REPARTITION_CPUS,
         gpus=training.num_workers * training.num_gpus_per_worker
-        + sum(source.replicas * source.num_gpus for source in spec.source_models),
+        + sum(source.replicas * source.num_gpus * source.tensor_parallel_size for source in spec.source_models),
     )
 
 

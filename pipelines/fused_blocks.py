@@ -45,7 +45,7 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
             batch_size=flow.batch_passages,
             batch_format="pyarrow",
             num_cpus=source.num_cpus,
-            num_gpus=source.num_gpus,
+            num_gpus=source.num_gpus * source.tensor_parallel_size,
             label_selector=spec.cluster.source_model_labels,
             compute=_pool(source),
         )

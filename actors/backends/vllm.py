@@ -7,6 +7,7 @@ it is guarded: where its inside is not what we know, vLLM's public flat form ser
 
 from __future__ import annotations
 
+import fcntl
 import inspect
 import os
 import sys
@@ -49,6 +50,8 @@ class VllmBackend:
         kv_cache_bytes: memory for keys and values; scoring needs about two steps' worth.
         device: ``cpu`` or ``cuda``.
         batched_tokens: prompt tokens in one step of the engine.
+        tensor_parallel_size: GPUs that hold the model together.
+        quantization: of the weights, as vLLM names it; empty for the checkpoint's own.
 
     Attributes:
         dense: whether scoring captures the tensors; vLLM's public flat form otherwise.
@@ -66,6 +69,8 @@ class VllmBackend:
         kv_cache_bytes: int,
         device: str,
         batched_tokens: int | None = None,
+        tensor_parallel_size: int = 1,
+        quantization: str = "",
     ):
         os.environ.update(_ENVIRONMENT)
         if device == "cpu":
@@ -73,7 +78,7 @@ class VllmBackend:
         from vllm import LLM, SamplingParams
 
         try:
-            with _scratch_folder():
+            with _scratch_folder(), _start_in_turn(device):
                 self._engine = LLM(
                     model=checkpoint,
                     dtype=dtype,
@@ -87,6 +92,10 @@ class VllmBackend:
                     skip_tokenizer_init=True,
                     disable_log_stats=True,
                     use_tqdm_on_load=False,
+                    tensor_parallel_size=tensor_parallel_size,
+                    quantization=quantization or None,
+                    # Ray Data has reserved the GPUs; left to itself, vLLM would ask Ray for them again.
+                    distributed_executor_backend="mp" if tensor_parallel_size > 1 else None,
                 )
         except (ValueError, RuntimeError, OSError) as error:
             raise SourceModelError(f"{checkpoint}: vLLM cannot load it: {error}") from error
@@ -133,6 +142,17 @@ def _scratch_folder() -> Iterator[None]:
             yield
         finally:
             tempfile.tempdir = before
+
+
+@contextmanager
+def _start_in_turn(device: str) -> Iterator[None]:
+    """One engine of a node after the other: two that start on one GPU take each other's memory for their own."""
+    if device == "cpu":
+        yield
+        return
+    with open(os.path.join("/tmp", "knowledge-fusion-engine-start.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _exit_if_fatal(error: Exception) -> None:

@@ -104,6 +104,8 @@ def test_every_preset_is_a_spec(name):
     [
         (["preset=fusellm"], ["preset", "'fusellm' is no preset", "fusellm_soft, fusellm_hard, fusechat_ms"]),
         (["source_models.0.replicas=3", "source_models.0.most_replicas=2"], ["most_replicas", "fewer than replicas"]),
+        (["source_models.0.tensor_parallel_size=2"], ["tensor_parallel_size", "num_gpus 1"]),
+        (["source_models.0.quantization=fp8", "source_models.0.backend=transformers"], ["quantization", "vLLM's"]),
         (["fusion.rule=single"], ["fusion.single_source", "is no source model", "choose one of"]),
         (["fusion.single_source=a"], ["fusion.single_source", "fusion.rule is min_ce"]),
         (["alignment.tokens=min_edit", "alignment.split_tokens=product"], ["alignment.split_tokens", "byte_offset"]),

@@ -1,0 +1,103 @@
+"""What no single section of a spec can see: settings that do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from engine.errors import Fault
+
+
+def cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
+    """All faults between sections. Sections that are themselves at fault are absent and passed over."""
+    sources = sections.get("source_models")
+    if sources is not None:
+        yield from _repeated_names(sources)
+        yield from _shrinking_pools(sources)
+        yield from _vllm_alone(sources)
+    if "objective" in sections and sources is not None:
+        yield from _idle_loss(sources, sections["objective"].lm_loss_weight)
+    if "training" in sections:
+        yield from _uneven_batch(sections["training"])
+    if "training" in sections and "corpus" in sections:
+        yield from _long_overlap(sections["corpus"].overlap_bytes, sections["training"].block_length)
+    if sources is not None and "fusion" in sections:
+        yield from _single_source(sources, sections["fusion"])
+    if sources is not None and "alignment" in sections and "fusion" in sections:
+        yield from _methods_apart(sources, sections["alignment"], sections["fusion"])
+
+
+def _repeated_names(sources: Sequence[Any]) -> Iterator[Fault]:
+    names = [source.name for source in sources]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Fault(
+                f"source_models.{index}.name", f"{name!r} is taken by source_models.{names.index(name)}.name", "rename"
+            )
+
+
+def _shrinking_pools(sources: Sequence[Any]) -> Iterator[Fault]:
+    for index, source in enumerate(sources):
+        if 0 < source.most_replicas < source.replicas:
+            reason = f"{source.most_replicas} is fewer than replicas, {source.replicas}"
+            yield Fault(f"source_models.{index}.most_replicas", reason, "raise it, or set it to 0 for a fixed pool")
+
+
+def _vllm_alone(sources: Sequence[Any]) -> Iterator[Fault]:
+    for index, source in enumerate(sources):
+        parallel = source.tensor_parallel_size > 1
+        if parallel and (source.backend != "vllm" or source.num_gpus != 1.0):
+            where = f"source_models.{index}.tensor_parallel_size"
+            yield Fault(where, f"is {source.tensor_parallel_size}", "it needs backend vllm and num_gpus 1")
+        if source.quantization and source.backend != "vllm":
+            yield Fault(f"source_models.{index}.quantization", "is vLLM's", "set backend to vllm, or leave it empty")
+
+
+def _idle_loss(sources: Sequence[Any], lm_loss_weight: float) -> Iterator[Fault]:
+    where = "objective.lm_loss_weight"
+    if not sources and lm_loss_weight != 1.0:
+        yield Fault(where, f"is {lm_loss_weight}, but without source models there is no fusion loss", "set it to 1.0")
+    if sources and lm_loss_weight == 1.0:
+        yield Fault(where, "is 1.0, so the source models would run for nothing", "lower it, or set source_models=[]")
+
+
+def _single_source(sources: Sequence[Any], fusion: Any) -> Iterator[Fault]:
+    names = [source.name for source in sources]
+    if fusion.rule == "single" and fusion.single_source not in names:
+        yield Fault(
+            "fusion.single_source", f"{fusion.single_source!r} is no source model", f"choose one of {', '.join(names)}"
+        )
+    if fusion.rule != "single" and fusion.single_source:
+        yield Fault("fusion.single_source", f"is set, but fusion.rule is {fusion.rule}", "set fusion.rule to single")
+
+
+def _methods_apart(sources: Sequence[Any], alignment: Any, fusion: Any) -> Iterator[Fault]:
+    if alignment.split_tokens == "product" and (alignment.tokens != "byte_offset" or fusion.arithmetic != "exact"):
+        yield Fault(
+            "alignment.split_tokens",
+            f"product cannot go with alignment.tokens {alignment.tokens} and fusion.arithmetic {fusion.arithmetic}",
+            "it needs byte_offset and exact",
+        )
+    if alignment.split_tokens == "product" and any(source.temperature != 1.0 for source in sources):
+        yield Fault(
+            "alignment.split_tokens",
+            "product cannot go with a source's temperature",
+            "leave all temperatures at 1.0: a path's probability is the model's own",
+        )
+    if fusion.granularity == "token" and fusion.arithmetic == "fusellm":
+        yield Fault("fusion.granularity", "token cannot go with arithmetic fusellm", "the authors compare passages")
+
+
+def _long_overlap(overlap_bytes: int, block_length: int) -> Iterator[Fault]:
+    if overlap_bytes > block_length:
+        reason = f"{overlap_bytes} bytes of context would crowd out the text of a passage of {block_length} tokens"
+        yield Fault("corpus.overlap_bytes", reason, f"set it to {block_length} or less")
+
+
+def _uneven_batch(training: Any) -> Iterator[Fault]:
+    if training.global_batch_blocks % training.num_workers:
+        yield Fault(
+            "training.global_batch_blocks",
+            f"{training.global_batch_blocks} cannot be shared evenly by {training.num_workers} workers",
+            "use a multiple of training.num_workers",
+        )
