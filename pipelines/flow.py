@@ -7,12 +7,13 @@ theirs before the first task runs, and a task that finds none left waits for eve
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from actors.backends import context_limit
-from engine.errors import Fault, FusionError, PreflightError
+from actors.backends.vllm import BATCHED_TOKENS
+from engine.errors import Fault, FusionError, PreflightError, TokenizerError
 from engine.spec import FusionSpec
 from engine.tokenization import PassageTokenizer
 from pipelines.corpus import CorpusUnit, find_files, sample, units_of
@@ -21,10 +22,13 @@ from pipelines.corpus import CorpusUnit, find_files, sample, units_of
 SPECIAL_TOKENS = 2
 SMALLEST_WINDOW = 8
 
-#: Tokens in a batch of full passages: enough to keep an engine busy for several of its own steps, few enough for three
-#: sources' rows at K=128 (768 bytes a row) to stay near 100 MB in the object store.
-BATCH_TOKENS = 65_536
-FEWEST_PASSAGES, MOST_PASSAGES = 8, 64
+#: Steps of its own that an engine is kept busy for by one batch: the last one is partly empty, so that a single one
+#: would be wasteful. With three sources at K=128 (768 bytes a row) a GPU's batch stays below 100 MB in the object store.
+STEPS_IN_A_BATCH = 8
+FEWEST_PASSAGES, MOST_PASSAGES = 8, 1024
+
+#: Text that the mean length of a passage is taken from.
+SAMPLE_BYTES = 65_536
 
 READER_CPUS = 0.5
 ALIGNER_CPUS = 1.0
@@ -82,11 +86,12 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
     replicas = sum(source.replicas for source in spec.source_models)
     readers, aligners = max(1, replicas // 4), max(1, replicas // 2)
     training = spec.training
+    corpus_units = tuple(asdict(unit) for path in files for unit in units_of(path))
     return FlowPlan(
-        corpus_units=tuple(asdict(unit) for path in files for unit in units_of(path)),
+        corpus_units=corpus_units,
         checkpoints=(spec.target_model.checkpoint, *(source.checkpoint for source in spec.source_models)),
         windows=tuple(windows),
-        batch_passages=max(FEWEST_PASSAGES, min(MOST_PASSAGES, BATCH_TOKENS // training.block_length)),
+        batch_passages=_batch_passages(spec, [CorpusUnit(**unit) for unit in corpus_units], windows),
         blocks_per_worker=training.global_batch_blocks // training.num_workers,
         reader_replicas=readers,
         reader_cpus=READER_CPUS,
@@ -119,6 +124,23 @@ def scoring_window(checkpoint: str, limit: int) -> int:
         OSError, ValueError: the checkpoint cannot be loaded, or takes too few tokens.
     """
     return _window(checkpoint, context_limit(_load_config(checkpoint), limit, generated_tokens=0))
+
+
+def _batch_passages(spec: FusionSpec, units: Sequence[CorpusUnit], windows: Sequence[int]) -> int:
+    """Passages that hold about as many target tokens as keep an engine busy for ``STEPS_IN_A_BATCH`` of its steps."""
+    tokenizer = PassageTokenizer.load(spec.target_model.checkpoint)
+    tokens = passages = 0
+    for text in sample(units, spec.corpus.text_column, SAMPLE_BYTES):
+        try:
+            length = len(tokenizer.encode(text)[0])
+        except TokenizerError:  # the run itself reports it
+            continue
+        tokens += length
+        passages += -(-length // min(windows))
+    on_gpu = any(source.num_gpus for source in spec.source_models)
+    budget = STEPS_IN_A_BATCH * BATCHED_TOKENS["cuda" if on_gpu else "cpu"]
+    mean = tokens / passages if passages else spec.training.block_length
+    return max(FEWEST_PASSAGES, min(MOST_PASSAGES, round(budget / mean)))
 
 
 def _collect(faults: list[Fault], where: str, look: Callable[[Any], Result], subject: Any) -> Result | None:
