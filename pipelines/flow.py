@@ -23,7 +23,7 @@ SPECIAL_TOKENS = 2
 SMALLEST_WINDOW = 8
 
 #: Steps of its own that an engine is kept busy for by one batch: the last one is partly empty, so that a single one
-#: would be wasteful. With three sources at K=128 (768 bytes a row) a GPU's batch stays below 100 MB in the object store.
+#: would be wasteful. With three sources at K=128 (768 bytes a row) a GPU's batch stays below 100 MB.
 STEPS_IN_A_BATCH = 8
 FEWEST_PASSAGES, MOST_PASSAGES = 8, 1024
 
