@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from engine.errors import TrainingError
 from engine.losses import LogitShape, Targets, objective, shaped
 from engine.records import flat_values, rows_of
-from engine.spec import Objective, Training
+from engine.spec import Divergence, Objective, Training
 
 #: The learning rate ends at this share of its peak.
 FINAL_SHARE = 0.1
@@ -60,9 +60,10 @@ class Blocks(NamedTuple):
 class _TargetWithLoss(nn.Module):
     """A causal language model and its losses in one forward pass: FSDP has the lm_head gathered for the loss then."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, divergence: Divergence):
         super().__init__()
         self.model = model
+        self.divergence = divergence
         config = model.config.get_text_config()
         multiplier = getattr(config, "logit_scale", None) or 1.0  # Cohere
         divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
@@ -79,7 +80,8 @@ class _TargetWithLoss(nn.Module):
             blocks.fusion_mask.flatten(),
         )
         bias = getattr(head, "bias", None)
-        return objective(states.flatten(0, 1), head.weight, bias, targets, lm_scale, fusion_scale, self.logit_shape)
+        scales = (lm_scale, fusion_scale)
+        return objective(states.flatten(0, 1), head.weight, bias, targets, *scales, self.logit_shape, self.divergence)
 
     def hidden_states(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """[B,L,D]. Positions that begin anew tell transformers where passages end, and attention stays inside them.
@@ -116,7 +118,7 @@ class TargetModel:
         causal_lm = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(device)
         self.config = causal_lm.config
         self.generation_config = causal_lm.generation_config
-        module = _TargetWithLoss(causal_lm)
+        module = _TargetWithLoss(causal_lm, objective.divergence)
         _insist_on_packing(module, checkpoint)
         self.model = _shard(module, training, device)
         self.model.train()

@@ -131,9 +131,16 @@ class Fusion(Section):
     own token are compared, in bfloat16."""
 
 
+#: See ``engine.divergences``.
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+
+
 class Objective(Section):
     lm_loss_weight: Share = 0.9
     """The paper's lambda: weight of the causal LM loss; the fusion loss gets the rest."""
+    divergence: Divergence = "forward_kl"
+    """The fusion loss, over the kept entries and the rest mass: forward_kl, the paper's, asks for all that the sources
+    hold likely; reverse_kl punishes what they hold unlikely; jensen_shannon lies between and is at most log 2."""
 
 
 class Optimizer(Section):
