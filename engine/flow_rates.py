@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 from engine.result import Progress, StageTotals
 from engine.spec import FusionSpec
-from engine.summary import BOTTLENECK_SHARE, busy_share, ratio, replicas
+from engine.summary import busy_share, ratio, replicas
 
 #: Rates are taken over this long: several batches of a large source model, yet short enough to see a change.
 WINDOW_SECONDS = 30.0
+
+#: Below this busy share no stage is what the others wait for.
+BOTTLENECK_SHARE = 0.5
 
 TRAIN = "train"
 

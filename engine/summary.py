@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 from engine.result import RunResult, StageTotals, StepRecord
 
-#: Below this busy share no stage is what the others wait for.
-BOTTLENECK_SHARE = 0.5
-
 #: Stands for a number that is not there.
 MISSING = "-"
 
@@ -66,14 +63,15 @@ def stage_rows(result: RunResult) -> Rows:
 
 
 def slowest_stage(result: RunResult) -> str:
-    """The stage that was busy for the largest share of its time, and what would relieve it, in words."""
-    shares = {stage.name: busy_share(stage) for stage in result.stages if not math.isnan(busy_share(stage))}
-    if not shares:
+    """The stage with the most work for one replica, and what would relieve it, in words.
+
+    All stages see the same passages, so the one that needs the most seconds for them is what the others wait for.
+    """
+    seconds = {stage.name: stage.busy_seconds / max(1, stage.replicas) for stage in result.stages}
+    if not seconds:
         return MISSING
-    name = max(shares, key=lambda name: shares[name])
-    told = f"{name}, busy {share(shares[name])} of its time"
-    if shares[name] < BOTTLENECK_SHARE:
-        return f"none; {told}"
+    name = max(seconds, key=lambda name: seconds[name])
+    told = f"{name}, {duration(seconds[name])} of work for a replica"
     if name in {source.name for source in result.sources}:
         return f"{told}: more replicas of it would help most"
     return f"{told}: the others wait for it"

@@ -225,16 +225,18 @@ def test_smoothing_is_a_moving_average_that_leaves_out_gaps():
 @pytest.mark.parametrize(
     ("busy", "expected"),
     [
-        ({"gpt2-code": 0.9, "train": 0.3}, "gpt2-code, busy 90.0 % of its time: more replicas of it would help most"),
-        ({"gpt2-code": 0.4, "train": 0.8}, "train, busy 80.0 % of its time: the others wait for it"),
-        ({"gpt2-code": 0.2, "train": 0.3}, "none; train, busy 30.0 % of its time"),
+        (
+            {"gpt2-code": 90, "train": 30},
+            "gpt2-code, 1 min 30 s of work for a replica: more replicas of it would help most",
+        ),
+        ({"gpt2-code": 4, "train": 8, "corpus": 1}, "train, 8.0 s of work for a replica: the others wait for it"),
         ({}, "-"),
     ],
 )
 def test_the_slowest_stage_is_named(result, busy, expected):
     stages = tuple(
-        StageTotals(name, 1, 1, busy_seconds=10 * part, wait_seconds=10 * (1 - part), replicas=1, starts=1)
-        for name, part in busy.items()
+        StageTotals(name, 1, 1, busy_seconds=2 * seconds, wait_seconds=9.0, replicas=2, starts=2)
+        for name, seconds in busy.items()
     )
     sources = (SourceTotals("gpt2-code", 1.0, 1.0, 1.0),)
     told = slowest_stage(replace(result, stages=stages, sources=sources))
