@@ -13,6 +13,7 @@ from actors.backends import Backend, PromptRows, context_limit
 from actors.probe import insist_on_distributions, probe, settled_bos
 from actors.run_monitor import Meter, NoMeter
 from engine import spec
+from engine.checkpoint_files import local_checkpoint, with_adapter
 from engine.errors import SourceModelError
 from engine.records import PASSAGE, check, ragged, source_columns
 from engine.tokenization import NO_ROLE, PassageTokenizer
@@ -125,18 +126,20 @@ def _read_checkpoint(source: spec.SourceModel) -> tuple[PassageTokenizer, Any]:
     from transformers import AutoConfig
 
     try:
-        return PassageTokenizer.load(source.checkpoint), AutoConfig.from_pretrained(source.checkpoint)
+        folder = local_checkpoint(source.checkpoint, weights=False)
+        return PassageTokenizer.load(source.checkpoint), AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise SourceModelError(f"{source.name}: {source.checkpoint} cannot be loaded: {error}") from error
 
 
 def _load_backend(source: spec.SourceModel, top_k: int, context: int) -> Backend:
     device = "cuda" if source.num_gpus else "cpu"
+    checkpoint = with_adapter(source.checkpoint, source.adapter)
     if source.backend == "vllm":
         from actors.backends.vllm import VllmBackend
 
         return VllmBackend(
-            source.checkpoint,
+            checkpoint,
             top_k,
             source.dtype,
             context,
@@ -147,4 +150,4 @@ def _load_backend(source: spec.SourceModel, top_k: int, context: int) -> Backend
         )
     from actors.backends.transformers import TransformersBackend
 
-    return TransformersBackend(source.checkpoint, top_k, source.dtype, device)
+    return TransformersBackend(checkpoint, top_k, source.dtype, device)

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from engine.checkpoint_files import local_checkpoint
 from engine.errors import TrainingError
 from engine.losses import LogitShape, Targets, objective, shaped
 from engine.records import flat_values, rows_of
@@ -95,7 +96,7 @@ class TargetModel:
     """One worker's shard of the model to train. The process group is there already; all workers call in step.
 
     Args:
-        checkpoint: Hugging Face folder or hub name.
+        checkpoint: as ``checkpoint_files.local_checkpoint`` takes it.
         training, objective: sections of the spec.
         top_k: K of the fused distributions.
         device: of this worker.
@@ -115,7 +116,7 @@ class TargetModel:
         self._training = training
         self._lm_loss_weight = objective.lm_loss_weight
         self._top_k = top_k
-        causal_lm = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(device)
+        causal_lm = AutoModelForCausalLM.from_pretrained(local_checkpoint(checkpoint), dtype=torch.float32).to(device)
         self.config = causal_lm.config
         self.generation_config = causal_lm.generation_config
         module = _TargetWithLoss(causal_lm, objective.divergence)

@@ -15,6 +15,7 @@ from ray.actor import ActorHandle
 
 from actors.run_monitor import RunMonitor
 from engine import cluster
+from engine.checkpoint_files import with_adapter
 from engine.failures import readable_errors
 from engine.preflight import SPEC_FILE, preflight
 from engine.progress import ProgressDisplay, show_evaluation, show_summary
@@ -80,7 +81,8 @@ def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> dict[str, dic
 def compared_models(spec: FusionSpec) -> dict[str, str]:
     """Label to checkpoint of everything that an evaluation of this spec compares."""
     models = {"target before": spec.target_model.checkpoint}
-    models |= {f"source {source.name}": source.checkpoint for source in spec.source_models}
+    for source in spec.source_models:
+        models[f"source {source.name}"] = with_adapter(source.checkpoint, source.adapter)
     models |= spec.evaluation.models
     export = export_dir(spec)
     if "://" in export or os.path.exists(export):

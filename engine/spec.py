@@ -51,14 +51,17 @@ class Corpus(Section):
 
 class TargetModel(Section):
     checkpoint: Text
-    """Hugging Face folder or hub name of the model to train; any causal language model that transformers loads."""
+    """The model to train, any causal language model that transformers loads: Hugging Face folder or hub name, fsspec
+    URL of such a folder (copied once to each node), or path or URL of a .gguf file (converted once on each node)."""
 
 
 class SourceModel(Section):
     name: Name
     """Prefix of this source's columns and its name in every table."""
     checkpoint: Text
-    """Hugging Face folder or hub name."""
+    """As target_model.checkpoint."""
+    adapter: str = ""
+    """Folder or fsspec URL of a LoRA adapter, as peft saves it, to merge into the checkpoint; empty: none."""
     backend: Literal["vllm", "transformers"] = "vllm"
     """What runs the model: vLLM, or transformers where vLLM does not know the architecture."""
     replicas: Annotated[int, Field(ge=1)] = 1
@@ -187,7 +190,8 @@ class Evaluation(Section):
     corpora: dict[Name, Annotated[tuple[Text, ...], Field(min_length=1)]] = {}
     """Held-out domains: name to paths, read like corpus.paths."""
     models: dict[Text, Text] = {}
-    """Further models beside the target, the sources and the run's own export: label to checkpoint."""
+    """Further models beside the target, the sources and the run's own export: label to checkpoint, as
+    target_model.checkpoint."""
     batch_tokens: Annotated[int, Field(ge=1)] = 4096
     """Tokens in one forward pass."""
 

@@ -191,7 +191,7 @@ def as_located_spec(spec: FusionSpec | Mapping[str, Any] | str | Path) -> Fusion
         "run": run,
         "corpus": corpus,
         "target_model": _with_located_checkpoint(spec.target_model),
-        "source_models": tuple(_with_located_checkpoint(source) for source in spec.source_models),
+        "source_models": tuple(map(_with_located_adapter, map(_with_located_checkpoint, spec.source_models))),
         "alignment": alignment,
         "evaluation": evaluation,
     }
@@ -202,8 +202,12 @@ def _with_located_checkpoint(model: Any) -> Any:
     return model.model_copy(update={"checkpoint": _located_checkpoint(model.checkpoint)})
 
 
+def _with_located_adapter(source: Any) -> Any:
+    return source.model_copy(update={"adapter": _absolute(source.adapter)}) if source.adapter else source
+
+
 def _located_checkpoint(checkpoint: str) -> str:
-    """A folder that exists becomes absolute; anything else is a hub name or a URL and stays."""
+    """A folder or file that exists becomes absolute; anything else is a hub name or a URL and stays."""
     return _absolute(checkpoint) if Path(checkpoint).expanduser().exists() else checkpoint
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from engine import character_offsets
+from engine.checkpoint_files import local_checkpoint
 from engine.errors import TokenizerError
 from engine.token_bytes import (
     BYTE_TO_CHARACTER,
@@ -91,19 +92,20 @@ class PassageTokenizer:
     @staticmethod
     @lru_cache(maxsize=16)
     def load(checkpoint: str) -> PassageTokenizer:
-        """The tokenizer of a Hugging Face folder or hub name; one object a process and checkpoint.
+        """The tokenizer of a checkpoint (``checkpoint_files``); one object a process and checkpoint.
 
         Raises:
-            OSError, ValueError: there is no tokenizer.
+            OSError, ValueError: there is no such checkpoint, or no tokenizer in it.
             TokenizerError: it is of a kind whose tokens cannot be told as bytes.
         """
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        folder = local_checkpoint(checkpoint, weights=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         if hasattr(tokenizer, "backend_tokenizer"):
             return PassageTokenizer(tokenizer, checkpoint)
         try:  # Mistral's own class runs tekken.json by itself; the fast class reads the same file
-            backend = PreTrainedTokenizerFast.from_pretrained(checkpoint).backend_tokenizer
+            backend = PreTrainedTokenizerFast.from_pretrained(folder).backend_tokenizer
         except (OSError, ValueError, TypeError) as error:
             raise TokenizerError(
                 f"{checkpoint}: the tokenizer ({type(tokenizer).__name__}) has no fast form: {error}; save it as "

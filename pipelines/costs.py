@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from actors.backends import transformers as transformers_backend
 from actors.backends import vllm as vllm_backend
+from engine.checkpoint_files import local_checkpoint
 from engine.spec import FusionSpec, SourceModel
 from engine.tokenization import PassageTokenizer
 
@@ -93,7 +94,7 @@ def _sizes(checkpoint: str) -> tuple[int, int, int, int]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(checkpoint)
+    config = AutoConfig.from_pretrained(local_checkpoint(checkpoint, weights=False))
     with torch.device("meta"):  # shapes alone, no memory
         model = AutoModelForCausalLM.from_config(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from actors.backends import context_limit
+from engine.checkpoint_files import local_checkpoint
 from engine.errors import RecordError
 from engine.tokenization import PassageTokenizer
 
@@ -51,7 +52,7 @@ def bits_per_byte(
     float32, and padding does not change the result: batches of any size agree to 1e-6.
 
     Args:
-        checkpoint: Hugging Face folder or hub name of a causal language model.
+        checkpoint: of a causal language model, as ``checkpoint_files.local_checkpoint`` takes it.
         passages_by_domain: passages short enough for the model (``pipelines.passages`` cuts them so).
         batch_tokens: tokens, padding included, in one forward pass; a longer passage has a pass of its own.
         device: where the model runs, as torch names it.
@@ -112,7 +113,7 @@ def _load(checkpoint: str, device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(local_checkpoint(checkpoint), dtype=torch.float32)
     return model.to(device).eval()
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from actors.backends import context_limit
 from actors.backends.vllm import BATCHED_TOKENS
+from engine.checkpoint_files import local_checkpoint, with_adapter
 from engine.errors import Fault, FusionError, PreflightError, TokenizerError
 from engine.spec import FusionSpec
 from engine.tokenization import PassageTokenizer
@@ -148,7 +149,8 @@ def _collect(faults: list[Fault], where: str, look: Callable[[Any], Result], sub
     try:
         return look(subject)
     except (OSError, ValueError, FusionError) as error:
-        faults.append(Fault(where, str(error).strip().splitlines()[0], "give a Hugging Face folder or hub name"))
+        remedy = "give a Hugging Face folder, its URL, a hub name, or a .gguf file"
+        faults.append(Fault(where, str(error).strip().splitlines()[0], remedy))
         return None
 
 
@@ -161,16 +163,17 @@ def _target_window(spec: FusionSpec) -> int:
 
 
 def _source_window(source: Any) -> int:
-    config = _load_config(source.checkpoint)
+    config = _load_config(with_adapter(source.checkpoint, source.adapter))
     return _window(source.checkpoint, context_limit(config, source.max_context_tokens, generated_tokens=1))
 
 
 def _load_config(checkpoint: str) -> Any:
     from transformers import AutoConfig  # takes seconds, and `check` and --help do without
 
-    if os.path.isabs(checkpoint) and not os.path.isdir(checkpoint):
-        raise ValueError(f"there is no folder {checkpoint}")
-    return AutoConfig.from_pretrained(checkpoint)
+    folder = local_checkpoint(checkpoint, weights=False)
+    if os.path.isabs(folder) and not os.path.isdir(folder):
+        raise ValueError(f"there is no folder {folder}")
+    return AutoConfig.from_pretrained(folder)
 
 
 def _window(checkpoint: str, limit: int) -> int:

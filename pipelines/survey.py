@@ -14,6 +14,7 @@ from math import nan
 import numpy as np
 import pyarrow as pa
 
+from engine.checkpoint_files import local_checkpoint
 from engine.errors import RecordError, TokenizerError
 from engine.records import PASSAGE, flat_values, rows_of, schema
 from engine.spec import FusionSpec, SourceModel
@@ -240,4 +241,4 @@ def _target_section(spec: FusionSpec) -> SourceModel:
 def _embedding_rows(checkpoint: str) -> int:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(checkpoint).get_text_config().vocab_size
+    return AutoConfig.from_pretrained(local_checkpoint(checkpoint, weights=False)).get_text_config().vocab_size

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.backends import PromptRows, insist_on_ids
+from engine.checkpoint_files import local_checkpoint
 from engine.errors import SourceModelError
 
 #: Tokens in one forward pass, padding included: bounds the logits, the largest thing in memory.
@@ -19,7 +20,7 @@ class TransformersBackend:
     """A source model as transformers loads it; see ``backends.Backend``.
 
     Args:
-        checkpoint: Hugging Face folder or hub name.
+        checkpoint: as ``checkpoint_files.local_checkpoint`` takes it.
         top_k: K.
         dtype: of weights and activations; ``auto`` is the checkpoint's. The log-softmax is always float32.
         device: ``cpu`` or ``cuda``.
@@ -30,7 +31,8 @@ class TransformersBackend:
 
     def __init__(self, checkpoint: str, top_k: int, dtype: str, device: str):
         try:
-            self._model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
+            folder = local_checkpoint(checkpoint)
+            self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
         except (ValueError, RuntimeError, OSError) as error:
             raise SourceModelError(f"{checkpoint}: transformers cannot load it: {error}") from error
         self.vocab_size = self._model.get_output_embeddings().weight.shape[0]

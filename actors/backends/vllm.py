@@ -20,6 +20,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from actors.backends import PromptRows, insist_on_ids
+from engine.checkpoint_files import local_checkpoint
 from engine.errors import SourceModelError
 
 #: Set before vLLM is imported. The engine stays in this process: no orphans, and Ray sees its memory.
@@ -43,7 +44,7 @@ class VllmBackend:
     """A source model behind vLLM; see ``backends.Backend``.
 
     Args:
-        checkpoint: Hugging Face folder or hub name.
+        checkpoint: as ``checkpoint_files.local_checkpoint`` takes it.
         top_k: K.
         dtype: of weights and activations; ``auto`` is the checkpoint's.
         context: tokens of the longest prompt.
@@ -78,9 +79,10 @@ class VllmBackend:
         from vllm import LLM, SamplingParams
 
         try:
+            folder = local_checkpoint(checkpoint)
             with _scratch_folder(), _start_in_turn(device):
                 self._engine = LLM(
-                    model=checkpoint,
+                    model=folder,
                     dtype=dtype,
                     max_model_len=context + 1,  # one token is always generated
                     max_logprobs=top_k,
@@ -114,7 +116,8 @@ class VllmBackend:
             SourceModelError: an id is outside the vocabulary (vLLM would read beyond its table).
         """
         insist_on_ids(prompts, self.vocab_size)
-        _CAPTURE.active = self.dense
+        if self.dense:
+            _CAPTURE.room = _Room(sum(len(prompt) - 1 for prompt in prompts), self._top_k)
         try:
             outputs = self._engine.generate(
                 [{"prompt_token_ids": prompt.tolist()} for prompt in prompts], self._sampling, use_tqdm=False
@@ -123,7 +126,7 @@ class VllmBackend:
             _exit_if_fatal(error)
             raise
         finally:
-            _CAPTURE.active = False
+            _CAPTURE.room = None
         read = _dense_rows if self.dense else _flat_rows
         return [read(output.prompt_logprobs, self._top_k) for output in outputs]
 
@@ -169,10 +172,35 @@ def _exit_if_fatal(error: Exception) -> None:
         os._exit(1)
 
 
-class _Capture:
-    """Whether the replaced method keeps tensors now: two engines of one process may want different forms."""
+class _Room:
+    """Where the rows of one call go, R in all, prompt by prompt as they are finished.
 
-    active = False
+    So vLLM's tensors are let go at once and their memory serves the next prompt. Kept until the call ends, they are new
+    memory in every call, and touching that for the first time costs more than the copy.
+    """
+
+    def __init__(self, rows: int, top_k: int):
+        self._topk_ids = np.empty((rows, top_k), np.int32)
+        self._topk_logprobs = np.empty((rows, top_k), np.float32)
+        self._token_logprobs = np.empty(rows, np.float32)
+        self._taken = 0
+
+    def take(self, ids: np.ndarray, logprobs: np.ndarray) -> PromptRows:
+        """Copies of one prompt's [n-1, K+1]: column 0 is the token that does follow, columns 1 to K are the likeliest.
+
+        The first entry describes the prompt's second token given its first: it is row 0, the shift is done.
+        """
+        place = slice(self._taken, self._taken + len(ids))
+        self._taken = place.stop
+        rows = PromptRows(self._topk_ids[place], self._topk_logprobs[place], self._token_logprobs[place])
+        rows.topk_ids[:], rows.topk_logprobs[:], rows.token_logprobs[:] = ids[:, 1:], logprobs[:, 1:], logprobs[:, 0]
+        return rows
+
+
+class _Capture:
+    """Where the replaced method keeps rows now, if it does: two engines of one process may want different forms."""
+
+    room: _Room | None = None
 
 
 _CAPTURE = _Capture()
@@ -200,10 +228,10 @@ def _install_dense_capture() -> bool:
 
     def keep_tensors(self, prompt_logprobs_tensors):
         """Called once a request, after its last chunk of prefill, with [n-1, K+1] tensors."""
-        if not _CAPTURE.active:
+        if _CAPTURE.room is None:
             return original(self, prompt_logprobs_tensors)
         ids, logprobs, *_ = prompt_logprobs_tensors
-        self.prompt_logprobs = (ids.numpy(), logprobs.numpy())
+        self.prompt_logprobs = _CAPTURE.room.take(ids.numpy(), logprobs.numpy())
         return None
 
     keep_tensors.is_dense_capture = True
@@ -211,19 +239,9 @@ def _install_dense_capture() -> bool:
     return True
 
 
-def _dense_rows(captured: tuple[np.ndarray, np.ndarray] | None, top_k: int) -> PromptRows:
-    """Column 0 is the token that does follow, columns 1 to K are the likeliest, likeliest first.
-
-    The first captured entry describes the prompt's second token given its first: it is row 0, the shift is done.
-    """
-    if not captured or not len(captured[0]):
-        return _no_rows(top_k)
-    ids, logprobs = captured
-    return PromptRows(
-        topk_ids=ids[:, 1:].astype(np.int32),
-        topk_logprobs=logprobs[:, 1:].astype(np.float32),
-        token_logprobs=logprobs[:, 0].astype(np.float32),
-    )
+def _dense_rows(captured: object, top_k: int) -> PromptRows:
+    """What was captured; a prompt of one token may have come without tensors."""
+    return captured if isinstance(captured, PromptRows) else _no_rows(top_k)
 
 
 def _flat_rows(flat, top_k: int) -> PromptRows:
