@@ -18,7 +18,7 @@ VERBS = {
     "check": "check the spec and print it with all defaults; starts nothing and reads no model",
     "plan": "look at models, tokenizers and a sample of the corpus; say what the run would do and need",
     "run": "run it: score, align, fuse, train, export, report",
-    "evaluate": "held-out bits per byte of the target, the sources, the export and evaluation.models",
+    "evaluate": "held-out bits per byte and tasks of the target, the sources, the export and evaluation.models",
 }
 
 

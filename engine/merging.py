@@ -1,4 +1,4 @@
-"""Merging the weights of equal architectures (FuseChat, section 3.3: SCE)."""
+"""Merging the weights of equal architectures: the weighted mean, or SCE (FuseChat, arXiv 2408.07990, section 3.3)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+
+
+def linear(models: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """The weighted mean of one parameter of several models (model soups), in float64.
+
+    Args:
+        models: float arrays of one shape.
+        weights: one for each, of any sum but 0; they are divided by it.
+    """
+    shares = np.asarray(weights, np.float64) / np.sum(weights)
+    return np.tensordot(shares, np.stack([np.asarray(model, np.float64) for model in models]), axes=1)
 
 
 def select_calculate_erase(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from engine.evaluation_plots import bits_per_byte_bars
 from engine.result import RunResult, StepRecord
 
 # On import matplotlib writes a list of the machine's fonts into the user's home, where a run has no business.
@@ -70,6 +71,8 @@ def plots(result: RunResult) -> dict[str, str]:
         found |= _source_plots(history, names)
         found["Learning rate (left) and norm of the gradient before clipping (right)."] = _optimizer(history)
         found["Where the time of a step goes: seconds of work, and exposed wait for data."] = _waits(history)
+    if result.bits_per_byte:
+        found["Held-out bits per byte; lower is better."] = _svg(bits_per_byte_bars(result.bits_per_byte, COLORS))
     if result.stages:
         found["Stages of the stream: share of the time at work, and tokens per second."] = _stages(result)
     return {caption: _with_own_ids(svg, f"plot{index}-") for index, (caption, svg) in enumerate(found.items())}

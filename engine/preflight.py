@@ -10,7 +10,7 @@ import fsspec
 from engine.errors import Fault, PreflightError
 from engine.spec import FusionSpec
 from engine.specfile import dump_spec, load_spec
-from pipelines.corpus import find_files
+from pipelines.comparison import comparison_faults
 from pipelines.flow import FlowPlan, derive_flow
 
 SPEC_FILE = "spec.yaml"
@@ -54,8 +54,7 @@ def preflight(spec: FusionSpec) -> FlowPlan:
         flow = derive_flow(spec)
     except PreflightError as error:
         faults += error.faults
-    for domain, paths in spec.evaluation.corpora.items():
-        faults += find_files(paths, f"evaluation.corpora.{domain}")[1]
+    faults += comparison_faults(spec)
     faults += _occupied(spec)
     if faults or flow is None:
         raise PreflightError(faults)

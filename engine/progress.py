@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich import box
@@ -18,11 +18,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from engine.evaluation_tables import ScoreTable, score_tables
 from engine.flow_rates import FlowRates, StageRate
-from engine.result import Progress, RunResult, StepRecord
+from engine.result import EvaluationResult, Progress, RunResult, StepRecord
 from engine.spec import FusionSpec
 from engine.summary import Rows, duration, number, run_figures, share, source_rows, stage_rows
-from pipelines import evaluation
 
 SECONDS_BETWEEN_PICTURES = 0.5
 SECONDS_BETWEEN_LINES = 10.0
@@ -201,8 +201,7 @@ def summary_table(result: RunResult) -> RenderableType:
     """
     parts: list[RenderableType] = [_rich(run_figures(result))]
     parts += [_rich(rows) for rows in (source_rows(result), stage_rows(result)) if rows.rows]
-    if result.bits_per_byte:
-        parts.append(evaluation.table(result.bits_per_byte))
+    parts += [_rich_scores(table) for table in score_tables(result.evaluation)]
     paths = {"exported model": result.export_dir, "report": result.report_path, "spec": result.spec_path}
     parts += [Text(f"{label:<16}{path}", overflow="ignore", no_wrap=True) for label, path in paths.items()]
     return Group(*parts)
@@ -213,13 +212,26 @@ def show_summary(result: RunResult, console: Console | None = None) -> None:
     (console or Console()).print(summary_table(result), soft_wrap=True)
 
 
-def show_evaluation(bits_per_byte: Mapping[str, Mapping[str, float]], console: Console | None = None) -> None:
-    """Print an evaluation: label to domain to bits per byte."""
+def show_evaluation(evaluation: EvaluationResult, files: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print an evaluation's tables, and the files that it was written to."""
     console = console or Console()
-    if bits_per_byte:
-        console.print(evaluation.table(bits_per_byte))
-    else:
-        console.print("nothing to evaluate: name held-out domains in evaluation.corpora", markup=False)
+    for table in score_tables(evaluation):
+        console.print(_rich_scores(table))
+    if not score_tables(evaluation):
+        message = "nothing to evaluate: name held-out domains in evaluation.corpora, or tasks in evaluation.tasks"
+        console.print(message, markup=False, soft_wrap=True)
+    for file in files:
+        console.print(file, markup=False, highlight=False, soft_wrap=True)
+
+
+def _rich_scores(scores: ScoreTable) -> Table:
+    """A table of scores, the best bold."""
+    table = Table(title=scores.heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, heading in enumerate(scores.columns):
+        table.add_column(Text(heading), justify="right" if index else "left")
+    for label, cells in scores.rows.items():
+        table.add_row(Text(label), *(Text(cell.text, style="bold green" if cell.is_best else "") for cell in cells))
+    return table
 
 
 def _rich(rows: Rows) -> Table:

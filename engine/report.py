@@ -9,12 +9,12 @@ from string import Template
 
 import fsspec
 
+from engine.evaluation_tables import ScoreTable, score_tables
 from engine.plots import plots
 from engine.result import RunResult
 from engine.spec import FusionSpec
 from engine.specfile import dump_spec
 from engine.summary import Rows, run_figures, source_rows, stage_rows
-from pipelines.evaluation import best, columns
 
 #: More skipped rows than these are counted, not listed.
 MOST_SKIPPED_ROWS = 200
@@ -43,7 +43,7 @@ def render_report(spec: FusionSpec, result: RunResult) -> str:
         title=escape(result.name),
         lead=escape(_lead(spec)),
         summary=_table(run_figures(result)),
-        evaluation=_evaluation(result.bits_per_byte),
+        evaluation="".join(_scores(table) for table in score_tables(result.evaluation)),
         sources=_table(source_rows(result)),
         plots=_figures(plots(result)),
         stages=_table(stage_rows(result)),
@@ -62,22 +62,15 @@ def _lead(spec: FusionSpec) -> str:
     return f"{target}, fused from {names} by {spec.fusion.rule}, {spec.fusion.top_k} entries a row."
 
 
-def _evaluation(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """Held-out bits per byte, the best of every column marked; nothing if nothing was evaluated."""
-    if not scores:
-        return ""
-    by_heading = columns(scores)
+def _scores(table: ScoreTable) -> str:
+    """A table of scores, the best of each kind marked."""
     rows = []
-    for label in scores:
-        cells = [_marked(column[label], best(column)) for column in by_heading.values()]
-        rows.append([escape(label), *cells])
-    heading = "Held-out bits per byte (lower is better, the best in bold)"
-    return _html_table(heading, ["model", *by_heading], rows)
-
-
-def _marked(value: float, lowest: float) -> str:
-    text = f"{value:.4f}"
-    return f'<strong class="best">{text}</strong>' if value == lowest else text
+    for label, cells in table.rows.items():
+        texts = [
+            f'<strong class="best">{cell.text.strip("* ")}</strong>' if cell.is_best else cell.text for cell in cells
+        ]
+        rows.append([escape(label), *texts])
+    return _html_table(table.heading.replace("* best", "the best in bold"), table.columns, rows)
 
 
 def _places(result: RunResult) -> Rows:

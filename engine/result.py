@@ -117,6 +117,24 @@ class SourceTotals:
 
 
 @dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation has found about the models that it compares.
+
+    Attributes:
+        checkpoints: label to checkpoint of every model; of an ensemble, its members' labels, with `` + `` between them.
+        bits_per_byte: label to held-out domain to bits per byte; NaN where nothing could be scored.
+        tasks: label to task to the evaluation harness's own name of a metric (``acc,none``, its standard error
+            ``acc_stderr,none``) to the number.
+        higher_is_better: task to metric (``acc``) to its direction.
+    """
+
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    bits_per_byte: dict[str, dict[str, float]] = field(default_factory=dict)
+    tasks: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    higher_is_better: dict[str, dict[str, bool]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RunResult:
     """What ``engine.run`` returns. Picklable."""
 
@@ -136,7 +154,12 @@ class RunResult:
     stages: tuple[StageTotals, ...] = ()
     skipped: tuple[SkippedRow, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
-    bits_per_byte: dict[str, dict[str, float]] = field(default_factory=dict)
+    evaluation: EvaluationResult = EvaluationResult()
+
+    @property
+    def bits_per_byte(self) -> dict[str, dict[str, float]]:
+        """Label of a model to held-out domain to bits per byte."""
+        return self.evaluation.bits_per_byte
 
     @property
     def metrics(self) -> StepRecord:

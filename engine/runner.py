@@ -15,14 +15,16 @@ from ray.actor import ActorHandle
 
 from actors.run_monitor import RunMonitor
 from engine import cluster
-from engine.checkpoint_files import with_adapter
+from engine.errors import PreflightError
+from engine.evaluation_files import write_evaluation
 from engine.failures import readable_errors
 from engine.preflight import SPEC_FILE, preflight
 from engine.progress import ProgressDisplay, show_evaluation, show_summary
 from engine.report import write_report
-from engine.result import Progress, RunResult, SourceTotals, StepRecord
+from engine.result import EvaluationResult, Progress, RunResult, SourceTotals, StepRecord
 from engine.spec import FusionSpec
 from engine.specfile import as_located_spec
+from pipelines.comparison import comparison_faults, export_dir
 from pipelines.flow import derive_flow
 from pipelines.held_out import evaluate_models
 from pipelines.training import train
@@ -52,51 +54,34 @@ def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
         result = _result(spec, history, _snapshot(monitor))
         result = replace(
             result,
-            bits_per_byte=_bits_per_byte(spec),
+            evaluation=evaluate_models(spec),
             spilled_bytes=cluster.spilled_bytes(),
             wall_seconds=time.monotonic() - started,
         )
+    write_evaluation(spec, result.evaluation)
     write_report(spec, result, result.report_path)
     show_summary(result)
     return result
 
 
-def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> dict[str, dict[str, float]]:
-    """Held-out bits per byte of the target before, the sources, the run's export if there is one, and further models.
+def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> EvaluationResult:
+    """Evaluate the target before, the sources, the run's export if there is one, further models, merges and ensembles.
 
-    Returns:
-        Label to domain to bits per byte.
+    Held-out bits per byte (``evaluation.corpora``) and tasks (``evaluation.tasks``); printed, and written to
+    ``evaluation.json`` and ``evaluation.png`` in the output folder.
 
     Raises:
         SpecError, PreflightError, FusionError: as in ``run``.
     """
     spec = as_located_spec(spec)
     derive_flow(spec)
+    faults = comparison_faults(spec)
+    if faults:
+        raise PreflightError(faults)
     with cluster.session(spec, logical_cpus=1, gpus=spec.training.num_gpus_per_worker), readable_errors():
-        bits_per_byte = _bits_per_byte(spec)
-    show_evaluation(bits_per_byte)
-    return bits_per_byte
-
-
-def compared_models(spec: FusionSpec) -> dict[str, str]:
-    """Label to checkpoint of everything that an evaluation of this spec compares."""
-    models = {"target before": spec.target_model.checkpoint}
-    for source in spec.source_models:
-        models[f"source {source.name}"] = with_adapter(source.checkpoint, source.adapter)
-    models |= spec.evaluation.models
-    export = export_dir(spec)
-    if "://" in export or os.path.exists(export):
-        models["fused target" if spec.source_models else "continued target"] = export
-    return models
-
-
-def export_dir(spec: FusionSpec) -> str:
-    """Where a run leaves the trained target in Hugging Face format."""
-    return os.path.join(spec.run.output_dir, "export")
-
-
-def _bits_per_byte(spec: FusionSpec) -> dict[str, dict[str, float]]:
-    return evaluate_models(spec, compared_models(spec)) if spec.evaluation.corpora else {}
+        evaluation = evaluate_models(spec)
+    show_evaluation(evaluation, write_evaluation(spec, evaluation))
+    return evaluation
 
 
 def _snapshot(monitor: ActorHandle, since_step: int = 0) -> Progress:

@@ -26,7 +26,8 @@ class Run(Section):
     name: Name
     """Name of the run in logs, on the dashboard and in metrics."""
     output_dir: Text
-    """Folder or fsspec URL for checkpoints, export, report and the resolved spec; nothing else is written there."""
+    """Folder or fsspec URL for checkpoints, export, merges, evaluation, report and the resolved spec; nothing else is
+    written there."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of everything random: the order of passages, and dropout where the target has it."""
     deterministic: bool = False
@@ -186,14 +187,50 @@ class Training(Section):
     """AdamW and its schedule."""
 
 
+class Merge(Section):
+    method: Literal["linear", "sce"]
+    """linear: the weighted mean of all parameters; sce: FuseChat's selection by how much the models vary."""
+    models: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Labels of the evaluation (``target before``, ``source NAME``, ``fused target``, a key of evaluation.models) or
+    checkpoints, all of one architecture, one size and one vocabulary."""
+    weights: tuple[Annotated[float, Field(ge=0.0)], ...] = ()
+    """linear: one for each model, divided by their sum; empty weighs all alike."""
+    base: str = ""
+    """sce: label or checkpoint of the model that the others come from."""
+    select: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """sce: share of a parameter's elements, those that vary most between the models, that count."""
+    arithmetic: Literal["paper", "published_code"] = "paper"
+    """sce: paper adds the selected changes; published_code weighs by them and adds all changes, as the authors do."""
+
+
 class Evaluation(Section):
     corpora: dict[Name, Annotated[tuple[Text, ...], Field(min_length=1)]] = {}
-    """Held-out domains: name to paths, read like corpus.paths."""
+    """Held-out domains: name to paths, read like corpus.paths. Each model scores each document whole, in windows of
+    training.block_length tokens, or of as many as it takes."""
     models: dict[Text, Text] = {}
     """Further models beside the target, the sources and the run's own export: label to checkpoint, as
     target_model.checkpoint."""
+    merges: dict[Name, Merge] = {}
+    """Further models made by merging weights: label to recipe; each is written to output_dir/merges/LABEL."""
+    ensembles: dict[Text, Annotated[tuple[Text, ...], Field(min_length=1)]] = {}
+    """Mean probabilities of several models over the bytes between two places where all have a token end: label to
+    labels (of merges too) or checkpoints. Bits per byte only."""
+    stride_tokens: Annotated[int, Field(ge=0)] = 0
+    """How far the window moves on in a document longer than one; the rest of it is context, scored before. Every token
+    is scored once. 0: the whole window, no context."""
     batch_tokens: Annotated[int, Field(ge=1)] = 4096
     """Tokens in one forward pass."""
+    tasks: tuple[Text, ...] = ()
+    """Tasks and groups of the Language Model Evaluation Harness by name (bbh, arc_challenge, ...); run on every model
+    but ensembles. Needs lm-eval, and the hub for tasks whose data is not local."""
+    task_folders: tuple[Text, ...] = ()
+    """Folders with task files of your own, looked through before the harness's own tasks."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Examples before each question; none given: as each task says."""
+    task_limit: Annotated[int, Field(ge=0)] = 0
+    """Questions of each task, the first ones; 0: all."""
+    task_batch: Annotated[int, Field(ge=1)] = 8
+    """Questions in one forward pass."""
 
 
 class Cluster(Section):

@@ -21,6 +21,11 @@ def cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
         yield from _uneven_batch(sections["training"])
     if "training" in sections and "corpus" in sections:
         yield from _long_overlap(sections["corpus"].overlap_bytes, sections["training"].block_length)
+    if "evaluation" in sections:
+        yield from _unusable_merges(sections["evaluation"].merges)
+        yield from _repeated_labels(sections["evaluation"])
+    if "training" in sections and "evaluation" in sections:
+        yield from _long_stride(sections["evaluation"].stride_tokens, sections["training"].block_length)
     if sources is not None and "fusion" in sections:
         yield from _single_source(sources, sections["fusion"])
     if sources is not None and "alignment" in sections and "fusion" in sections:
@@ -101,3 +106,31 @@ def _uneven_batch(training: Any) -> Iterator[Fault]:
             f"{training.global_batch_blocks} cannot be shared evenly by {training.num_workers} workers",
             "use a multiple of training.num_workers",
         )
+
+
+def _unusable_merges(merges: Mapping[str, Any]) -> Iterator[Fault]:
+    for label, merge in merges.items():
+        where = f"evaluation.merges.{label}"
+        if merge.method == "sce" and not merge.base:
+            yield Fault(f"{where}.base", "is missing", "sce adds changes to a base: name the model they come from")
+        if merge.method == "sce" and merge.weights:
+            yield Fault(f"{where}.weights", "are set, but sce finds its own", "remove them, or set method to linear")
+        if merge.method == "linear" and merge.base:
+            yield Fault(f"{where}.base", "is set, but linear has none", "add it to models, or set method to sce")
+        if merge.weights and (len(merge.weights) != len(merge.models) or not sum(merge.weights)):
+            reason = f"{list(merge.weights)} cannot weigh {len(merge.models)} models"
+            yield Fault(f"{where}.weights", reason, "give one for each model, not all 0")
+
+
+def _repeated_labels(evaluation: Any) -> Iterator[Fault]:
+    for kind, others in (("merges", ("models",)), ("ensembles", ("models", "merges"))):
+        for label in getattr(evaluation, kind):
+            for other in others:
+                if label in getattr(evaluation, other):
+                    yield Fault(f"evaluation.{kind}.{label}", f"{label!r} is in evaluation.{other} too", "rename")
+
+
+def _long_stride(stride_tokens: int, block_length: int) -> Iterator[Fault]:
+    if stride_tokens > block_length:
+        reason = f"a window of {block_length} tokens (training.block_length) cannot move on by {stride_tokens}"
+        yield Fault("evaluation.stride_tokens", reason, f"set it to {block_length} or less")

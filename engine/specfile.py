@@ -180,12 +180,6 @@ def as_located_spec(spec: FusionSpec | Mapping[str, Any] | str | Path) -> Fusion
         spec = load_spec(spec)
     run = spec.run.model_copy(update={"output_dir": _absolute(spec.run.output_dir)})
     corpus = spec.corpus.model_copy(update={"paths": _all_absolute(spec.corpus.paths)})
-    evaluation = spec.evaluation.model_copy(
-        update={
-            "corpora": {domain: _all_absolute(paths) for domain, paths in spec.evaluation.corpora.items()},
-            "models": {label: _located_checkpoint(name) for label, name in spec.evaluation.models.items()},
-        }
-    )
     alignment = spec.alignment.model_copy(update={"cache_dir": _absolute(spec.alignment.cache_dir)})
     update = {
         "run": run,
@@ -193,7 +187,7 @@ def as_located_spec(spec: FusionSpec | Mapping[str, Any] | str | Path) -> Fusion
         "target_model": _with_located_checkpoint(spec.target_model),
         "source_models": tuple(map(_with_located_adapter, map(_with_located_checkpoint, spec.source_models))),
         "alignment": alignment,
-        "evaluation": evaluation,
+        "evaluation": _located_evaluation(spec.evaluation),
     }
     return spec.model_copy(update=update)
 
@@ -206,9 +200,31 @@ def _with_located_adapter(source: Any) -> Any:
     return source.model_copy(update={"adapter": _absolute(source.adapter)}) if source.adapter else source
 
 
+def _located_evaluation(evaluation: Any) -> Any:
+    """The section with its paths absolute; a member of a merge or an ensemble may be a label, which is no path."""
+    labels = {*evaluation.models, *evaluation.merges}
+
+    def located(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name if name in labels else _located_checkpoint(name) for name in names)
+
+    merges = {
+        label: merge.model_copy(update={"models": located(merge.models), "base": located([merge.base])[0]})
+        for label, merge in evaluation.merges.items()
+    }
+    return evaluation.model_copy(
+        update={
+            "corpora": {domain: _all_absolute(paths) for domain, paths in evaluation.corpora.items()},
+            "models": {label: _located_checkpoint(name) for label, name in evaluation.models.items()},
+            "merges": merges,
+            "ensembles": {label: located(names) for label, names in evaluation.ensembles.items()},
+            "task_folders": _all_absolute(evaluation.task_folders),
+        }
+    )
+
+
 def _located_checkpoint(checkpoint: str) -> str:
     """A folder or file that exists becomes absolute; anything else is a hub name or a URL and stays."""
-    return _absolute(checkpoint) if Path(checkpoint).expanduser().exists() else checkpoint
+    return _absolute(checkpoint) if checkpoint and Path(checkpoint).expanduser().exists() else checkpoint
 
 
 def _all_absolute(paths: Sequence[str]) -> tuple[str, ...]:

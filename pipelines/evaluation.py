@@ -1,112 +1,118 @@
-"""Held-out bits per byte: how many bits a model needs, on average, for one byte of text it has not seen."""
+"""Held-out bits per byte: how many bits a model needs, on average, for one byte of text it has not seen.
+
+Perplexity, the exponential of the loss per *token*, cannot be compared between models whose tokenizers differ: the same
+sentence is 20 tokens for one and 30 for another, and the one with more, easier tokens looks better for no merit of its
+own. But the loss *summed* over a text is minus the logarithm of the probability that the model gives to the text as
+tokenized, however many tokens that took; and every model is asked about the same bytes. So we add up ``-log2 p`` over
+the tokens of the text and divide by the bytes that these tokens stand for. The result is what an arithmetic coder
+driven by the model would need: 8 is no compression, gzip needs about 3 for English prose, good models less than 1.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from actors.backends import context_limit
 from engine.checkpoint_files import local_checkpoint
-from engine.errors import RecordError
 from engine.tokenization import PassageTokenizer
 
-if TYPE_CHECKING:
-    from rich.table import Table
 
-#: A passage to score: its text, or its text and whether the document ends there (which changes nothing: EOS is not
-#: scored).
-HeldOutPassage = str | tuple[str, bool]
+class ScoredText(NamedTuple):
+    """What one model says about one text, T tokens of it scored.
 
-#: Heading of the last column of an evaluation's table, behind the domains.
-MEAN = "mean of domains"
+    Attributes:
+        boundaries: int64 [T+1], ascending: bytes of the text before the first scored token, and after each. They begin
+            at 0; for a model without BOS, which cannot be asked for the first token, behind that token.
+        nats: float64 [T], ``-ln p`` of each scored token, given the tokens before it in its window.
+    """
 
-
-class _Tokens(NamedTuple):
-    """A tokenized passage: ``ids`` [S] with BOS, and the bytes that the tokens after the first one cover."""
-
-    ids: np.ndarray
-    scored_bytes: int
+    boundaries: np.ndarray
+    nats: np.ndarray
 
 
-def bits_per_byte(
+class Window(NamedTuple):
+    """A run of a text's tokens that goes through the model at once.
+
+    Attributes:
+        begin: place of its first token in the text, BOS not counted.
+        first: place of the first token that is scored here; those before it are context, scored before.
+        end: place behind its last token.
+    """
+
+    begin: int
+    first: int
+    end: int
+
+
+def bits_per_byte(texts: Sequence[ScoredText]) -> float:
+    """Bits over bytes, both added up over all texts; in [0, inf), NaN if no byte was scored."""
+    scored_bytes = sum(int(text.boundaries[-1] - text.boundaries[0]) for text in texts)
+    nats = math.fsum(float(text.nats.sum()) for text in texts)
+    return nats / math.log(2) / scored_bytes if scored_bytes else math.nan
+
+
+def score_texts(
     checkpoint: str,
-    passages_by_domain: Mapping[str, Sequence[HeldOutPassage]],
+    texts_by_domain: Mapping[str, Sequence[str]],
+    window_tokens: int,
+    stride_tokens: int = 0,
     batch_tokens: int = 4096,
     device: str = "cpu",
-) -> dict[str, float]:
-    """Score one model on held-out passages.
+) -> dict[str, list[ScoredText]]:
+    """Score one model on held-out texts of any length.
 
-    Perplexity, the exponential of the loss per *token*, cannot be compared between models whose tokenizers differ: the
-    same sentence is 20 tokens for one and 30 for another, and the one with more, easier tokens looks better for no
-    merit of its own. But the loss *summed* over a passage is minus the logarithm of the probability that the model
-    gives to the passage as tokenized, however many tokens that took; and every model is asked about the same bytes. So
-    we add up ``-log2 p`` over the tokens of the text and divide by the bytes that these tokens stand for. The result is
-    what an arithmetic coder driven by the model would need: 8 is no compression, gzip needs about 3 for English prose,
-    good models less than 1.
-
-    BOS is put in front as the model's own tokenizer does it. A model without BOS cannot be asked for its first token;
-    that token is not scored and its bytes are not counted. EOS is never scored: it covers no bytes. The model runs in
-    float32, and padding does not change the result: batches of any size agree to 1e-6.
+    Each text is tokenized whole and goes through the model in ``windows``. BOS stands in front of every window where
+    the model's own tokenizer puts it in front of a text. EOS is never scored: it covers no bytes. The model runs in
+    float32; padding does not change the result: batches of any size agree to 1e-6 bits per byte.
 
     Args:
         checkpoint: of a causal language model, as ``checkpoint_files.local_checkpoint`` takes it.
-        passages_by_domain: passages short enough for the model (``pipelines.passages`` cuts them so).
-        batch_tokens: tokens, padding included, in one forward pass; a longer passage has a pass of its own.
+        texts_by_domain: domain to texts.
+        window_tokens: of the longest window, BOS included; less if the model takes less. At least 8.
+        stride_tokens: see ``windows``.
+        batch_tokens: tokens, padding included, in one forward pass; a longer window has a pass of its own.
         device: where the model runs, as torch names it.
 
     Returns:
-        Domain to bits per byte, in [0, inf); NaN for a domain in which nothing could be scored.
+        Domain to scored texts, in the order of the texts.
 
     Raises:
-        TokenizerError: the tokens of a passage do not add up to its bytes.
-        RecordError: a passage is longer than the model's context.
+        TokenizerError: the tokens of a text do not add up to its bytes.
     """
     tokenizer = PassageTokenizer.load(checkpoint)
     model = _load(checkpoint, device)
+    longest = context_limit(model.config, window_tokens, generated_tokens=0)
     return {
-        domain: _domain_bits_per_byte(model, _tokenized(tokenizer, model.config, passages, domain), batch_tokens)
-        for domain, passages in passages_by_domain.items()
+        domain: _scored(model, tokenizer, texts, longest, stride_tokens, batch_tokens)
+        for domain, texts in texts_by_domain.items()
     }
 
 
-def columns(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """The table of an evaluation by columns: heading to label to bits per byte, the mean of the domains last."""
-    domains = list(dict.fromkeys(domain for row in scores.values() for domain in row))
-    by_domain = {domain: {label: row.get(domain, math.nan) for label, row in scores.items()} for domain in domains}
-    means = {label: float(np.mean([column[label] for column in by_domain.values()])) for label in scores}
-    return by_domain | {MEAN: means}
+def windows(num_tokens: int, window_tokens: int, stride_tokens: int, has_bos: bool) -> Iterator[Window]:
+    """The windows in which a text is scored, every token in exactly one of them.
 
+    The first window scores all its tokens. Each later one ends ``stride_tokens`` further on, or with the text, scores
+    what no window before it has, and reaches back over as many tokens as there is room for: at least ``window_tokens -
+    stride_tokens`` tokens of context. A small stride gives every token nearly a whole window of context and costs
+    ``window_tokens / stride_tokens`` times the work; texts that fit into one window are the same under every stride.
+    Without BOS the text's first token is not scored, and a later window keeps one token of context at least.
 
-def best(column: Mapping[str, float]) -> float:
-    """The lowest number of a column, NaN if it has none."""
-    return min((value for value in column.values() if not math.isnan(value)), default=math.nan)
-
-
-def table(scores: Mapping[str, Mapping[str, float]]) -> Table:
-    """An evaluation for the terminal, the best of every column bold."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    by_heading = columns(scores)
-    title = "Held-out bits per byte (lower is better, * best)"
-    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    shown.add_column("model")
-    for heading in by_heading:
-        shown.add_column(heading, justify="right")
-    for label in scores:
-        cells = [(column[label], best(column)) for column in by_heading.values()]
-        texts = [Text(_cell(*cell), style="bold green" if cell[0] == cell[1] else "") for cell in cells]
-        shown.add_row(Text(label), *texts)
-    return shown
-
-
-def _cell(value: float, lowest: float) -> str:
-    """Four digits behind the point; a place for the star in every row keeps the points one below the other."""
-    return ("-" if math.isnan(value) else f"{value:.4f}") + ("*" if value == lowest else " ")
+    Args:
+        num_tokens: of the text, BOS not counted.
+        window_tokens: places of a window, BOS included.
+        stride_tokens: at most the places of a window, to which it is lowered; 0: no context but BOS.
+    """
+    bos = int(has_bos)
+    room = window_tokens - bos
+    stride = min(stride_tokens or room, room - 1 + bos)
+    first, end = 1 - bos, min(room, num_tokens)
+    while first < num_tokens:
+        yield Window(max(0, end - room), first, end)
+        first, end = end, min(end + stride, num_tokens)
 
 
 def _load(checkpoint: str, device: str) -> Any:
@@ -117,60 +123,70 @@ def _load(checkpoint: str, device: str) -> Any:
     return model.to(device).eval()
 
 
-def _tokenized(
-    tokenizer: PassageTokenizer, config: Any, passages: Sequence[HeldOutPassage], domain: str
-) -> list[_Tokens]:
-    """The passages in which at least one token has another before it, shortest first, so that batches pad little."""
-    found = []
-    for index, passage in enumerate(passages):
-        text = passage if isinstance(passage, str) else passage[0]
-        ids, end_bytes = tokenizer.encode_with_roles(text, tokenizer.adds_bos, ends_document=False)
-        limit = context_limit(config, len(ids), generated_tokens=0)
-        if len(ids) > limit:
-            raise RecordError(
-                f"evaluation of {tokenizer.name}: passage {index} of {domain!r} ({text[:40]!r}...) has {len(ids)} "
-                f"tokens, the model takes at most {limit}; cut the passages to fit every model that is compared"
-            )
-        if len(ids) > 1:
-            found.append(_Tokens(ids, int(end_bytes[-1] - end_bytes[0])))
-    return sorted(found, key=lambda tokens: len(tokens.ids))
+class _Piece(NamedTuple):
+    """A window of the text with number ``text``, and its ids [S], BOS included."""
+
+    text: int
+    window: Window
+    ids: np.ndarray
 
 
-def _domain_bits_per_byte(model: Any, passages: Sequence[_Tokens], batch_tokens: int) -> float:
-    scored_bytes = sum(passage.scored_bytes for passage in passages)
-    nats = math.fsum(_nats(model, batch) for batch in _batches([passage.ids for passage in passages], batch_tokens))
-    return nats / math.log(2) / scored_bytes if scored_bytes else math.nan
+def _scored(
+    model: Any,
+    tokenizer: PassageTokenizer,
+    texts: Sequence[str],
+    window_tokens: int,
+    stride_tokens: int,
+    batch_tokens: int,
+) -> list[ScoredText]:
+    bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    encoded = [tokenizer.encode(text) for text in texts]
+    nats = [np.zeros(len(ids)) for ids, _ in encoded]
+    pieces = [
+        _Piece(text, window, np.concatenate([bos, ids[window.begin : window.end]]).astype(np.int64))
+        for text, (ids, _) in enumerate(encoded)
+        for window in windows(len(ids), window_tokens, stride_tokens, tokenizer.adds_bos)
+    ]
+    pieces.sort(key=lambda piece: len(piece.ids))  # so that batches pad little
+    for batch in _batches(pieces, batch_tokens):
+        for (text, window, _), found in zip(batch, _nats(model, [piece.ids for piece in batch]), strict=True):
+            nats[text][window.first : window.end] = found[window.first - window.end :]
+    unscored = 1 - len(bos)
+    return [
+        ScoredText(np.append(0, end_bytes)[min(unscored, len(end_bytes)) :], values[unscored:])
+        for (_, end_bytes), values in zip(encoded, nats, strict=True)
+    ]
 
 
-def _batches(passages: Sequence[np.ndarray], batch_tokens: int) -> Iterator[Sequence[np.ndarray]]:
-    """Runs of passages that hold at most ``batch_tokens`` when padded to their last and longest one."""
+def _batches(pieces: Sequence[_Piece], batch_tokens: int) -> Iterator[Sequence[_Piece]]:
+    """Runs of windows that hold at most ``batch_tokens`` when padded to their last and longest one."""
     start = 0
-    for end in range(1, len(passages) + 1):
-        is_full = end == len(passages) or (end + 1 - start) * len(passages[end]) > batch_tokens
+    for end in range(1, len(pieces) + 1):
+        is_full = end == len(pieces) or (end + 1 - start) * len(pieces[end].ids) > batch_tokens
         if is_full:
-            yield passages[start:end]
+            yield pieces[start:end]
             start = end
 
 
-def _nats(model: Any, passages: Sequence[np.ndarray]) -> float:
-    """Sum of ``-ln p`` over all tokens but each passage's first.
+def _nats(model: Any, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """``-ln p`` of all tokens but each window's first.
 
     Padding stands on the right, where a causal model's earlier rows cannot see it, so any id will do. The logarithm of
-    the normaliser is taken passage by passage: no second array as large as the logits is made.
+    the normaliser is taken window by window: no second array as large as the logits is made.
     """
     import torch
 
-    lengths = [len(ids) for ids in passages]
-    input_ids = np.zeros((len(passages), max(lengths)), np.int64)
-    for row, ids in zip(input_ids, passages, strict=True):
+    lengths = [len(ids) for ids in windows]
+    input_ids = np.zeros((len(windows), max(lengths)), np.int64)
+    for row, ids in zip(input_ids, windows, strict=True):
         row[: len(ids)] = ids
     inputs = torch.from_numpy(input_ids).to(model.device)
     mask = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
-    total = 0.0
+    found = []
     with torch.inference_mode():
         logits = model(input_ids=inputs, attention_mask=mask.long().to(model.device), use_cache=False).logits
         for row, labels, length in zip(logits, inputs, lengths, strict=True):
             scored = row[: length - 1].float()
             chosen = scored.gather(1, labels[1:length, None])[:, 0]
-            total += float((scored.logsumexp(1) - chosen).double().sum())
-    return total
+            found.append((scored.logsumexp(1) - chosen).double().cpu().numpy())
+    return found

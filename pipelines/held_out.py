@@ -1,61 +1,113 @@
-"""Held-out evaluation on the run's cluster: every model scores the same passages, each model in a task of its own."""
+"""An evaluation on the run's cluster: all models on the same held-out documents and tasks, each in a Ray task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import ray
 
 from engine.errors import RecordError
+from engine.result import EvaluationResult
 from engine.spec import FusionSpec
-from engine.tokenization import PassageTokenizer
+from pipelines.comparison import compared_models
 from pipelines.corpus import Unreadable, find_files, read_documents, units_of
-from pipelines.evaluation import bits_per_byte
-from pipelines.flow import scoring_window
-from pipelines.passages import PassageCutter
-
-#: A passage of an evaluation: its text, and whether the document ends with it.
-HeldOutPassage = tuple[str, bool]
+from pipelines.ensemble import ensemble
+from pipelines.evaluation import ScoredText, bits_per_byte, score_texts
+from pipelines.merges import parts_of, write_merge
+from pipelines.tasks import TaskScores, run_tasks
 
 
-def evaluate_models(spec: FusionSpec, models: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Held-out bits per byte of each model in each domain of ``spec.evaluation.corpora``.
+def evaluate_models(spec: FusionSpec) -> EvaluationResult:
+    """Everything that ``spec.evaluation`` asks for, on all models that it compares.
 
-    Args:
-        spec: of the run.
-        models: label to checkpoint. All of them see the same passages, cut to fit the smallest window among them.
+    Writes the merges to ``output_dir/merges``.
 
-    Returns:
-        Label to domain to bits per byte.
+    Raises:
+        RecordError: a held-out file or row cannot be read and ``corpus.on_error`` is ``fail``.
+        FusionError: models cannot be merged.
     """
-    passages = held_out_passages(spec, list(models.values()))
-    training = spec.training
-    score = ray.remote(num_cpus=1, num_gpus=training.num_gpus_per_worker)(bits_per_byte)
-    device = "cuda" if training.num_gpus_per_worker else "cpu"
-    shared = ray.put(passages)
-    scores = [score.remote(name, shared, spec.evaluation.batch_tokens, device) for name in models.values()]
-    return dict(zip(models, ray.get(scores), strict=True))
+    settings = spec.evaluation
+    models = compared_models(spec)
+    models |= _merged(spec, models)
+    bits = _bits_per_byte(spec, models) if settings.corpora else {}
+    tasks = _task_scores(spec, models) if settings.tasks else {}
+    return EvaluationResult(
+        checkpoints=models | {label: " + ".join(members) for label, members in settings.ensembles.items()},
+        bits_per_byte=bits,
+        tasks={label: found.scores for label, found in tasks.items()},
+        higher_is_better={task: row for found in tasks.values() for task, row in found.higher_is_better.items()},
+    )
 
 
-def held_out_passages(spec: FusionSpec, checkpoints: Sequence[str]) -> dict[str, list[HeldOutPassage]]:
-    """The passages of every held-out domain.
+def held_out_documents(spec: FusionSpec) -> dict[str, list[str]]:
+    """The documents of every held-out domain.
 
     Raises:
         RecordError: a file or row cannot be read and ``corpus.on_error`` is ``fail``.
     """
-    windows = [scoring_window(checkpoint, spec.training.block_length) for checkpoint in checkpoints]
-    cutter = PassageCutter([PassageTokenizer.load(checkpoint) for checkpoint in checkpoints], windows)
-    return {domain: _passages(spec, paths, cutter) for domain, paths in spec.evaluation.corpora.items()}
+    return {domain: _documents(spec, paths) for domain, paths in spec.evaluation.corpora.items()}
 
 
-def _passages(spec: FusionSpec, paths: Sequence[str], cutter: PassageCutter) -> list[HeldOutPassage]:
-    passages: list[HeldOutPassage] = []
+def _documents(spec: FusionSpec, paths: Sequence[str]) -> list[str]:
+    texts: list[str] = []
     for path in find_files(paths, "evaluation.corpora")[0]:
         for unit in units_of(path):
             for document in read_documents(unit, spec.corpus.text_column):
                 if not isinstance(document, Unreadable):
-                    texts = list(cutter.cut(document.text))
-                    passages += [(text, index == len(texts) - 1) for index, text in enumerate(texts)]
+                    texts.append(document.text)
                 elif spec.corpus.on_error == "fail":
                     raise RecordError(f"{document}; mend it, or set corpus.on_error: skip to go on without it")
-    return passages
+    return texts
+
+
+def _merged(spec: FusionSpec, models: Mapping[str, str]) -> dict[str, str]:
+    """Label to checkpoint of every merge, written."""
+    merge = ray.remote(num_cpus=1)(write_merge)
+    folder = os.path.join(spec.run.output_dir, "merges")
+    written = {
+        label: merge.remote(recipe, [models.get(part, part) for part in parts_of(recipe)], os.path.join(folder, label))
+        for label, recipe in spec.evaluation.merges.items()
+    }
+    return {label: ray.get(place) for label, place in written.items()}
+
+
+def _bits_per_byte(spec: FusionSpec, models: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Label to domain to bits per byte, of models and ensembles; every model is loaded once."""
+    settings = spec.evaluation
+    members = {label: [models.get(name, name) for name in names] for label, names in settings.ensembles.items()}
+    texts = ray.put(held_out_documents(spec))
+    score = _remote(spec, score_texts)
+    window = (spec.training.block_length, settings.stride_tokens, settings.batch_tokens, _device(spec))
+    checkpoints = dict.fromkeys([*models.values(), *(name for names in members.values() for name in names)])
+    asked = {checkpoint: score.remote(checkpoint, texts, *window) for checkpoint in checkpoints}
+    scored = {checkpoint: ray.get(found) for checkpoint, found in asked.items()}
+    found = {label: scored[checkpoint] for label, checkpoint in models.items()}
+    found |= {label: _ensemble([scored[name] for name in names]) for label, names in members.items()}
+    return {
+        label: {domain: bits_per_byte(texts) for domain, texts in by_domain.items()}
+        for label, by_domain in found.items()
+    }
+
+
+def _ensemble(members: Sequence[Mapping[str, Sequence[ScoredText]]]) -> dict[str, list[ScoredText]]:
+    """Domain to texts as the ensemble scores them."""
+    return {
+        domain: [ensemble(text) for text in zip(*(member[domain] for member in members), strict=True)]
+        for domain in members[0]
+    }
+
+
+def _task_scores(spec: FusionSpec, models: Mapping[str, str]) -> dict[str, TaskScores]:
+    run = _remote(spec, run_tasks)
+    asked = {label: run.remote(checkpoint, spec.evaluation, _device(spec)) for label, checkpoint in models.items()}
+    return {label: ray.get(found) for label, found in asked.items()}
+
+
+def _remote(spec: FusionSpec, work: Callable[..., Any]) -> Any:
+    return ray.remote(num_cpus=1, num_gpus=spec.training.num_gpus_per_worker)(work)
+
+
+def _device(spec: FusionSpec) -> str:
+    return "cuda" if spec.training.num_gpus_per_worker else "cpu"

@@ -113,6 +113,8 @@ def test_only_what_belongs_there_is_in_the_output_folder(outcome):
     assert {path.name for path in outcome["output"].iterdir()} == {
         "spec.yaml",
         "checkpoints",
+        "evaluation.json",
+        "evaluation.png",
         "export",
         "report.html",
         "logs",

@@ -1,6 +1,5 @@
 """Bits per byte against a plain loop, over three tokenizers and three architectures with random weights."""
 
-import io
 import math
 import subprocess
 import sys
@@ -8,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from engine.errors import RecordError
 from engine.tokenization import PassageTokenizer
-from pipelines import evaluation
-from pipelines.evaluation import MEAN, best, bits_per_byte, columns
+from pipelines.evaluation import bits_per_byte, score_texts, windows
 from tests.tiny_models import POSITIONS, tiny_checkpoint
 from tests.tiny_tokenizers import tokenizer_folders
 
@@ -29,6 +27,15 @@ PASSAGES = {
     ],
     "code": ["def main():\n    for index in range(10):\n        print(index)\n", "return 1\n"],
 }
+
+
+LONG = " ".join(f"{number} is followed by {number + 1}," for number in range(60))
+
+
+def score(checkpoint, texts_by_domain, window_tokens=POSITIONS, **how):
+    """Domain to bits per byte."""
+    scored = score_texts(checkpoint, texts_by_domain, window_tokens, **how)
+    return {domain: bits_per_byte(texts) for domain, texts in scored.items()}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +76,7 @@ def test_the_three_checkpoints_differ_in_what_matters(checkpoints):
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_it_equals_a_plain_loop(checkpoints, index):
-    scores = bits_per_byte(checkpoints[index], PASSAGES)
+    scores = score(checkpoints[index], PASSAGES)
     assert scores == pytest.approx(
         {domain: slowly(checkpoints[index], PASSAGES[domain]) for domain in PASSAGES}, rel=1e-5
     )
@@ -78,11 +85,11 @@ def test_it_equals_a_plain_loop(checkpoints, index):
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_padding_and_batches_do_not_change_it(checkpoints, index):
-    alone = bits_per_byte(checkpoints[index], PASSAGES, batch_tokens=1)
+    alone = score(checkpoints[index], PASSAGES, batch_tokens=1)
     for batch_tokens in (64, 150, 4096):
-        assert bits_per_byte(checkpoints[index], PASSAGES, batch_tokens) == pytest.approx(alone, abs=1e-6)
+        assert score(checkpoints[index], PASSAGES, batch_tokens=batch_tokens) == pytest.approx(alone, abs=1e-6)
     turned = {domain: passages[::-1] for domain, passages in PASSAGES.items()}
-    assert bits_per_byte(checkpoints[index], turned, 150) == pytest.approx(alone, abs=1e-6)
+    assert score(checkpoints[index], turned, batch_tokens=150) == pytest.approx(alone, abs=1e-6)
 
 
 def test_a_uniform_model_needs_the_logarithm_of_its_vocabulary(checkpoints, tmp_path):
@@ -95,7 +102,7 @@ def test_a_uniform_model_needs_the_logarithm_of_its_vocabulary(checkpoints, tmp_
     model.save_pretrained(tmp_path)
     text = PASSAGES["prose"][0]
     expected = len(tokenizer.encode(text)[0]) * math.log2(model.config.vocab_size) / len(text.encode())
-    assert bits_per_byte(str(tmp_path), {"prose": [text]})["prose"] == pytest.approx(expected, rel=1e-6)
+    assert score(str(tmp_path), {"prose": [text]})["prose"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_without_bos_the_first_token_and_its_bytes_are_left_out(checkpoints):
@@ -105,56 +112,69 @@ def test_without_bos_the_first_token_and_its_bytes_are_left_out(checkpoints):
     with torch.no_grad():
         loss = model(torch.tensor(ids[None].tolist()), labels=torch.tensor(ids[None].tolist())).loss
     expected = float(loss) * (len(ids) - 1) / math.log(2) / (len(text) - int(end_bytes[0]))
-    assert bits_per_byte(checkpoints[1], {"d": [text]})["d"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_end_of_a_document_is_not_scored(checkpoints):
-    text = PASSAGES["prose"][0]
-    scores = [
-        bits_per_byte(checkpoints[0], {"d": passages})["d"] for passages in ([text], [(text, True)], [(text, False)])
-    ]
-    assert scores[0] == scores[1] == scores[2]
+    assert score(checkpoints[1], {"d": [text]})["d"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_domain_is_the_sum_of_its_passages_not_their_mean(checkpoints):
     """Lengths weigh: bits and bytes are added up before they are divided."""
     long, short = PASSAGES["prose"][0], PASSAGES["prose"][1]
-    parts = {text: bits_per_byte(checkpoints[0], {"d": [text]})["d"] for text in (long, short)}
+    parts = {text: score(checkpoints[0], {"d": [text]})["d"] for text in (long, short)}
     sizes = {text: len(text.encode()) for text in parts}
     expected = sum(parts[text] * sizes[text] for text in parts) / sum(sizes.values())
-    assert bits_per_byte(checkpoints[0], {"d": [long, short]})["d"] == pytest.approx(expected, abs=1e-6)
+    assert score(checkpoints[0], {"d": [long, short]})["d"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_passage_that_does_not_fit_is_named(checkpoints):
-    with pytest.raises(RecordError, match=rf"passage 1 of 'long' \('x x.*takes at most {POSITIONS}"):
-        bits_per_byte(checkpoints[0], {"long": ["short", "x " * 400]})
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("stride_tokens", [0, 1, 7, 40])
+def test_windows_of_a_long_text_equal_a_plain_loop(checkpoints, index, stride_tokens):
+    """By hand: every token is looked up in a window of its own making, alone in its batch."""
+    window_tokens = 40
+    tokenizer = PassageTokenizer.load(checkpoints[index])
+    model = AutoModelForCausalLM.from_pretrained(checkpoints[index], dtype=torch.float64).eval()
+    ids = tokenizer.encode(LONG)[0].tolist()
+    bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    room = window_tokens - len(bos)
+    step = min(stride_tokens or room, room if bos else room - 1)
+    expected, end = [], min(room, len(ids))
+    for place in range(1 - len(bos), len(ids)):
+        if place == end:
+            end = min(end + step, len(ids))
+        prefix = bos + ids[max(0, end - room) : place]
+        with torch.no_grad():
+            expected.append(-float(model(torch.tensor([prefix])).logits[0, -1].log_softmax(0)[ids[place]]))
+    (found,) = score_texts(checkpoints[index], {"d": [LONG]}, window_tokens, stride_tokens, batch_tokens=100)["d"]
+    assert found.nats == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert found.boundaries[-1] == len(LONG.encode())
+
+
+@given(
+    num_tokens=st.integers(0, 60),
+    window_tokens=st.integers(3, 20),
+    stride_tokens=st.integers(0, 25),
+    has_bos=st.booleans(),
+)
+def test_every_token_is_scored_once_with_enough_context(num_tokens, window_tokens, stride_tokens, has_bos):
+    found = list(windows(num_tokens, window_tokens, stride_tokens, has_bos))
+    scored = [place for window in found for place in range(window.first, window.end)]
+    assert scored == list(range(0 if has_bos else 1, num_tokens))
+    for window in found:
+        assert 0 <= window.begin <= window.first < window.end
+        assert window.end - window.begin + has_bos <= window_tokens
+        assert has_bos or window.first > window.begin, "something stands before the first token to score"
+        if stride_tokens and window is not found[0]:
+            assert window.first - window.begin + has_bos >= window_tokens - stride_tokens
+
+
+def test_a_text_that_fits_is_the_same_under_every_stride(checkpoints):
+    scores = [score(checkpoints[0], PASSAGES, stride_tokens=stride) for stride in (0, 1, 50)]
+    assert scores[0] == scores[1] == scores[2]
 
 
 def test_a_domain_without_text_is_not_a_number(checkpoints):
-    scores = bits_per_byte(checkpoints[1], {"empty": [], "blank": [""], "prose": PASSAGES["prose"]})
+    scores = score(checkpoints[1], {"empty": [], "blank": [""], "prose": PASSAGES["prose"]})
     assert math.isnan(scores["empty"])
     assert math.isnan(scores["blank"])
     assert scores["prose"] > 0
-
-
-SCORES = {
-    "before": {"docs": 2.5, "code": 1.0},
-    "after": {"docs": 1.5, "code": math.nan},
-    "other": {"docs": 2.0, "code": 1.5},
-}
-
-
-def test_the_mean_is_over_domains():
-    assert columns(SCORES)[MEAN]["other"] == pytest.approx(1.75)
-    assert best(columns(SCORES)["docs"]) == 1.5
-    assert math.isnan(best({"only": math.nan}))
-
-
-def test_the_table_marks_the_best():
-    console = Console(record=True, width=80, file=io.StringIO())
-    console.print(evaluation.table(SCORES))
-    text = console.export_text()
-    assert all(word in text for word in ("docs", "code", "1.5000*", "1.0000*", "1.7500*", "before", "other"))
 
 
 def test_importing_it_is_cheap():

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from engine.progress import ProgressDisplay, RunState, line, panel, show_evaluation, show_summary
-from engine.result import Progress, RunResult, SkippedRow, SourceTotals, StageTotals, StepRecord
+from engine.result import EvaluationResult, Progress, RunResult, SkippedRow, SourceTotals, StageTotals, StepRecord
 from engine.specfile import parse
 from engine.summary import duration, run_figures, share, stage_rows
 
@@ -185,7 +185,7 @@ def result():
         history=(replace(STEP, step=1), replace(STEP, step=2, loss=4.0, fusion_loss=math.nan)),
         stages=(*stages(80, llama_docs=(40.0, 60.0)), StageTotals("gpt2-code", 80, 8000, 160.0, 40.0, 2, 3)),
         skipped=(SkippedRow("corpus.jsonl", 7, "not JSON"),),
-        bits_per_byte={"target before": {"docs": 2.5}, "fused target": {"docs": 1.5}},
+        evaluation=EvaluationResult(bits_per_byte={"target before": {"docs": 2.5}, "fused target": {"docs": 1.5}}),
     )
 
 
@@ -226,10 +226,11 @@ def test_a_run_without_a_step_has_a_summary(result):
 
 def test_an_evaluation_marks_the_best():
     console = Console(file=io.StringIO(), width=80, record=True)
-    show_evaluation({"before": {"docs": 2.5, "code": 1.0}, "after": {"docs": 1.5, "code": 2.5}}, console)
+    scores = {"before": {"docs": 2.5, "code": 1.0}, "after": {"docs": 1.5, "code": 2.5}}
+    show_evaluation(EvaluationResult(bits_per_byte=scores), console=console)
     text = console.export_text()
     assert all(word in text for word in ("1.5000*", "1.0000*", "1.7500*", "2.0000 ", "mean"))
-    show_evaluation({}, console)
+    show_evaluation(EvaluationResult(), console=console)
     assert "name held-out domains in evaluation.corpora" in console.export_text()
 
 

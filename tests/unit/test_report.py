@@ -11,7 +11,7 @@ import pytest
 
 from engine.plots import plots, smoothed
 from engine.report import MOST_SKIPPED_ROWS, render_report, write_report
-from engine.result import RunResult, SkippedRow, SourceTotals, StageTotals, StepRecord
+from engine.result import EvaluationResult, RunResult, SkippedRow, SourceTotals, StageTotals, StepRecord
 from engine.specfile import parse
 from engine.summary import slowest_stage
 
@@ -72,11 +72,13 @@ def result():
             StageTotals("train", 480, 5280, 18.0, 6.0, 1, 1),
         ),
         skipped=(SkippedRow("corpus/a.jsonl", 7, "not JSON: <b>&"),),
-        bits_per_byte={
-            "target before": {"docs": 2.5, "code": 3.0},
-            "source gpt2-code": {"docs": 2.0, "code": 1.25},
-            "fused target": {"docs": 1.75, "code": 1.375},
-        },
+        evaluation=EvaluationResult(
+            bits_per_byte={
+                "target before": {"docs": 2.5, "code": 3.0},
+                "source gpt2-code": {"docs": 2.0, "code": 1.25},
+                "fused target": {"docs": 1.75, "code": 1.375},
+            }
+        ),
     )
 
 
@@ -155,7 +157,7 @@ def test_the_page_needs_nothing_from_outside(result):
 
 def test_every_plot_is_well_formed_and_takes_the_colours_of_the_page(result):
     found = plots(result)
-    assert len(found) == 7
+    assert len(found) == 8
     for caption, svg in found.items():
         ElementTree.fromstring(svg)
         assert "currentColor" in svg, caption
@@ -176,7 +178,7 @@ def test_curves_show_the_numbers_of_the_steps(result):
 def test_short_and_long_runs_have_a_report(result, steps):
     history = tuple(step(number) for number in range(1, steps + 1))
     stages = result.stages if steps else ()
-    text = render_report(SPEC, replace(result, history=history, stages=stages, bits_per_byte={}))
+    text = render_report(SPEC, replace(result, history=history, stages=stages, evaluation=EvaluationResult()))
     page = Page(text)
     assert ("Over the run" in page.texts) == bool(steps)
     assert not any("Held-out" in words for words in page.texts)
@@ -190,7 +192,7 @@ def test_a_baseline_without_sources_has_a_report(result):
     page = Page(render_report(spec, baseline))
     assert "models/target, trained further on the causal LM loss alone." in page.texts
     assert "Source models on the learned passages" not in page.texts
-    assert len(plots(baseline)) == 4
+    assert len(plots(baseline)) == 5
 
 
 def test_many_skipped_rows_are_counted_not_listed(result):

@@ -1,0 +1,62 @@
+"""Tasks of the Language Model Evaluation Harness (lm-eval), which is imported only when a spec asks for them.
+
+The harness's own Hugging Face model runs the checkpoint, so that every number is the one that its command line gives::
+
+    lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks NAMES --include_path FOLDER --batch_size 8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from engine.checkpoint_files import local_checkpoint
+from engine.spec import Evaluation
+
+
+class TaskScores(NamedTuple):
+    """One model's tasks: task to the harness's metric (``acc,none``) to its value, and task to metric to direction."""
+
+    scores: dict[str, dict[str, float]]
+    higher_is_better: dict[str, dict[str, bool]]
+
+
+def task_names(folders: Sequence[str]) -> list[str]:
+    """Names of all tasks, groups and tags of the harness and of some folders."""
+    return _manager(folders).all_tasks
+
+
+def run_tasks(checkpoint: str, settings: Evaluation, device: str) -> TaskScores:
+    """Run the tasks of ``settings`` on one model.
+
+    Args:
+        checkpoint: of a causal language model, as ``checkpoint_files.local_checkpoint`` takes it; in its own type.
+        settings: ``tasks``, ``task_folders``, ``num_fewshot``, ``task_limit`` and ``task_batch`` count here.
+        device: where the model runs, as torch names it.
+    """
+    from lm_eval import simple_evaluate
+
+    found = simple_evaluate(
+        model="hf",
+        model_args={"pretrained": local_checkpoint(checkpoint)},
+        tasks=list(settings.tasks),
+        num_fewshot=settings.num_fewshot,
+        batch_size=settings.task_batch,
+        device=device,
+        limit=settings.task_limit or None,
+        task_manager=_manager(settings.task_folders),
+        log_samples=False,
+    )
+    directions = {task: dict(metrics) for task, metrics in found.get("higher_is_better", {}).items()}
+    return TaskScores({task: _metrics(row) for task, row in found["results"].items()}, directions)
+
+
+def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among what the harness says of a task: ``metric,filter``; beside them stand names and counts."""
+    return {key: float(value) for key, value in row.items() if "," in key and isinstance(value, (int, float))}
+
+
+def _manager(folders: Sequence[str]) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(folders) or None)
