@@ -103,4 +103,4 @@ def _cell(value: float, top: float, error: float = math.nan) -> Cell:
     if math.isnan(value):
         return Cell("- ", False)
     deviation = "" if math.isnan(error) else f" ± {error:.4f}"
-    return Cell(f"{value:.4f}{deviation}" + ("*" if value == top else " "), value == top)
+    return Cell(f"{value:.4f}{'*' if value == top else ' '}{deviation}", value == top)

@@ -9,7 +9,7 @@ from string import Template
 
 import fsspec
 
-from engine.evaluation_tables import ScoreTable, score_tables
+from engine.evaluation_tables import Cell, ScoreTable, score_tables
 from engine.plots import plots
 from engine.result import RunResult
 from engine.spec import FusionSpec
@@ -64,13 +64,13 @@ def _lead(spec: FusionSpec) -> str:
 
 def _scores(table: ScoreTable) -> str:
     """A table of scores, the best of each kind marked."""
-    rows = []
-    for label, cells in table.rows.items():
-        texts = [
-            f'<strong class="best">{cell.text.strip("* ")}</strong>' if cell.is_best else cell.text for cell in cells
-        ]
-        rows.append([escape(label), *texts])
+    rows = [[escape(label), *map(_marked, cells)] for label, cells in table.rows.items()]
     return _html_table(table.heading.replace("* best", "the best in bold"), table.columns, rows)
+
+
+def _marked(cell: Cell) -> str:
+    text = escape(cell.text.replace("*", " ").strip())
+    return f'<strong class="best">{text}</strong>' if cell.is_best else text
 
 
 def _places(result: RunResult) -> Rows:

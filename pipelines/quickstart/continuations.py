@@ -2,8 +2,10 @@
 
     python -m pipelines.quickstart.continuations
 
-Each question is the beginning of a stretch of held-out text. One choice is what follows; the others follow elsewhere in
-the same domain. All choices have the same number of characters. Chance is 25 %.
+Each question is the beginning of a stretch of held-out text. One choice is what follows, the others follow elsewhere:
+four beginnings, two of each domain, share their four choices. So a model that does not read the beginning, however
+likely it finds one choice or another, is right exactly once in four; one that sees no more than the domain, once in
+two. All choices have the same number of characters.
 """
 
 from __future__ import annotations
@@ -14,23 +16,32 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DOMAINS = ("docs", "code")
-CONTEXT, CONTINUATION, CHOICES = 160, 48, 4
-QUESTIONS_OF_DOMAIN = 40
+CONTEXT, CONTINUATION = 160, 64
+GROUPS, OF_EACH_DOMAIN = 20, 2
 
 
 def main() -> None:
     """Write ``tasks/continuations.jsonl``; the same questions every time."""
     draw = random.Random(0)
-    questions = [question for domain in DOMAINS for question in _questions(domain, draw)]
+    stretches = {domain: _stretches_of(domain) for domain in DOMAINS}
+    chosen = {domain: draw.sample(sorted(found), GROUPS * OF_EACH_DOMAIN) for domain, found in stretches.items()}
+    contexts = {right: context for found in stretches.values() for right, context in found.items()}
+    questions = []
+    for start in range(0, GROUPS * OF_EACH_DOMAIN, OF_EACH_DOMAIN):
+        choices = [right for domain in DOMAINS for right in chosen[domain][start : start + OF_EACH_DOMAIN]]
+        draw.shuffle(choices)
+        questions += [
+            {"context": contexts[right], "choices": choices, "answer": answer} for answer, right in enumerate(choices)
+        ]
+    draw.shuffle(questions)
     lines = [json.dumps(question, ensure_ascii=False) + "\n" for question in questions]
     (HERE / "tasks" / "continuations.jsonl").write_text("".join(lines), encoding="utf8")
 
 
-def _questions(domain: str, draw: random.Random) -> list[dict]:
+def _stretches_of(domain: str) -> dict[str, str]:
+    """What follows a beginning, to the beginning, for all stretches of a domain."""
     lines = (HERE / "corpus" / f"heldout_{domain}.jsonl").read_text(encoding="utf8").splitlines()
-    stretches = [stretch for line in lines for stretch in _stretches(json.loads(line)["text"])]
-    asked = draw.sample(range(len(stretches)), QUESTIONS_OF_DOMAIN)
-    return [_question(domain, stretches, index, draw) for index in sorted(asked)]
+    return {right: context for line in lines for context, right in _stretches(json.loads(line)["text"])}
 
 
 def _stretches(text: str) -> list[tuple[str, str]]:
@@ -41,14 +52,6 @@ def _stretches(text: str) -> list[tuple[str, str]]:
         found.append((text[start:cut], text[cut : cut + CONTINUATION]))
         start = cut + CONTINUATION
     return found
-
-
-def _question(domain: str, stretches: list[tuple[str, str]], index: int, draw: random.Random) -> dict:
-    context, right = stretches[index]
-    others = sorted({continuation for _, continuation in stretches} - {right})
-    choices = [right, *draw.sample(others, CHOICES - 1)]
-    draw.shuffle(choices)
-    return {"domain": domain, "context": context, "choices": choices, "answer": choices.index(right)}
 
 
 if __name__ == "__main__":

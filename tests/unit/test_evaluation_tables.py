@@ -56,7 +56,7 @@ def test_the_best_of_every_domain_and_every_task_is_marked():
     marked = {label: [cell.is_best for cell in cells] for label, cells in bits.rows.items()}
     assert marked == {"before": [False, True, True], "after": [True, False, False], "other": [False, False, True]}
     assert tasks.columns == ("task and metric", "before", "after")
-    assert tasks.rows["quiz acc"] == (("0.2500 ± 0.0625 ", False), ("0.7500 ± 0.0625*", True))
+    assert tasks.rows["quiz acc"] == (("0.2500  ± 0.0625", False), ("0.7500* ± 0.0625", True))
     assert [cell.is_best for cell in tasks.rows["quiz perplexity (lower is better)"]] == [True, False]
     assert len(tasks.rows) == 2, "a standard error has no row of its own"
 
@@ -65,7 +65,7 @@ def test_the_terminal_shows_both_tables_and_the_files():
     console = Console(record=True, width=100, file=io.StringIO())
     show_evaluation(EVALUATION, ["out/evaluation.json"], console)
     text = console.export_text()
-    words = ("docs", "1.5000*", "1.0000*", "1.7500*", "quiz acc", "0.7500 ± 0.0625*", "out/evaluation.json")
+    words = ("docs", "1.5000*", "1.0000*", "1.7500*", "quiz acc", "0.7500* ± 0.0625", "out/evaluation.json")
     assert all(word in text for word in words)
 
 
