@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -13,6 +12,9 @@ from engine.spec import FusionSpec
 from engine.tokenization import PassageTokenizer
 from pipelines.corpus import find_files
 from pipelines.merges import parts_of, unlike
+from pipelines.tasks import unknown_tasks
+
+_LIST = "`python -m lm_eval ls tasks` lists them"
 
 
 def export_dir(spec: FusionSpec) -> str:
@@ -94,11 +96,7 @@ def _task_faults(spec: FusionSpec) -> list[Fault]:
     if find_spec("lm_eval") is None:
         remedy = "install lm-eval[hf] (this project's extra `evaluation`), or leave evaluation.tasks empty"
         return [Fault("evaluation.tasks", "need lm-evaluation-harness, which is not installed", remedy)]
-    from pipelines.tasks import task_names
-
-    names = task_names(settings.task_folders)
-    for task in settings.tasks:
-        if task not in names:
-            near = ", ".join(difflib.get_close_matches(task, names)) or "see `lm_eval ls tasks`"
-            faults.append(Fault("evaluation.tasks", f"{task!r} is no task of the harness", f"near: {near}"))
-    return faults
+    return [
+        Fault("evaluation.tasks", f"{task!r} is no task of the harness", f"near: {', '.join(near)}" if near else _LIST)
+        for task, near in unknown_tasks(settings.tasks, settings.task_folders).items()
+    ]

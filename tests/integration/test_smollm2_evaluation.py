@@ -13,7 +13,7 @@ from engine.checkpoint_files import local_checkpoint
 from pipelines.evaluation import bits_per_byte, score_texts
 
 HELD_OUT = Path(__file__).parents[2] / "pipelines" / "quickstart" / "corpus" / "heldout_docs.jsonl"
-TEXTS, LENGTH = 4, 800  # characters: some 200 tokens of SmolLM2
+TEXTS, LENGTH = 2, 600  # characters: some 150 tokens of SmolLM2
 WINDOW = 96
 
 pytestmark = pytest.mark.timeout(200)
@@ -61,7 +61,7 @@ def plain(checkpoint, texts) -> dict[int, float]:
 
 
 def test_it_equals_a_plain_loop_at_every_stride_and_batch(checkpoint, texts, plain):
-    for stride, batch_tokens in ((0, 96), (32, 96), (32, 500)):
+    for stride, batch_tokens in ((0, 96), (32, 500)):
         (scored,) = score_texts(checkpoint, {"docs": texts}, WINDOW, stride, batch_tokens).values()
         assert bits_per_byte(scored) == pytest.approx(plain[stride or WINDOW - 1], abs=1e-4)
     assert 0.5 < plain[32] < plain[WINDOW - 1] < 2.0, "more context, fewer bits"
