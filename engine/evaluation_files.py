@@ -51,6 +51,7 @@ def evaluation_json(spec: FusionSpec, evaluation: EvaluationResult) -> str:
         "bits_per_byte": evaluation.bits_per_byte,
         "tasks": evaluation.tasks,
         "higher_is_better": evaluation.higher_is_better,
+        "subtasks": evaluation.subtasks,
         "window_tokens": spec.training.block_length,
         "evaluation": spec.evaluation.model_dump(mode="json"),
     }

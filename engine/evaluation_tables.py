@@ -18,10 +18,10 @@ _STANDARD_ERROR = "_stderr"
 
 
 class Cell(NamedTuple):
-    """What stands in a place of a table, and whether no other of its kind is better."""
+    """What stands in a place of a table, and whether it is a score that no other of its kind beats."""
 
     text: str
-    is_best: bool
+    is_best: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,19 @@ class ScoreTable:
 
     Attributes:
         heading: above the table.
-        columns: headings, that of the rows' labels first.
-        rows: label to one cell for each further column.
+        columns: headings, those of labels first.
+        rows: one cell for each column; a label that is the same as in the row above is empty.
+        label_columns: how many columns from the left hold labels, not scores.
     """
 
     heading: str
     columns: tuple[str, ...]
-    rows: dict[str, tuple[Cell, ...]]
+    rows: tuple[tuple[Cell, ...], ...]
+    label_columns: int = 1
 
 
 def score_tables(evaluation: EvaluationResult) -> list[ScoreTable]:
-    """Bits per byte with a model a row, and tasks with a model a column; none of them without numbers."""
+    """Bits per byte with a model a row, and tasks with a model and metric a row; none of them without numbers."""
     tables = []
     if evaluation.bits_per_byte:
         tables.append(_bits_table(evaluation.bits_per_byte))
@@ -68,34 +70,38 @@ def best(values: Mapping[str, float], higher_is_better: bool = False) -> float:
 def _bits_table(bits_per_byte: Mapping[str, Mapping[str, float]]) -> ScoreTable:
     by_heading = columns(bits_per_byte)
     lowest = {heading: best(column) for heading, column in by_heading.items()}
-    rows = {
-        label: tuple(_cell(column[label], lowest[heading]) for heading, column in by_heading.items())
+    rows = tuple(
+        (Cell(label), *(_cell(column[label], lowest[heading]) for heading, column in by_heading.items()))
         for label in bits_per_byte
-    }
+    )
     return ScoreTable("Held-out bits per byte (lower is better, * best)", ("model", *by_heading), rows)
 
 
 def _task_table(evaluation: EvaluationResult) -> ScoreTable:
-    labels = list(evaluation.tasks)
-    keys = dict.fromkeys((task, key) for row in evaluation.tasks.values() for task in row for key in row[task])
-    rows = {}
-    for task, key in keys:
-        metric, _, filtering = key.partition(",")
-        if metric.endswith(_STANDARD_ERROR):
+    """A model a row below every metric; the parts of a group that has numbers of its own are left to the JSON file."""
+    parts = {part for group in evaluation.subtasks.values() for part in group}
+    shown = {label: {task: row[task] for task in row if task not in parts} for label, row in evaluation.tasks.items()}
+    metrics = dict.fromkeys((task, metric) for row in shown.values() for task in row for metric in row[task])
+    rows: list[tuple[Cell, ...]] = []
+    for task, metric in metrics:
+        name, _, filtering = metric.partition(",")
+        if name.endswith(_STANDARD_ERROR):
             continue
-        is_higher_better = evaluation.higher_is_better.get(task, {}).get(metric, True)
-        values = {label: _number(evaluation, label, task, key) for label in labels}
-        errors = [_number(evaluation, label, task, f"{metric}{_STANDARD_ERROR},{filtering}") for label in labels]
+        is_higher_better = evaluation.higher_is_better.get(task, {}).get(name, True)
+        values = {label: _number(row, task, metric) for label, row in shown.items()}
         top = best(values, is_higher_better)
-        name = " ".join([task, metric, *([filtering] if filtering != "none" else [])])
-        cells = (_cell(value, top, error) for value, error in zip(values.values(), errors, strict=True))
-        rows[name if is_higher_better else f"{name} (lower is better)"] = tuple(cells)
-    heading = "Tasks of the evaluation harness (± standard error, * best)"
-    return ScoreTable(heading, ("task and metric", *labels), rows)
+        heading = " ".join([task, name, *([filtering] if filtering != "none" else [])])
+        heading += "" if is_higher_better else " (lower is better)"
+        for label, value in values.items():
+            error = _number(shown[label], task, f"{name}{_STANDARD_ERROR},{filtering}")
+            rows.append((Cell(heading), Cell(label), _cell(value, top, error)))
+            heading = ""
+    title = "Tasks of the evaluation harness (± standard error, * best)"
+    return ScoreTable(title, ("task and metric", "model", "score"), tuple(rows), label_columns=2)
 
 
-def _number(evaluation: EvaluationResult, label: str, task: str, key: str) -> float:
-    return evaluation.tasks[label].get(task, {}).get(key, math.nan)
+def _number(scores: Mapping[str, Mapping[str, float]], task: str, metric: str) -> float:
+    return scores.get(task, {}).get(metric, math.nan)
 
 
 def _cell(value: float, top: float, error: float = math.nan) -> Cell:

@@ -228,9 +228,10 @@ def _rich_scores(scores: ScoreTable) -> Table:
     """A table of scores, the best bold."""
     table = Table(title=scores.heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, heading in enumerate(scores.columns):
-        table.add_column(Text(heading), justify="right" if index else "left", overflow="fold")
-    for label, cells in scores.rows.items():
-        table.add_row(Text(label), *(Text(cell.text, style="bold green" if cell.is_best else "") for cell in cells))
+        is_score = index >= scores.label_columns
+        table.add_column(Text(heading), justify="right" if is_score else "left", overflow="fold")
+    for row in scores.rows:
+        table.add_row(*(Text(cell.text, style="bold green" if cell.is_best else "") for cell in row))
     return table
 
 

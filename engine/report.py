@@ -64,7 +64,7 @@ def _lead(spec: FusionSpec) -> str:
 
 def _scores(table: ScoreTable) -> str:
     """A table of scores, the best of each kind marked."""
-    rows = [[escape(label), *map(_marked, cells)] for label, cells in table.rows.items()]
+    rows = [[_marked(cell) for cell in row] for row in table.rows]
     return _html_table(table.heading.replace("* best", "the best in bold"), table.columns, rows)
 
 

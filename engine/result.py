@@ -126,12 +126,14 @@ class EvaluationResult:
         tasks: label to task to the evaluation harness's own name of a metric (``acc,none``, its standard error
             ``acc_stderr,none``) to the number.
         higher_is_better: task to metric (``acc``) to its direction.
+        subtasks: group of tasks that has numbers of its own to the tasks in it.
     """
 
     checkpoints: dict[str, str] = field(default_factory=dict)
     bits_per_byte: dict[str, dict[str, float]] = field(default_factory=dict)
     tasks: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     higher_is_better: dict[str, dict[str, bool]] = field(default_factory=dict)
+    subtasks: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

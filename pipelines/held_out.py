@@ -38,6 +38,7 @@ def evaluate_models(spec: FusionSpec) -> EvaluationResult:
         bits_per_byte=bits,
         tasks={label: found.scores for label, found in tasks.items()},
         higher_is_better={task: row for found in tasks.values() for task, row in found.higher_is_better.items()},
+        subtasks={group: parts for found in tasks.values() for group, parts in found.subtasks.items()},
     )
 
 

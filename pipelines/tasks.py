@@ -16,10 +16,11 @@ from engine.spec import Evaluation
 
 
 class TaskScores(NamedTuple):
-    """One model's tasks: task to the harness's metric (``acc,none``) to its value, and task to metric to direction."""
+    """One model's tasks, as ``result.EvaluationResult`` describes them."""
 
     scores: dict[str, dict[str, float]]
     higher_is_better: dict[str, dict[str, bool]]
+    subtasks: dict[str, list[str]]
 
 
 def unknown_tasks(tasks: Sequence[str], folders: Sequence[str]) -> dict[str, list[str]]:
@@ -49,8 +50,10 @@ def run_tasks(checkpoint: str, settings: Evaluation, device: str) -> TaskScores:
         task_manager=_manager(settings.tasks, settings.task_folders),
         log_samples=False,
     )
+    scores = {task: _metrics(row) for task, row in found["results"].items()}
     directions = {task: dict(metrics) for task, metrics in found.get("higher_is_better", {}).items()}
-    return TaskScores({task: _metrics(row) for task, row in found["results"].items()}, directions)
+    groups = {group: parts for group, parts in found.get("group_subtasks", {}).items() if parts and scores.get(group)}
+    return TaskScores(scores, directions, groups)
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, float]:

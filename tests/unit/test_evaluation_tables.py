@@ -53,12 +53,21 @@ def test_the_mean_is_over_domains():
 
 def test_the_best_of_every_domain_and_every_task_is_marked():
     bits, tasks = score_tables(EVALUATION)
-    marked = {label: [cell.is_best for cell in cells] for label, cells in bits.rows.items()}
+    marked = {label.text: [cell.is_best for cell in cells] for label, *cells in bits.rows}
     assert marked == {"before": [False, True, True], "after": [True, False, False], "other": [False, False, True]}
-    assert tasks.columns == ("task and metric", "before", "after")
-    assert tasks.rows["quiz acc"] == (("0.2500  ± 0.0625", False), ("0.7500* ± 0.0625", True))
-    assert [cell.is_best for cell in tasks.rows["quiz perplexity (lower is better)"]] == [True, False]
-    assert len(tasks.rows) == 2, "a standard error has no row of its own"
+    assert [[cell.text for cell in row] for row in tasks.rows] == [
+        ["quiz acc", "before", "0.2500  ± 0.0625"],
+        ["", "after", "0.7500* ± 0.0625"],
+        ["quiz perplexity (lower is better)", "before", "8.0000*"],
+        ["", "after", "9.0000 "],
+    ]
+    assert [row[-1].is_best for row in tasks.rows] == [False, True, True, False]
+
+
+def test_the_parts_of_a_group_are_left_to_the_file():
+    tasks = {label: {"all": row["quiz"], **row} for label, row in TASKS.items()}
+    (table,) = score_tables(EvaluationResult(tasks=tasks, subtasks={"all": ["quiz"]}))
+    assert {row[0].text.split(" ")[0] for row in table.rows} == {"all", ""}
 
 
 def test_the_terminal_shows_both_tables_and_the_files():
