@@ -54,7 +54,7 @@ def preflight(spec: FusionSpec) -> FlowPlan:
         flow = derive_flow(spec)
     except PreflightError as error:
         faults += error.faults
-    faults += comparison_faults(spec)
+    faults += comparison_faults(spec, trains_first=True)
     faults += _occupied(spec)
     if faults or flow is None:
         raise PreflightError(faults)

@@ -75,7 +75,7 @@ def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> EvaluationRes
     """
     spec = as_located_spec(spec)
     derive_flow(spec)
-    faults = comparison_faults(spec)
+    faults = comparison_faults(spec, trains_first=False)
     if faults:
         raise PreflightError(faults)
     with cluster.session(spec, logical_cpus=1, gpus=spec.training.num_gpus_per_worker), readable_errors():

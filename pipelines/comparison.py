@@ -31,16 +31,19 @@ def compared_models(spec: FusionSpec) -> dict[str, str]:
     return models
 
 
-def comparison_faults(spec: FusionSpec) -> list[Fault]:
+def comparison_faults(spec: FusionSpec, trains_first: bool) -> list[Fault]:
     """Everything about ``spec.evaluation`` that can be wrong and that its models and files show before any work.
 
-    The run's own export need not be there yet.
+    Args:
+        trains_first: whether the run's own export, which a merge or an ensemble may name, is still to come.
     """
     faults: list[Fault] = []
     for domain, paths in spec.evaluation.corpora.items():
         faults += find_files(paths, f"evaluation.corpora.{domain}")[1]
     models = compared_models(spec)
-    labels = {*models, _trained_label(spec), *spec.evaluation.merges}
+    if trains_first:  # what will be merged is of the target's shape and vocabulary
+        models[_trained_label(spec)] = spec.target_model.checkpoint
+    labels = {*models, *spec.evaluation.merges}
     for label, members in spec.evaluation.ensembles.items():
         for index, member in enumerate(members):
             faults += _unloadable(f"evaluation.ensembles.{label}.{index}", member, labels)
@@ -73,14 +76,13 @@ def _unloadable(where: str, member: str, labels: set[str]) -> list[Fault]:
 
 
 def _unmergeable(spec: FusionSpec, label: str, models: Mapping[str, str]) -> list[Fault]:
-    """What stands against a merge; the run's own export, if it is not there yet, is like the target."""
+    """What stands against a merge."""
     where = f"evaluation.merges.{label}"
     parts = parts_of(spec.evaluation.merges[label])
-    known = {_trained_label(spec): spec.target_model.checkpoint, **models}
-    faults = [fault for part in parts for fault in _unloadable(where, part, set(known))]
+    faults = [fault for part in parts for fault in _unloadable(where, part, set(models))]
     if faults:
         return faults
-    reasons = unlike([known.get(part, part) for part in parts])
+    reasons = unlike([models.get(part, part) for part in parts])
     return [Fault(where, reason, "merge models of one architecture, size and vocabulary") for reason in reasons]
 
 

@@ -29,8 +29,8 @@ def spec(tmp_path, **evaluation):
     )
 
 
-def faults(*arguments, **evaluation):
-    return [str(fault) for fault in comparison_faults(spec(*arguments, **evaluation))]
+def faults(tmp_path, trains_first=True, **evaluation):
+    return [str(fault) for fault in comparison_faults(spec(tmp_path, **evaluation), trains_first)]
 
 
 def test_the_export_is_compared_once_it_is_there(tmp_path):
@@ -48,6 +48,11 @@ def test_a_run_may_name_its_own_export_before_it_is_there(tmp_path):
         ensembles={"both": ["fused target", "source llama-docs", "soup"]},
         merges={"soup": {"method": "linear", "models": ["target before", "fused target"]}},
     )
+
+
+def test_an_evaluation_alone_cannot_name_an_export_that_is_not_there(tmp_path):
+    (fault,) = faults(tmp_path, trains_first=False, ensembles={"alone": ["fused target"]})
+    assert fault.startswith("evaluation.ensembles.alone.0: 'fused target' is neither a label nor a checkpoint")
 
 
 def test_a_member_that_is_neither_label_nor_checkpoint_is_named(tmp_path):

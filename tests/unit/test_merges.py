@@ -1,5 +1,6 @@
 """Merged models: parameter by parameter what the arithmetic says, refused where the models are unlike."""
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -88,6 +89,14 @@ def test_a_merge_takes_the_place_of_an_earlier_one(checkpoints, folder):
     assert not (folder / "again" / "left over").exists()
     name = "model.norm.weight"
     np.testing.assert_array_equal(parameters(place)[name], parameters(checkpoints[1])[name])
+
+
+def test_a_merge_is_written_to_any_filesystem(checkpoints):
+    url = "memory://merges/anywhere"
+    for _ in range(2):
+        assert write_merge(Merge(method="linear", models=("a",)), checkpoints[:1], url) == url
+        names = {name.rsplit("/", 1)[1] for name in fsspec.filesystem("memory").ls("/merges/anywhere", detail=False)}
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
 
 
 def test_models_of_other_shapes_are_refused_with_a_sentence(checkpoints, tokenizers, folder):
