@@ -13,9 +13,10 @@ What the number means, and what not:
   best model there; over a text it can beat all of them, which is the point.
 - A model's span counts in the one way in which its tokenizer writes it; all other ways to the same bytes would add
   probability. So each model is a little better than it looks, as it is in bits per byte altogether.
-- Where the common places lie is read off the text, and a byte or two ahead of it. With equal tokenizers that says
-  nothing; with different ones it is knowledge that a decoder does not have, so that the number is a description of the
-  models, slightly on the bright side, and not the length of a code.
+- Where the common places lie is read off the text, the one ahead included. With equal tokenizers that says nothing.
+  With different ones it is knowledge that a decoder does not have: over all possible texts the ensemble's probabilities
+  may add up to more than 1. The number then describes the models, a little on the bright side; it is not the length of
+  a code, and neither an upper nor a lower bound of one.
 - An ensemble that averages byte by byte is another one: its product of means is neither always above nor always below
   this mean of products.
 """

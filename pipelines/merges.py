@@ -36,7 +36,9 @@ def unlike(checkpoints: Sequence[str]) -> list[str]:
         shapes = _shapes(other)
         different = [name for name in {**names, **shapes} if names.get(name) != shapes.get(name)]
         if different:
-            shown = ", ".join(f"{name} {_shown(names, name)} and {_shown(shapes, name)}" for name in different[:3])
+            shown = ", ".join(
+                f"{name} {_shown(names, name)} and {_shown(shapes, name)}" for name in different[:MOST_DIFFERENCES]
+            )
             more = f", and {len(different) - MOST_DIFFERENCES} more" if len(different) > MOST_DIFFERENCES else ""
             reasons.append(f"{first} and {other} differ in shape: {shown}{more}")
         elif PassageTokenizer.load(other).token_bytes != tokens:
