@@ -12,6 +12,7 @@ import tempfile
 from typing import Any
 
 import fsspec
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
@@ -24,11 +25,18 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from actors.loading import add_adapters, merge_adapters
 from actors.target_model import TargetModel
 from engine.checkpoint_files import local_checkpoint
 from engine.errors import TrainingError
 
 STATE_FILE = "state.json"
+
+#: The weights that are trained: with adapters, nothing of what they stand beside.
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+#: What every checkpoint of a model has, whatever the number of workers.
+_PARTS = ("model", "optimizer")
 
 
 def save(target: TargetModel, folder: str, state: dict[str, Any]) -> None:
@@ -41,8 +49,7 @@ def save(target: TargetModel, folder: str, state: dict[str, Any]) -> None:
     if dist.get_rank() == 0:
         _delete(folder)  # a run that went back to an earlier step comes here again: no old marker beside new files
     dist.barrier()
-    weights, optimizer = get_state_dict(target.model, target.optimizer)
-    dcp.save({"model": weights, "optimizer": optimizer}, storage_writer=FsspecWriter(folder))
+    dcp.save(_content(target), storage_writer=FsspecWriter(folder))
     dist.barrier()
     if dist.get_rank() == 0:
         filesystem, path = fsspec.core.url_to_fs(folder)
@@ -58,21 +65,48 @@ def load(target: TargetModel, folder: str) -> dict[str, Any]:
     Raises:
         TrainingError: the checkpoint is damaged, or is one of another model.
     """
-    weights, optimizer = get_state_dict(target.model, target.optimizer)
-    content = {"model": weights, "optimizer": optimizer}
+    content, reader = _content(target), FsspecReader(folder)
     try:
-        dcp.load(content, storage_reader=FsspecReader(folder))
+        stored = reader.read_metadata().state_dict_metadata
+        content = {part: values for part, values in content.items() if part in _PARTS or part in stored}
+        dcp.load(content, storage_reader=reader)
     except CheckpointException as error:  # a BaseException: it would pass by every handler above
         raise TrainingError(
             f"checkpoint {folder}: does not fit the target model {target.config.model_type}, or is damaged: {error}. "
             f"Choose another run.output_dir, or delete this checkpoint to go on from the one before"
         ) from error
     set_state_dict(
-        target.model, target.optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"]
+        target.model,
+        target.optimizer,
+        model_state_dict=content["model"],
+        optim_state_dict=content["optimizer"],
+        options=_TRAINED,
     )
+    _set_random_states(content)
     state = read_state(folder)
     target.step = state["step"]
     return state
+
+
+def _content(target: TargetModel) -> dict[str, Any]:
+    """What torch stores: the shards of weights and optimizer, and the states of this worker's random generators.
+
+    A run that goes on with more workers than it had gives the new ones the states that their seed gave them.
+    """
+    weights, optimizer = get_state_dict(target.model, target.optimizer, options=_TRAINED)
+    rank = dist.get_rank()
+    content = {"model": weights, "optimizer": optimizer, f"cpu_random_state_{rank}": torch.get_rng_state()}
+    if target.device.type == "cuda":
+        content[f"cuda_random_state_{rank}"] = torch.cuda.get_rng_state(target.device)
+    return content
+
+
+def _set_random_states(content: dict[str, Any]) -> None:
+    for name, state in content.items():
+        if name.startswith("cpu_random_state"):
+            torch.set_rng_state(state)
+        elif name.startswith("cuda_random_state"):
+            torch.cuda.set_rng_state(state)
 
 
 def read_state(folder: str) -> dict[str, Any]:
@@ -120,16 +154,24 @@ def export(target: TargetModel, tokenizer_checkpoint: str, folder: str) -> None:
 
 
 def _write_model(target: TargetModel, tokenizer_checkpoint: str, weights: dict[str, Any], folder: str) -> None:
-    import torch
-
     with torch.device("meta"):  # only its configuration and its rules for tied weights are needed
         model = AutoModelForCausalLM.from_config(target.config)
+    if target.section.lora.rank:
+        weights = _merged(target, weights)
     model.save_pretrained(folder, state_dict=weights)
     if target.generation_config is not None:
         # Not by save_pretrained: it refuses settings that it has itself loaded, such as Llama 2's temperature without
         # sampling, and a long run would end without its model.
         target.generation_config.to_json_file(os.path.join(folder, "generation_config.json"))
     AutoTokenizer.from_pretrained(local_checkpoint(tokenizer_checkpoint, weights=False)).save_pretrained(folder)
+
+
+def _merged(target: TargetModel, weights: dict[str, Any]) -> dict[str, Any]:
+    """Weights and adapters as one plain model."""
+    model = AutoModelForCausalLM.from_config(target.config, dtype=torch.float32)
+    add_adapters(model, target.section.lora)
+    model.load_state_dict(weights)
+    return merge_adapters(model)
 
 
 def _complete(folder: str) -> list[str]:

@@ -9,15 +9,15 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from engine.checkpoint_files import local_checkpoint
+from actors.loading import empty_causal_lm, fill, read_causal_lm
+from actors.sharding import compile_blocks, recompute_activations, shard
 from engine.errors import TrainingError
 from engine.losses import LogitShape, Targets, objective, shaped
 from engine.records import flat_values, rows_of
 from engine.spec import Divergence, Objective, Training
+from engine.spec import TargetModel as TargetSection
 
 #: The learning rate ends at this share of its peak.
 FINAL_SHARE = 0.1
@@ -96,13 +96,14 @@ class TargetModel:
     """One worker's shard of the model to train. The process group is there already; all workers call in step.
 
     Args:
-        checkpoint: as ``checkpoint_files.local_checkpoint`` takes it.
-        training, objective: sections of the spec.
+        section, training, objective: sections of the spec; ``section`` is its ``target_model``.
         top_k: K of the fused distributions.
         device: of this worker.
 
     Attributes:
         model: the sharded module; parameters are float32.
+        section: the spec's ``target_model``.
+        config: of the model, as transformers has it; ``generation_config`` likewise, None but on the first worker.
         optimizer: AdamW.
         step: optimizer steps so far.
 
@@ -110,18 +111,27 @@ class TargetModel:
         TrainingError: the architecture cannot be trained on packed passages.
     """
 
-    def __init__(self, checkpoint: str, training: Training, objective: Objective, top_k: int, device: torch.device):
+    def __init__(
+        self, section: TargetSection, training: Training, objective: Objective, top_k: int, device: torch.device
+    ):
         self.device = device
         self.step = 0
         self._training = training
         self._lm_loss_weight = objective.lm_loss_weight
         self._top_k = top_k
-        causal_lm = AutoModelForCausalLM.from_pretrained(local_checkpoint(checkpoint), dtype=torch.float32).to(device)
-        self.config = causal_lm.config
-        self.generation_config = causal_lm.generation_config
+        whole = read_causal_lm(section) if dist.get_rank() == 0 else None
+        if whole is not None:
+            _insist_on_packing(_TargetWithLoss(whole, objective.divergence), section.checkpoint)
+        causal_lm = empty_causal_lm(section)
+        self.section, self.config = section, causal_lm.config
+        self.generation_config = whole.generation_config if whole is not None else None
+        if training.activation_checkpointing:
+            recompute_activations(causal_lm)
+        if training.compile:
+            compile_blocks(causal_lm)
         module = _TargetWithLoss(causal_lm, objective.divergence)
-        _insist_on_packing(module, checkpoint)
-        self.model = _shard(module, training, device)
+        self.model = shard(module, causal_lm, training.precision, device)
+        fill(self.model, causal_lm, whole, device)
         self.model.train()
         self.optimizer = _adamw(self.model, training)
 
@@ -246,25 +256,6 @@ def _insist_on_packing(module: _TargetWithLoss, checkpoint: str) -> None:
             f"ignores position_ids, or changes its logits behind the lm_head in a way not known here. Choose an "
             f"architecture that does neither, such as Llama, Mistral, Qwen, Gemma, GPT-2 or GPT-NeoX"
         )
-
-
-def _shard(module: _TargetWithLoss, training: Training, device: torch.device) -> FSDPModule:
-    """FSDP2: one group a transformer block, the rest (embeddings, lm_head, last norm) in the root's."""
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    inner = outer = MixedPrecisionPolicy()
-    if training.precision == "bfloat16":
-        inner = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
-        # The root's inputs are the training blocks: their probabilities must not be rounded to bfloat16.
-        outer = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for block in _transformer_blocks(module.model):
-        fully_shard(block, mesh=mesh, mp_policy=inner)
-    return fully_shard(module, mesh=mesh, mp_policy=outer)
-
-
-def _transformer_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that the architecture itself says must not be split."""
-    names = set(model._no_split_modules or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def _adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:

@@ -62,7 +62,7 @@ def train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
     torch.set_num_threads(config["threads"])
     torch.manual_seed(spec.run.seed)
     target = TargetModel(
-        spec.target_model.checkpoint,
+        spec.target_model,
         spec.training,
         spec.objective,
         spec.fusion.top_k,

@@ -50,10 +50,23 @@ class Corpus(Section):
     """Passages that a reader holds to draw the next one from, so that a step is not one document; 0 keeps the order."""
 
 
+class Lora(Section):
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Columns of the low-rank matrices that are trained beside each frozen one; 0 trains the whole model."""
+    alpha: Annotated[float, Field(gt=0.0)] = 16.0
+    """The product of the two matrices counts alpha / rank times."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the inputs of the low-rank matrices that a training step leaves out."""
+    target_modules: tuple[Text, ...] = ()
+    """Ends of the names of the modules that get them; empty: all linear layers but the lm_head."""
+
+
 class TargetModel(Section):
     checkpoint: Text
     """The model to train, any causal language model that transformers loads: Hugging Face folder or hub name, fsspec
     URL of such a folder (copied once to each node), or path or URL of a .gguf file (converted once on each node)."""
+    lora: Lora = Lora()
+    """Low-rank adapters (peft) to train instead of the whole model; the export has them merged in."""
 
 
 class SourceModel(Section):
@@ -171,6 +184,11 @@ class Training(Section):
     """0 trains on CPUs (gloo), 1 on GPUs (nccl)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and gathered parameters; the optimizer always keeps float32."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of each transformer block for the backward pass and compute the rest again: less memory for
+    a third more work."""
+    compile: bool = False
+    """Compile the transformer blocks by torch.compile: minutes at the start for faster steps."""
     block_length: Annotated[int, Field(ge=8)] = 2048
     """Tokens in a training block; passages are cut to fit."""
     global_batch_blocks: Annotated[int, Field(ge=1)] = 128

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from actors import checkpoints
 from actors.target_model import TargetModel
+from engine import spec
 from engine.spec import Objective, Optimizer, Training
 from tests.tiny_models import tiny_checkpoint
 from tests.training_blocks import LENGTH, TOP_K, training_blocks
@@ -43,7 +44,9 @@ def train(rank: int, run: Run, model: str, store: str) -> list[tuple]:
         max_steps=STEPS,
         optimizer=Optimizer(learning_rate=3e-3),
     )
-    target = TargetModel(model, training, Objective(lm_loss_weight=0.5), TOP_K, torch.device("cpu"))
+    target = TargetModel(
+        spec.TargetModel(checkpoint=model), training, Objective(lm_loss_weight=0.5), TOP_K, torch.device("cpu")
+    )
     if run.first:
         checkpoints.load(target, checkpoints.latest(run.folder))
     losses = [tuple(target.train_step(share(step, rank, run.workers))) for step in range(run.first, run.end)]

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from actors.target_model import TargetModel
-from engine import losses
+from engine import losses, spec
 from engine.divergences import FLOOR
 from engine.losses import NO_LABEL, LogitShape, Targets, objective
 from engine.records import NO_TOKEN
@@ -289,7 +289,7 @@ def process_group(tmp_path):
 def test_the_target_model_learns_by_the_divergence_of_the_spec(tmp_path, kind):
     checkpoint, table = tiny_checkpoint(tmp_path, "llama"), training_blocks(seed=1)
     sections = Training(block_length=LENGTH, micro_batch_blocks=8), Objective(lm_loss_weight=0.5, divergence=kind)
-    model = TargetModel(checkpoint, *sections, TOP_K, torch.device("cpu"))
+    model = TargetModel(spec.TargetModel(checkpoint=checkpoint), *sections, TOP_K, torch.device("cpu"))
     ids, positions, *targets = model._blocks(table)
     with torch.no_grad():
         plain = AutoModelForCausalLM.from_pretrained(checkpoint)

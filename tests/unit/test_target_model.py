@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemm
 from actors import checkpoints
 from actors import target_model as target_model_module
 from actors.target_model import TargetModel, _positions, learning_rate_at
+from engine import spec
 from engine.errors import TrainingError
 from engine.records import TRAINING_BLOCK, flat_values, ragged, schema
 from engine.spec import Objective, Optimizer, Training
@@ -29,6 +30,9 @@ TRAINING = Training(
     optimizer=Optimizer(learning_rate=3e-3, warmup_steps=4),
 )
 
+#: All weights are trained, no adapters.
+WHOLE = spec.Lora()
+
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group(tmp_path_factory):
@@ -38,8 +42,9 @@ def process_group(tmp_path_factory):
     dist.destroy_process_group()
 
 
-def target(checkpoint: str, training: Training = TRAINING) -> TargetModel:
-    return TargetModel(checkpoint, training, Objective(lm_loss_weight=0.5), TOP_K, torch.device("cpu"))
+def target(checkpoint: str, training: Training = TRAINING, lora: spec.Lora = WHOLE) -> TargetModel:
+    section = spec.TargetModel(checkpoint=checkpoint, lora=lora)
+    return TargetModel(section, training, Objective(lm_loss_weight=0.5), TOP_K, torch.device("cpu"))
 
 
 def test_positions_begin_anew_in_every_segment():
