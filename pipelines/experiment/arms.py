@@ -7,19 +7,19 @@ and the base as target.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.experiment.models import LARGER_SOURCE, larger_source_folder, target_folder
-from pipelines.experiment.texts import EXPERT_DOMAINS
+from pipelines.experiment.models import base_folder, expert_folder, larger_folder, target_folder
 
 SPEC = "pipelines/specs/experiment.yaml"
 
 #: Peak learning rates that every arm with a rate of its own chooses from.
 RATES = (3e-3, 5e-3, 8e-3)
 
-EXPERT_STEPS, MIXED_STEPS = 60, 80
+#: What the arms of a setting train.
+BEGINNINGS = {"a": target_folder, "b": base_folder}
 
 _CONTINUED = ("source_models=[]", "objective.lm_loss_weight=1.0")
 _QUICKSTART = "pipelines/quickstart/models"
@@ -61,7 +61,7 @@ class Run:
             f"run.output_dir={self.folder(experiment)}",
             f"run.seed={self.seed}",
             f"training.optimizer.learning_rate={self.rate:g}",
-            f"target_model.checkpoint={target_folder(experiment, self.seed)}",
+            f"target_model.checkpoint={BEGINNINGS[self.arm.setting](experiment, self.seed)}",
             f"corpus.paths=[{experiment}/texts/{self.arm.setting}/corpus.jsonl]",
             *self.arm.overrides(experiment, self.seed),
         ]
@@ -80,7 +80,7 @@ def _quickstart_sources(*names: str) -> str:
 
 
 def _larger(experiment: Path, seed: int) -> tuple[str, ...]:
-    return (f"source_models=[{_source(LARGER_SOURCE.replace(' ', '-'), larger_source_folder(experiment))}]",)
+    return (f"source_models=[{_source('larger', larger_folder(experiment))}]",)
 
 
 CONTINUED = Arm("a", "continued training", _fixed(*_CONTINUED))
@@ -106,28 +106,15 @@ _ABLATED = {
 #: Each changes one thing in ``FUSED``.
 ABLATIONS = tuple(Arm("a", name, _fixed(*overrides), FUSED.name) for name, overrides in _ABLATED.items())
 
-MIXED = Arm("b", "continued training", _fixed(*_CONTINUED, f"training.max_steps={MIXED_STEPS}"))
+MIXED = Arm("b", "continued training", _fixed(*_CONTINUED))
 
 
-def expert(domain: str) -> Arm:
-    """The base continued on one domain, in several passes."""
-
-    def overrides(experiment: Path, seed: int) -> tuple[str, ...]:
-        corpus = f"corpus.paths=[{experiment}/texts/b/corpus_{domain}.jsonl]"
-        return (*_CONTINUED, corpus, "corpus.passes=4", f"training.max_steps={EXPERT_STEPS}")
-
-    return Arm("b", f"expert {domain}", overrides)
-
-
-EXPERTS = {domain: expert(domain) for domain in EXPERT_DOMAINS}
-
-
-def fused_experts(rates: dict[str, float]) -> Arm:
-    """The base fused from the three experts of its seed, whose learning rates are chosen before."""
+def fused_experts(rates: Mapping[str, float]) -> Arm:
+    """The base fused from the three experts of its seed; ``rates`` are those that each domain's expert learned at."""
 
     def overrides(experiment: Path, seed: int) -> tuple[str, ...]:
-        runs = {domain: Run(arm, rates[domain], seed) for domain, arm in EXPERTS.items()}
-        sources = (_source(domain, run.folder(experiment) / "export") for domain, run in runs.items())
-        return (f"source_models=[{', '.join(sources)}]", f"training.max_steps={MIXED_STEPS}")
+        experts = {domain: expert_folder(experiment, domain, rate, seed) for domain, rate in rates.items()}
+        sources = ", ".join(_source(domain, folder) for domain, folder in experts.items())
+        return (f"source_models=[{sources}]",)
 
     return Arm("b", "fusion", overrides)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from pipelines.experiment.arms import CONTINUED, EXPERTS, FUSED, SPEC
+from pipelines.experiment.arms import CONTINUED, FUSED, SPEC
 from pipelines.experiment.bootstrap import LEVEL, RESAMPLES, Interval, spread
 from pipelines.experiment.plots import plot_differences
 from pipelines.experiment.results import Findings, Row
@@ -25,14 +25,17 @@ SETTINGS = {
 INTRODUCTION = """\
 # Does fusion work?
 
-Written by `make experiment`; do not edit. Everything below comes from runs of `python -m engine run {spec}` that differ
-in nothing but what is said, on two kinds of text of the Python standard library. Models have about a million
-parameters, so the figures say something about the method and the engine, not about large models.
+Written by `make experiment`; do not edit. Everything below comes from runs of `python -m engine run {spec}`
+that differ in nothing but what is said. Models have about a million parameters and sources run on transformers, which
+starts sooner than vLLM; so the figures say something about the method and the engine, nothing about large models or
+speed. Source models, bases and experts are made in plain torch, as the quickstart's are.
 
 Measured in held-out bits per byte, lower is better; means over domains, then over seeds. A seed changes the target's
-initial weights, the text that it has seen before, and the order of the corpus. Differences are paired by seed and by
-held-out document; brackets are {level:.0%} bootstrap intervals ({resamples:,} resamples of seeds and of documents
-within domains). Every arm chose its peak learning rate on validation text that is reported nowhere else, with seed 0.
+initial weights, the text that it has seen before, the order of the corpus, and in setting B the experts. Differences
+are paired by seed and by held-out document; brackets are {level:.0%} bootstrap intervals ({resamples:,} resamples):
+seeds are drawn with replacement, and within each domain documents, the same ones for both arms and all seeds. Three
+seeds are few: where they disagree, the true interval is wider. Every arm and expert chose its peak learning rate with
+seed 0, on validation text that is reported nowhere else.
 
 {machine}. {minutes:.0f} minutes for the last start of `make experiment`, which does not repeat what is finished.
 """
@@ -41,7 +44,7 @@ CAVEATS = """\
 ## What this does not show
 
 - Equal steps, not equal compute: the sources read every passage too, and they were trained far longer than the target.
-- The held-out text is small ({documents}), of one kind of author, and the same for all seeds.
+- The held-out text is small ({documents}), and the same for all seeds.
 - The sources of setting A are one set; seeds do not change them. Ablations take fusion's learning rate and, where the
   table says one seed, a single run: read them as directions.
 - Distillation from a larger source compares with one larger model of the target's own tokenizer that prefers no domain.
@@ -102,7 +105,7 @@ def _order(found: Findings) -> Iterator[str]:
 
 def _kinds(ordered: Sequence[Row]) -> Iterator[str]:
     """The rows in the paper's words: of several experts the first and the last count, of several merges the first."""
-    experts = [row.name for row in ordered if row.name in {arm.name for arm in EXPERTS.values()}]
+    experts = [row.name for row in ordered if row.name.startswith("expert ")]
     words = {**KINDS, experts[0]: "the best expert", experts[-1]: "the worst expert"}
     for row in ordered:
         kind = "weight merging" if row.name.startswith("experts merged") else words.get(row.name)

@@ -18,12 +18,11 @@ from pipelines.ensemble import ensemble
 from pipelines.evaluation import ScoredText, score_texts
 from pipelines.experiment.arms import SPEC, Run
 from pipelines.experiment.bootstrap import ScoredDomain, Scores, mean_bits_per_byte
-from pipelines.experiment.texts import EXPERT_DOMAINS, FUSION_DOMAINS, read_texts
+from pipelines.experiment.texts import read_texts
 
 #: Loading takes half of a run's time and fills no core, so two runs share two cores well.
 AT_ONCE = 2
 LONGEST_RUN_SECONDS = 600
-DOMAINS = {"a": FUSION_DOMAINS, "b": EXPERT_DOMAINS}
 
 #: As the runs see text: a block of 256 tokens; every token with at least half of it as context.
 WINDOW_TOKENS, STRIDE_TOKENS = 256, 128
@@ -42,9 +41,11 @@ class Laboratory:
         self._say = say
         self._scorers = ProcessPoolExecutor(AT_ONCE, mp_context=multiprocessing.get_context("spawn"))
 
-    def close(self) -> None:
-        """End the processes."""
-        self._scorers.shutdown()
+    def __enter__(self) -> Laboratory:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._scorers.shutdown(cancel_futures=True)
 
     def run(self, runs: Sequence[Run]) -> None:
         """``python -m engine run`` for each, ``AT_ONCE`` at a time.
@@ -72,9 +73,9 @@ class Laboratory:
             }
         )
 
-    def means(self, runs: Sequence[Run], part: str, domain: str = "") -> list[float]:
-        """Each run's bits per byte: of one domain, else the mean over domains."""
-        scores = self.scores(runs[0].arm.setting, part, [self.export(run) for run in runs])
+    def means(self, setting: str, part: str, checkpoints: Sequence[Path], domain: str = "") -> list[float]:
+        """Each model's bits per byte: of one domain, else the mean over domains."""
+        scores = self.scores(setting, part, checkpoints)
         return [mean_bits_per_byte({domain: score[domain]} if domain else score) for score in scores]
 
     def export(self, run: Run) -> Path:
@@ -111,7 +112,7 @@ def scored(folder: Path, setting: str, part: str, checkpoint: Path) -> dict[str,
     import torch
 
     torch.set_num_threads(1)
-    texts = read_texts(folder / "texts" / setting, part, DOMAINS[setting])
+    texts = read_texts(folder / "texts" / setting, part)
     return score_texts(str(checkpoint), texts, WINDOW_TOKENS, STRIDE_TOKENS)
 
 

@@ -1,91 +1,89 @@
-"""The experiment's text, all of it from the standard library of the running Python; see ``pipelines.quickstart.texts``.
+"""The experiment's text, in files that a run can read.
 
 Setting A goes on from the quickstart: its source models, its corpus and its held-out text are files of this repository.
-A tenth of that corpus is taken out to choose learning rates on. Setting B needs three domains that no model has read:
-code, docstrings and language topics, from modules that no other part of the experiment uses.
+A tenth of that corpus is taken out to choose learning rates on. Setting B has domains and models of its own; see
+``pipelines.experiment.domains``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
+from pipelines.experiment.domains import default_domains, folder_domains
 from pipelines.quickstart.build import FOLDER, QUOTAS, SEED
 from pipelines.quickstart.texts import Document, split_documents
 
-HELD_OUT, VALIDATION, CORPUS = "held-out", "validation", "corpus"
+HELD_OUT, VALIDATION, CORPUS, BASE, EXPERT = "held-out", "validation", "corpus", "base", "expert"
 
-#: Domains of setting A and of setting B.
-FUSION_DOMAINS = ("docs", "code")
-EXPERT_DOMAINS = ("code", "docstrings", "topics")
-
-#: What setting B asks of the standard library, in bytes of ``docs`` and of ``code``; a fifth of the docs are topics.
-EXPERT_QUOTAS = {f"expert {HELD_OUT}": 130_000, f"expert {VALIDATION}": 50_000, f"expert {CORPUS}": 400_000}
-
-#: What setting B keeps of it for each of its domains, in bytes.
-EXPERT_BYTES = {HELD_OUT: 25_000, VALIDATION: 9_000, CORPUS: 75_000}
+#: What each part of setting B gets of each domain, in bytes, as far as there is text.
+EXPERT_QUOTAS = {HELD_OUT: 36_000, VALIDATION: 15_000, CORPUS: 66_000, BASE: 60_000, EXPERT: 1_200_000}
 
 VALIDATION_SHARE = 10
 """One document in so many of the quickstart's corpus serves to choose learning rates."""
 
 
-def experiment_parts() -> dict[str, list[Document]]:
-    """The quickstart's parts, then setting B's, then ``sources``: everything else. No two share a module."""
-    return split_documents({**QUOTAS, **EXPERT_QUOTAS}, rest="sources", seed=SEED)
+def quickstart_parts() -> tuple[list[Document], list[Document]]:
+    """What setting A's targets and its larger source are made from: no module of the stored files, in any Python."""
+    parts = split_documents(QUOTAS, rest="sources", seed=SEED)
+    stored = {_module(row["id"]) for path in sorted((FOLDER / "corpus").glob("*.jsonl")) for row in _rows(path)}
+    target, sources = (
+        [document for document in parts[part] if _module(document.name) not in stored] for part in ("target", "sources")
+    )
+    return target, sources
 
 
-def target_documents(parts: dict[str, list[Document]]) -> list[Document]:
-    """What target models are made from: nothing of the stored files, whatever Python this is."""
-    stored = {row["id"] for file in sorted((FOLDER / "corpus").glob("*.jsonl")) for row in _rows(file)}
-    return [document for document in parts["target"] if document.name not in stored]
+def expert_parts(corpora: Path | None) -> dict[str, list[Document]]:
+    """Setting B's parts, domain after domain; from a folder of corpora, if there is one."""
+    domains = folder_domains(corpora, EXPERT_QUOTAS, SEED) if corpora else default_domains(EXPERT_QUOTAS, SEED)
+    return {part: list(itertools.chain(*(found[part] for found in domains.values()))) for part in EXPERT_QUOTAS}
 
 
-def write_texts(folder: Path, parts: dict[str, list[Document]]) -> None:
-    """Write ``a/`` and ``b/`` with ``corpus*.jsonl``, ``validation_DOMAIN.jsonl`` and ``held-out_DOMAIN.jsonl``."""
+def domains_of(documents: Iterable[Document]) -> tuple[str, ...]:
+    """The domains of some documents, in their order."""
+    return tuple(dict.fromkeys(document.domain for document in documents))
+
+
+def write_texts(folder: Path, experts: dict[str, list[Document]]) -> None:
+    """Write ``a/`` and ``b/``, each with ``corpus.jsonl``, ``validation_DOMAIN.jsonl``, ``held-out_DOMAIN.jsonl``."""
     rows = _rows(FOLDER / "corpus" / "train.jsonl")
-    chosen = [_is_for_validation(row["id"]) for row in rows]
-    _write(folder / "a" / "corpus.jsonl", (row for row, is_chosen in zip(rows, chosen, strict=True) if not is_chosen))
-    for domain in FUSION_DOMAINS:
-        validation = [row for row, is_chosen in zip(rows, chosen, strict=True) if is_chosen and row["domain"] == domain]
-        _write(folder / "a" / f"{VALIDATION}_{domain}.jsonl", validation)
-        _write(folder / "a" / f"{HELD_OUT}_{domain}.jsonl", _rows(FOLDER / "corpus" / f"heldout_{domain}.jsonl"))
-    mixed = []
-    for part, most_bytes in EXPERT_BYTES.items():
-        for domain in EXPERT_DOMAINS:
-            rows = _expert_rows(parts[f"expert {part}"], domain, most_bytes)
-            _write(folder / "b" / f"{part}_{domain}.jsonl", rows)
-            mixed += rows if part == CORPUS else []
-    random.Random(SEED).shuffle(mixed)
-    _write(folder / "b" / "corpus.jsonl", mixed)
+    validation = [row for row in rows if _is_for_validation(row["id"])]
+    _write(folder / "a" / "corpus.jsonl", [row for row in rows if row not in validation])
+    for path in sorted((FOLDER / "corpus").glob("heldout_*.jsonl")):
+        domain = path.stem.removeprefix("heldout_")
+        _write(folder / "a" / f"{HELD_OUT}_{domain}.jsonl", _rows(path))
+        _write(folder / "a" / f"{VALIDATION}_{domain}.jsonl", [row for row in validation if row["domain"] == domain])
+    for part in (HELD_OUT, VALIDATION):
+        for domain in domains_of(experts[part]):
+            chosen = [document for document in experts[part] if document.domain == domain]
+            _write(folder / "b" / f"{part}_{domain}.jsonl", map(_row, chosen))
+    corpus = list(experts[CORPUS])
+    random.Random(SEED).shuffle(corpus)
+    _write(folder / "b" / "corpus.jsonl", map(_row, corpus))
 
 
-def read_texts(folder: Path, part: str, domains: Sequence[str]) -> dict[str, list[str]]:
+def read_texts(folder: Path, part: str) -> dict[str, list[str]]:
     """Domain to documents of one part, as ``write_texts`` wrote them."""
-    return {domain: [row["text"] for row in _rows(folder / f"{part}_{domain}.jsonl")] for domain in domains}
+    paths = sorted(folder.glob(f"{part}_*.jsonl"))
+    return {path.stem.removeprefix(f"{part}_"): [row["text"] for row in _rows(path)] for path in paths}
 
 
-def _expert_rows(documents: Iterable[Document], domain: str, most_bytes: int) -> list[dict[str, str]]:
-    """The first documents of a domain that fit."""
-    rows, taken = [], 0
-    for document in documents:
-        if _expert_domain(document) == domain and taken + document.num_bytes <= most_bytes:
-            rows.append({"id": document.name, "domain": domain, "text": document.text})
-            taken += document.num_bytes
-    return rows
-
-
-def _expert_domain(document: Document) -> str:
-    if document.domain == "code":
-        return "code"
-    return "topics" if document.name.startswith("docs/topic/") else "docstrings"
+def _module(name: str) -> str:
+    """The module in a document's name, ``DOMAIN/MODULE/NUMBER``."""
+    return name.partition("/")[2].rpartition("/")[0]
 
 
 def _is_for_validation(name: str) -> bool:
     """By the document's name, so that the choice is the same everywhere."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % VALIDATION_SHARE == 0
+
+
+def _row(document: Document) -> dict[str, str]:
+    return {"id": document.name, "domain": document.domain, "text": document.text}
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
