@@ -23,7 +23,7 @@ from typing import Any
 
 import fsspec
 
-from engine.checkpoint_forms import convert_gguf, merge_adapter
+from engine.checkpoint_forms import convert_gguf, convert_gguf_tokenizer, merge_adapter
 
 CACHE_DIR = "~/.cache/knowledge-fusion-engine/checkpoints"
 
@@ -93,9 +93,11 @@ def _base_folder(base: str, weights: bool, cache_dir: str) -> str:
     if not is_gguf:
         return local
     file = os.path.join(local, os.path.basename(base)) if "://" in base else os.path.abspath(os.path.expanduser(base))
-    _, files = _listed(file, weights)
-    marks = [file, *_marks_of(files), weights, version("transformers")]
-    return _made_once(cache_dir, file, marks, lambda part: convert_gguf(file, weights, part))
+    marks = [file, *_marks_of(_listed(file, weights)[1]), version("transformers")]
+    folder = _made_once(cache_dir, file, marks, lambda part: convert_gguf_tokenizer(file, part))
+    if not weights:
+        return folder
+    return _made_once(cache_dir, file, [*marks, "weights"], lambda part: convert_gguf(file, folder, part))
 
 
 def _copied(url: str, weights: bool, cache_dir: str) -> str:

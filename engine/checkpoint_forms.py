@@ -7,6 +7,7 @@ libraries and peft go on with a warning where something does not fit; here it is
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,26 +20,38 @@ AGREEMENT = 1e-3
 TRIED_TOKENS = 16
 
 
-def convert_gguf(file: str, weights: bool, folder: str) -> None:
-    """Write what a GGUF file holds: weights in bfloat16, as most models were before they were quantised, unless they
-    are not wanted; configuration; tokenizer, with the chat template, and with BOS as llama.cpp does it.
+def convert_gguf_tokenizer(file: str, folder: str) -> None:
+    """Write the configuration and the tokenizer of a GGUF file, with its chat template, and BOS as llama.cpp does it.
 
     Raises:
         OSError: the file cannot be read, or ``folder`` cannot be written.
-        ValueError: transformers does not know this architecture, or the file lacks tensors of it.
+        ValueError: transformers does not know this architecture or tokenizer.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoConfig, AutoTokenizer
 
-    where = {"pretrained_model_name_or_path": os.path.dirname(file), "gguf_file": os.path.basename(file)}
     with _said_of(f"{file} cannot be converted"):
-        AutoTokenizer.from_pretrained(**where, add_bos_token=_adds_bos(file)).save_pretrained(folder)
-        if not weights:
-            AutoConfig.from_pretrained(**where, dtype=torch.bfloat16).save_pretrained(folder)
-            return
+        AutoTokenizer.from_pretrained(**_in_transformers(file), add_bos_token=_adds_bos(file)).save_pretrained(folder)
+        AutoConfig.from_pretrained(**_in_transformers(file), dtype=torch.bfloat16).save_pretrained(folder)
+
+
+def convert_gguf(file: str, tokenizer_folder: str, folder: str) -> None:
+    """Write all of a GGUF file, its weights in bfloat16, as most models were before they were quantised.
+
+    Args:
+        tokenizer_folder: what ``convert_gguf_tokenizer`` has made of it.
+
+    Raises:
+        OSError, ValueError: as there; or the file lacks tensors of its architecture.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    with _said_of(f"{file} cannot be converted"):
+        shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
         plain = GgufConfig(dequantize=True)  # a model that counts as quantised cannot be saved
         model, found = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.bfloat16, quantization_config=plain, output_loading_info=True
+            **_in_transformers(file), dtype=torch.bfloat16, quantization_config=plain, output_loading_info=True
         )
         if missing := sorted(found["missing_keys"]):
             raise ValueError(
@@ -79,6 +92,10 @@ def merge_adapter(base: str, adapter: str, folder: str) -> None:
             )
         _save(merged.to(dtype), folder)
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+
+
+def _in_transformers(file: str) -> dict[str, str]:
+    return {"pretrained_model_name_or_path": os.path.dirname(file), "gguf_file": os.path.basename(file)}
 
 
 def _adds_bos(file: str) -> bool:

@@ -243,9 +243,7 @@ def test_a_table_of_another_model_is_refused(folders, tmp_path, vocabulary):
     sound = align._mappings[0]
     for wrong in (np.full_like(sound, UNMAPPED), sound[:2]):
         align._mappings[0] = wrong
-        with pytest.raises(
-            RecordError, match=rf"\d% of the mass that source model {name} keeps .*{vocabulary}.*delete"
-        ):
+        with pytest.raises(RecordError, match=rf"mass that source model {name} keeps .*{vocabulary}.*delete"):
             align(batch)
 
 

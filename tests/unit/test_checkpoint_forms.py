@@ -127,6 +127,7 @@ def test_a_file_that_lacks_tensors_is_refused(base, cache, tmp_path):
     with pytest.raises(ValueError, match=r"part\.gguf cannot be converted: .*1 tensors are missing, .*up_proj.*join"):
         local_checkpoint(file, cache_dir=str(cache))
     assert not list(cache.glob("*/*.safetensors"))
+    assert not list(cache.glob("*.part"))
 
 
 def test_a_remote_gguf_file_has_a_window_and_a_tokenizer(base, tmp_path, monkeypatch):
