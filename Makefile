@@ -6,7 +6,7 @@ DEVICE ?= cpu
 RUN := .venv/bin/python
 INSTALLED := .venv/installed-$(DEVICE)
 
-.PHONY: demo test lint lock clean
+.PHONY: demo experiment test lint lock clean
 
 demo: $(INSTALLED)
 	rm -rf outputs/quickstart outputs/quickstart-continued
@@ -15,6 +15,10 @@ demo: $(INSTALLED)
 		source_models=[] objective.lm_loss_weight=1.0 evaluation.corpora={}
 	$(RUN) -m engine run pipelines/specs/quickstart.yaml \
 		'evaluation.models={"continued training": outputs/quickstart-continued/export}'
+
+# Writes pipelines/RESULTS.md. CORPORA=FOLDER takes the three largest files of a folder for setting B.
+experiment: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(RUN) -m pipelines.experiment $(if $(CORPORA),--corpora $(CORPORA))
 
 test: $(INSTALLED)
 	$(RUN) -m ruff check .

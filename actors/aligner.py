@@ -15,7 +15,14 @@ from engine.fusion import FusedRows, SourceRows, TargetRows, fuse
 from engine.records import FUSED_PASSAGE, PASSAGE, check, flat_values, schema, source_columns
 from engine.spec import Alignment, Fusion
 from engine.tokenization import PassageTokenizer
-from engine.vocabulary import load_or_build
+from engine.vocabulary import UNMAPPED, load_or_build
+
+#: Largest share of a batch's kept mass that may map nowhere. Real pairs of tokenizers lose at most two thirds, a large
+#: vocabulary mapped to a small one by exact bytes alone; a table or tokenizer of another model loses nearly all.
+MOST_UNMAPPED = 0.95
+
+#: Rows of a batch that are looked at; with fewer, one passage in another script could be all.
+FEWEST_ROWS, MOST_ROWS = 256, 1024
 
 
 class Aligner:
@@ -57,7 +64,8 @@ class Aligner:
         A source without rows for a passage is left out there.
 
         Raises:
-            RecordError: a column is missing, of another type, or has not K entries in every row.
+            RecordError: a column is missing, of another type, or has not K entries in every row; or nearly all that a
+                source keeps maps nowhere.
         """
         started = time.perf_counter()
         check(batch, [*PASSAGE, *(column for name in self._names for column in source_columns(name))], "align")
@@ -105,7 +113,7 @@ class Aligner:
         ):
             _insist_on_rows(batch, f"{name}/{column}", expected)
         token_ids = flat_values(batch[f"{name}/token_ids"])[0]
-        return SourceRows(
+        rows = SourceRows(
             offsets=offsets,
             token_ids=token_ids,
             end_bytes=end_bytes,
@@ -115,6 +123,19 @@ class Aligner:
             mapping=self._mappings[index],
             match=np.where(in_context, NO_ROW, self._matchers[index](texts, target, token_ids, end_bytes, offsets)),
         )
+        self._insist_on_mapped_mass(name, rows)
+        return rows
+
+    def _insist_on_mapped_mass(self, name: str, rows: SourceRows) -> None:
+        """A source whose mass goes to the rest bucket teaches nothing, and the loss of such rows looks like any."""
+        unmapped = unmapped_share(rows)
+        if len(rows.topk_ids) >= FEWEST_ROWS and unmapped > MOST_UNMAPPED:
+            raise RecordError(
+                f"align: {unmapped:.1%} of the mass that source model {name} keeps in a batch of {len(rows.topk_ids)} "
+                f"rows maps to no target token, {MOST_UNMAPPED:.0%} at most can be right; look whether its checkpoint "
+                f"has its own tokenizer, set alignment.vocabulary (now {self._alignment.vocabulary}) to prefix, or "
+                f"delete alignment.cache_dir {self._alignment.cache_dir}"
+            )
 
 
 def _insist_on_rows(batch: pa.Table, column: str, expected: np.ndarray) -> None:
@@ -126,6 +147,18 @@ def _insist_on_rows(batch: pa.Table, column: str, expected: np.ndarray) -> None:
             f"align: passage {batch['passage_id'][row]} has {offsets[row + 1] - offsets[row]} values in {column!r}, "
             f"expected {expected[row + 1] - expected[row]} by its end_bytes; all stages must use one fusion.top_k"
         )
+
+
+def unmapped_share(rows: SourceRows) -> float:
+    """Share of the kept mass that no target token stands for, of up to ``2 * MOST_ROWS`` rows evenly spread.
+
+    Ids beyond the mapping, an embedding's padding, have no target token either. 0 where nothing is kept.
+    """
+    step = max(1, len(rows.topk_ids) // MOST_ROWS)
+    ids, mass = rows.topk_ids[::step], np.exp(rows.topk_logprobs[::step].astype(np.float32))
+    is_mapped = (ids < len(rows.mapping)) & (rows.mapping[np.minimum(ids, len(rows.mapping) - 1)] != UNMAPPED)
+    total = mass.sum(dtype=np.float64)
+    return float(1.0 - mass[is_mapped].sum(dtype=np.float64) / total) if total else 0.0
 
 
 def label_is_context(target: TargetRows) -> np.ndarray:

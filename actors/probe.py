@@ -26,6 +26,12 @@ PROBE_TEXT = (
 #: Models that were trained with BOS and do not get it lose several nats.
 BOS_MARGIN = 1.0
 
+#: Rows from which the mean of a batch says something about the model, and not about a passage.
+FEWEST_ROWS = 256
+
+#: Nats per token by which two probes of one model may differ; the order of sums on a device changes far less.
+SAME_MODEL = 0.2
+
 #: Least mean probability of the kept entries. Below it there is no distribution worth fusing.
 LEAST_KEPT_MASS = 1e-3
 
@@ -46,6 +52,11 @@ class Probe:
     as_configured: float
     otherwise: float
     chance: float
+
+    @property
+    def best(self) -> float:
+        """Of the two ways to begin a passage."""
+        return min(value for value in (self.as_configured, self.otherwise, math.inf) if not math.isnan(value))
 
 
 def probe(backend: Backend, tokenizer: PassageTokenizer, adds_bos: bool, context: int) -> Probe:
@@ -70,12 +81,17 @@ def settled_bos(found: Probe, name: str, adds_bos: bool, correct: bool) -> bool:
         correct: whether a mistake about BOS is mended; otherwise it is refused.
 
     Raises:
-        SourceModelError: the other way is better by ``BOS_MARGIN``, or the model predicts no better than chance.
+        SourceModelError: the other way is better by ``BOS_MARGIN``, or the model predicts no better than chance, or
+            nothing.
     """
-    best = min(value for value in (found.as_configured, found.otherwise) if not math.isnan(value))
-    if not best < found.chance:
+    if not math.isfinite(found.as_configured):
         raise SourceModelError(
-            f"{name}: it predicts a plain text at {best:.2f} nats per token, no better than chance "
+            f"{name}: it predicts a plain text at {found.as_configured} nats per token; look at the weights and at "
+            f"source_models dtype, whose range may be too small for this model"
+        )
+    if not found.best < found.chance:
+        raise SourceModelError(
+            f"{name}: it predicts a plain text at {found.best:.2f} nats per token, no better than chance "
             f"({found.chance:.2f}); the weights or the tokenizer are another model's. If it is meant to be so, set "
             f"source_models probe: off"
         )
@@ -88,6 +104,32 @@ def settled_bos(found: Probe, name: str, adds_bos: bool, correct: bool) -> bool:
         f"{name}: {told} it predicts a plain text at {found.as_configured:.2f} nats per token, the other way at "
         f"{found.otherwise:.2f}; set source_models bos: {'never' if adds_bos else 'always'}, or probe: correct"
     )
+
+
+def is_no_better_than_chance(found: Probe, rows: Sequence[PromptRows]) -> bool:
+    """Whether a batch of ``FEWEST_ROWS`` rows or more costs what a guess would: reason enough to probe again.
+
+    It is no fault in itself. A model of English may find Chinese less likely than a guess would.
+    """
+    nats = [-row.token_logprobs.sum(dtype=np.float64) for row in rows]
+    tokens = sum(len(row.token_logprobs) for row in rows)
+    return tokens >= FEWEST_ROWS and not sum(nats) / tokens < found.chance
+
+
+def insist_on_same_model(name: str, before: Probe, now: Probe) -> None:
+    """Refuse a model that no longer predicts ``PROBE_TEXT`` as it did.
+
+    Weights that go wrong later (a broken device, a file that was written over while it was mapped) stop nothing by
+    themselves; the source would only lose every comparison.
+
+    Raises:
+        SourceModelError: the best of both ways to begin differs by more than ``SAME_MODEL``.
+    """
+    if not abs(now.best - before.best) <= SAME_MODEL:
+        raise SourceModelError(
+            f"{name}: it predicts a plain text at {now.best:.2f} nats per token, and did at {before.best:.2f} when the "
+            f"replica started; its weights have changed. Look at the node's memory and GPU, and start again"
+        )
 
 
 def insist_on_distributions(

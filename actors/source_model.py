@@ -10,7 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from actors.backends import Backend, PromptRows, context_limit
-from actors.probe import insist_on_distributions, probe, settled_bos
+from actors.probe import (
+    Probe,
+    insist_on_distributions,
+    insist_on_same_model,
+    is_no_better_than_chance,
+    probe,
+    settled_bos,
+)
 from actors.run_monitor import Meter, NoMeter
 from engine import spec
 from engine.checkpoint_files import local_checkpoint, with_adapter
@@ -50,9 +57,10 @@ class SourceModel:
             )
         self._context = context_limit(config, source.max_context_tokens, generated_tokens=1)
         self._backend = _load_backend(source, top_k, self._context)
+        self._probed: Probe | None = None
         if source.probe != "off":
-            found = probe(self._backend, self._tokenizer, self._adds_bos, self._context)
-            self._adds_bos = settled_bos(found, source.name, self._adds_bos, correct=source.probe == "correct")
+            self._probed = probe(self._backend, self._tokenizer, self._adds_bos, self._context)
+            self._adds_bos = settled_bos(self._probed, source.name, self._adds_bos, source.probe == "correct")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """``records.PASSAGE`` (and other sources' columns) to the same with ``records.source_columns``.
@@ -71,6 +79,9 @@ class SourceModel:
         prompts = [ids for ids, _ in encoded]
         vocab_size, dtype = self._backend.vocab_size, self._source.dtype
         insist_on_distributions(self._source.name, batch["passage_id"], prompts, rows, vocab_size, dtype)
+        if self._probed is not None and is_no_better_than_chance(self._probed, rows):
+            again = probe(self._backend, self._tokenizer, self._adds_bos, self._context)
+            insist_on_same_model(self._source.name, self._probed, again)
         values = (
             [ids[:-1] for ids, _ in encoded],
             [end_bytes[:-1] for _, end_bytes in encoded],

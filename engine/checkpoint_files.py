@@ -1,11 +1,11 @@
 """Checkpoints from anywhere: each becomes a Hugging Face folder of this node, made once for all its processes.
 
-A remote folder is copied. A GGUF file is converted: vLLM has no reader of its own, and what transformers makes of one
-can be neither saved nor sharded. An adapter is merged into its base. So everything behind this module knows one form.
+A remote folder is copied; a GGUF file is converted and an adapter merged (``engine.checkpoint_forms``). So everything
+behind this module knows one form.
 
 A folder of the cache appears by one rename, under a lock, so that it is whole or not there. Its name holds a hash of
 what it was made from, so that a changed checkpoint gets a new one; nothing here deletes the old one, which a run may
-still be reading.
+still be reading. What a killed process has left half made goes when the next folder is made.
 """
 
 from __future__ import annotations
@@ -16,22 +16,32 @@ import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import fsspec
+
+from engine.checkpoint_forms import convert_gguf, convert_gguf_tokenizer, merge_adapter
 
 CACHE_DIR = "~/.cache/knowledge-fusion-engine/checkpoints"
 
 #: Between a checkpoint and the adapter over it, where the two are named together.
 _ADAPTER = " + adapter "
 
-#: What filesystems call the things that change when a file does.
-_MARKS = ("size", "mtime", "created", "ETag", "etag", "LastModified", "last_modified", "Last-Modified", "blob_id")
+#: One of these makes a folder a model or an adapter. Asked for before anything is copied: it may be a whole bucket.
+_CONFIGURATIONS = ("config.json", "adapter_config.json")
 
-#: Files that hold weights, in the forms of several libraries.
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+#: What filesystems say about a file that changes when it does, written small and without ``-`` and ``_``.
+_MARKS = {
+    *("size", "etag", "generation", "md5hash", "blobid", "versionid"),
+    *("mtime", "modified", "lastmodified", "modificationtime", "updated", "created", "creationtime"),
+}
+
+#: Files that hold weights. Of the forms that are read, in this order, the first that a folder has is enough.
+_READ = (".safetensors", ".bin", ".pt")
+_WEIGHTS = (*_READ, ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
 def with_adapter(checkpoint: str, adapter: str) -> str:
@@ -42,19 +52,24 @@ def with_adapter(checkpoint: str, adapter: str) -> str:
 def local_checkpoint(checkpoint: str, weights: bool = True, cache_dir: str = CACHE_DIR) -> str:
     """A folder or hub name that transformers and vLLM can load.
 
+    A change is seen by what the filesystem says of each file (size, time, ETag); a server that says no more than sizes
+    hides a change that keeps them.
+
     Args:
         checkpoint: Hugging Face folder or hub name; fsspec URL of such a folder; path or URL of a ``.gguf`` file; or
             one of these ``with_adapter``. A ``file://`` URL is copied like any other, a path is used where it is.
         weights: whether the model is wanted, or only its configuration and tokenizer, which spares a node that runs no
-            model most of the download. An adapter leaves both as they are in its base.
+            model most of the download (a GGUF file, which is one piece, comes whole). An adapter leaves both as they
+            are in its base.
         cache_dir: local folder for all that has to be made.
 
     Returns:
         A local folder, or a hub name as it was given.
 
     Raises:
-        OSError: something is not there, cannot be read, or came in another size than announced.
-        ValueError: transformers does not know this GGUF's architecture, or the adapter does not fit the base.
+        OSError: something is not there, cannot be read or written, or changed or came short while it was copied.
+        ValueError: transformers does not know this GGUF's architecture, tensors are missing, or the adapter does not
+            fit the base.
     """
     base, _, adapter = checkpoint.partition(_ADAPTER)
     cache_dir = os.path.expanduser(cache_dir)
@@ -68,8 +83,8 @@ def local_checkpoint(checkpoint: str, weights: bool = True, cache_dir: str = CAC
         )
     if not weights:
         return folder
-    marks = [_identity(folder), _identity(adapter_folder)]
-    return _made_once(cache_dir, adapter, marks, lambda part: _merge_adapter(folder, adapter_folder, part))
+    marks = [_identity(folder), _identity(adapter_folder), version("transformers"), version("peft")]
+    return _made_once(cache_dir, adapter, marks, lambda part: merge_adapter(folder, adapter_folder, part))
 
 
 def _base_folder(base: str, weights: bool, cache_dir: str) -> str:
@@ -78,44 +93,57 @@ def _base_folder(base: str, weights: bool, cache_dir: str) -> str:
     if not is_gguf:
         return local
     file = os.path.join(local, os.path.basename(base)) if "://" in base else os.path.abspath(os.path.expanduser(base))
-    _, files = _listed(file, weights)
-    marks = [file, *_marks_of(files), weights]
-    return _made_once(cache_dir, file, marks, lambda part: _convert_gguf(file, weights, part))
+    marks = [file, *_marks_of(_listed(file, weights)[1]), version("transformers")]
+    folder = _made_once(cache_dir, file, marks, lambda part: convert_gguf_tokenizer(file, part))
+    if not weights:
+        return folder
+    return _made_once(cache_dir, file, [*marks, "weights"], lambda part: convert_gguf(file, folder, part))
 
 
 def _copied(url: str, weights: bool, cache_dir: str) -> str:
     """The folder with a copy of the files at ``url``, one GGUF file or all that a checkpoint's folder holds."""
     url = url.rstrip("/")
-    filesystem, files = _listed(url, weights)
-    return _made_once(cache_dir, url, [url, *_marks_of(files)], lambda part: _download(filesystem, files, url, part))
+    _, files = _listed(url, weights)
+    marks = [url, *_marks_of(files)]
+    return _made_once(cache_dir, url, marks, lambda part: _download(url, weights, part))
 
 
 def _listed(url: str, weights: bool) -> tuple[Any, list[dict[str, Any]]]:
-    """The filesystem of a path or URL, and what it says about each file there.
+    """The filesystem of a path or URL, and what it says about each file there that is wanted.
 
-    Folders inside are left out (other libraries' forms of the same weights lie there), and so are all weights but
-    safetensors, where there are some.
+    Folders inside are left out: other libraries' forms of the same weights lie there.
     """
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
         filesystem.invalidate_cache()
         if url.endswith(".gguf"):
             return filesystem, [filesystem.info(path)]
-        found = [entry["name"] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file"]
-        files = [filesystem.info(name) for name in sorted(found)]
+        found = sorted(entry["name"] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file")
+        _insist_on_configuration(url, found)
+        return filesystem, [filesystem.info(name) for name in _wanted(found, weights)]
     except Exception as error:  # every filesystem has errors of its own, and all of them belong to this checkpoint
         raise OSError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
-    unwanted = () if weights else _WEIGHTS
-    if weights and any(file["name"].endswith(".safetensors") for file in files):
-        unwanted = _WEIGHTS[1:]
-    files = [file for file in files if not file["name"].endswith(unwanted)]
-    if not files:
-        raise FileNotFoundError(f"{url} holds no files; give the URL of a Hugging Face folder or of a .gguf file")
-    return filesystem, files
+
+
+def _insist_on_configuration(url: str, names: Sequence[str]) -> None:
+    if not any(os.path.basename(name) in _CONFIGURATIONS for name in names):
+        files = [os.path.basename(name) for name in names if name.endswith(".gguf")]
+        choice = f"one of its .gguf files: {', '.join(files)}" if files else "a Hugging Face folder or a .gguf file"
+        raise FileNotFoundError(f"there is no config.json in it; give the URL of {choice}")
+
+
+def _wanted(names: Sequence[str], weights: bool) -> list[str]:
+    """The files of a checkpoint's folder without those that hold weights, or with one form of these."""
+    forms = [form for form in _READ if any(name.endswith(form) for name in names)] if weights else []
+    return [name for name in names if not name.endswith(_WEIGHTS) or name.endswith(tuple(forms[:1]))]
 
 
 def _marks_of(files: Sequence[dict[str, Any]]) -> list[list[str]]:
-    return [[file["name"], *(f"{mark}={file[mark]}" for mark in _MARKS if mark in file)] for file in files]
+    """For each file its name and what changes when it does."""
+    return [
+        [file["name"], *(f"{key}={file[key]}" for key in sorted(file) if re.sub("[-_]", "", key).lower() in _MARKS)]
+        for file in files
+    ]
 
 
 def _identity(folder: str) -> list:
@@ -139,7 +167,8 @@ def _made_once(cache_dir: str, origin: str, marks: Sequence[Any], make: Callable
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not os.path.isdir(place):
             part = place + ".part"
-            shutil.rmtree(part, ignore_errors=True)  # what a process that was killed has left
+            shutil.rmtree(part, ignore_errors=True)
+            _sweep(cache_dir)
             try:
                 os.makedirs(part)
                 make(part)
@@ -149,7 +178,19 @@ def _made_once(cache_dir: str, origin: str, marks: Sequence[Any], make: Callable
     return place
 
 
-def _download(filesystem: Any, files: Sequence[dict[str, Any]], url: str, folder: str) -> None:
+def _sweep(cache_dir: str) -> None:
+    """Delete the half-made folders that nobody is at work on: whoever made them was killed, and may never come back."""
+    for part in Path(cache_dir).glob("*.part"):
+        with open(part.with_suffix(".lock"), "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _download(url: str, weights: bool, folder: str) -> None:
+    filesystem, files = _listed(url, weights)
     places = [os.path.join(folder, os.path.basename(file["name"])) for file in files]
     try:
         filesystem.get([file["name"] for file in files], places)
@@ -159,44 +200,5 @@ def _download(filesystem: Any, files: Sequence[dict[str, Any]], url: str, folder
         size, came = file.get("size"), os.path.getsize(place) if os.path.exists(place) else 0
         if size is not None and size != came:
             raise OSError(f"{file['name']} has {size} bytes, and {came} came; start again")
-
-
-def _convert_gguf(file: str, weights: bool, folder: str) -> None:
-    """Weights in bfloat16, as most models were before they were quantised; configuration; tokenizer."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    where = {"pretrained_model_name_or_path": os.path.dirname(file), "gguf_file": os.path.basename(file)}
-    try:
-        AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
-        if not weights:
-            AutoConfig.from_pretrained(**where, dtype=torch.bfloat16).save_pretrained(folder)
-            return
-        plain = GgufConfig(dequantize=True)  # a model that counts as quantised cannot be saved
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=plain)
-        model.save_pretrained(folder)
-    except OSError:
-        raise
-    except Exception as error:  # a wrong file can fail anywhere in there
-        raise ValueError(f"{file} cannot be converted: {type(error).__name__}: {error}") from error
-
-
-def _merge_adapter(base: str, adapter: str, folder: str) -> None:
-    """The base's weights with the adapter's added in float32, in the base's own type; the base's tokenizer."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-        dtype = model.dtype
-        with warnings.catch_warnings():
-            # An adapter of another model's layers would be left out with no more than this warning.
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            adapted = PeftModel.from_pretrained(model.to(torch.float32), adapter, torch_device="cpu")
-        adapted.merge_and_unload(safe_merge=True).to(dtype).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    except OSError:
-        raise
-    except Exception as error:  # peft refuses in many ways
-        raise ValueError(f"{adapter} cannot be merged into {base}: {type(error).__name__}: {error}") from error
+    if _marks_of(_listed(url, weights)[1]) != _marks_of(files):
+        raise OSError(f"{url} changed while it was copied; start again when it is complete")

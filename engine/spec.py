@@ -180,8 +180,8 @@ class Training(Section):
     """Ray Train workers, each holding one FSDP2 shard of the target model."""
     num_cpus_per_worker: Annotated[float, Field(ge=0.0)] = 1.0
     """Logical CPUs that Ray reserves for each worker."""
-    num_gpus_per_worker: Literal[0, 1] = 0
-    """0 trains on CPUs (gloo), 1 on GPUs (nccl)."""
+    num_gpus_per_worker: Share = 0.0
+    """0 trains on CPUs (gloo), 1 on GPUs (nccl); a fraction shares one GPU with the source models, for one worker."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and gathered parameters; the optimizer always keeps float32."""
     activation_checkpointing: bool = False

@@ -19,6 +19,7 @@ def cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
         yield from _idle_loss(sources, sections["objective"].lm_loss_weight)
     if "training" in sections:
         yield from _uneven_batch(sections["training"])
+        yield from _shared_gpu(sections["training"])
     if "training" in sections and "corpus" in sections:
         yield from _long_overlap(sections["corpus"].overlap_bytes, sections["training"].block_length)
     if "evaluation" in sections:
@@ -105,6 +106,15 @@ def _uneven_batch(training: Any) -> Iterator[Fault]:
             "training.global_batch_blocks",
             f"{training.global_batch_blocks} cannot be shared evenly by {training.num_workers} workers",
             "use a multiple of training.num_workers",
+        )
+
+
+def _shared_gpu(training: Any) -> Iterator[Fault]:
+    if training.num_workers > 1 and 0.0 < training.num_gpus_per_worker < 1.0:
+        yield Fault(
+            "training.num_gpus_per_worker",
+            f"{training.num_gpus_per_worker:g} cannot go with {training.num_workers} workers, which need a GPU each",
+            "set it to 1, or num_workers to 1",
         )
 
 

@@ -122,9 +122,9 @@ def make_model(recipe: Recipe, parts: dict[str, list[Document]], folder: Path) -
 def passages(recipe: Recipe, documents: Sequence[Document]) -> Iterator[tuple[str, bool]]:
     """Endless training passages in the recipe's mixture of domains, and whether each ends its document."""
     choices = random.Random(recipe.seed)
-    streams = {domain: _passages_of(domain, documents, recipe.seed) for domain in DOMAINS}
+    streams = {domain: _passages_of(domain, documents, recipe.seed) for domain in recipe.shares}
     while True:
-        [domain] = choices.choices(DOMAINS, [recipe.shares[domain] for domain in DOMAINS])
+        [domain] = choices.choices(list(recipe.shares), list(recipe.shares.values()))
         yield next(streams[domain])
 
 

@@ -76,13 +76,22 @@ def spec(base: Path) -> dict:
     }
 
 
-def python(base: Path, program: str, *arguments: str) -> str:
-    """What a program prints, in a process with a home of its own: the cache must be empty, and vLLM kept apart."""
+def start(base: Path, program: str, *arguments: str) -> subprocess.Popen:
+    """A process with a home of its own: the cache must be empty, and vLLM kept apart."""
     environment = {**os.environ, "HOME": str(base / "home"), "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=190)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done.stdout
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def output_of(process: subprocess.Popen) -> str:
+    try:
+        output, errors = process.communicate(timeout=180)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output[-3000:] + errors[-6000:]
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +102,13 @@ def outcome(tmp_path_factory) -> dict:
     (base / "texts.json").write_text(json.dumps(texts))
     (base / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (base / "spec.yaml").write_text(json.dumps(spec(base)))  # JSON is YAML
-    python(base, RUN, str(base / "spec.yaml"), str(base / "result.pickle"))
     file = gguf_file()
-    plain = json.loads(python(base, PLAIN_FORWARD, str(file.parent), file.name, str(base / "texts.json")))
+    fused = start(base, RUN, str(base / "spec.yaml"), str(base / "result.pickle"))
+    plain = start(base, PLAIN_FORWARD, str(file.parent), file.name, str(base / "texts.json"))
+    nats = json.loads(output_of(plain))
+    output_of(fused)
     result = pickle.loads((base / "result.pickle").read_bytes())
-    return {"result": result, "plain": plain, "base": base, "bytes": [len(text.encode()) for text in texts]}
+    return {"result": result, "plain": nats, "base": base, "bytes": [len(text.encode()) for text in texts]}
 
 
 def test_the_run_learns_from_it(outcome):

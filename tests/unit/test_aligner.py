@@ -12,6 +12,7 @@ from engine.errors import RecordError
 from engine.records import FUSED_PASSAGE, NO_TOKEN, PASSAGE, ragged, rows_of, schema, source_columns
 from engine.spec import Alignment, Fusion
 from engine.tokenization import PassageTokenizer
+from engine.vocabulary import UNMAPPED
 from tests.oracles import fused_passage
 from tests.tiny_tokenizers import tokenizer_folders
 
@@ -230,6 +231,29 @@ def test_the_last_row_of_a_passage_is_never_fused(folders, tmp_path):
     fused = rows_of(table["is_fused"])
     assert not any(row[-1] for row in fused)
     assert all(row[:-1].all() for row in fused), "a model aligns with itself everywhere else"
+
+
+@pytest.mark.parametrize("vocabulary", ["prefix", "exact"])
+def test_a_table_of_another_model_is_refused(folders, tmp_path, vocabulary):
+    """One that maps nothing, one of far fewer tokens: all mass would be rest, with a loss that looks like any."""
+    name = "sentencepiece-like"
+    batch = scored(passages(["The cat sat on the mat, and the dog in the sun."] * 40), name, folders[name])
+    align = aligner(folders, "byte-level-with-bos", [name], tmp_path, vocabulary=vocabulary)
+    assert rows_of(align(batch)["is_fused"])[0].any(), "the pair is sound"
+    sound = align._mappings[0]
+    for wrong in (np.full_like(sound, UNMAPPED), sound[:2]):
+        align._mappings[0] = wrong
+        with pytest.raises(RecordError, match=rf"mass that source model {name} keeps .*{vocabulary}.*delete"):
+            align(batch)
+
+
+def test_a_few_rows_in_another_script_are_no_fault(folders, tmp_path):
+    name = "sentencepiece-like"
+    batch = scored(passages(["The cat sat on the mat."]), name, folders[name])
+    align = aligner(folders, "byte-level-with-bos", [name], tmp_path)
+    align._mappings[0] = np.full_like(align._mappings[0], UNMAPPED)
+    table = align(batch)
+    assert (rows_of(table["fused_probs"])[0] == 0).all(), "all of it is rest"
 
 
 def test_rows_that_do_not_fit_together_are_refused(folders, tmp_path):

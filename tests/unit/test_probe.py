@@ -4,13 +4,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from transformers import AutoModelForCausalLM
 
 from actors.backends import PromptRows
-from actors.probe import BOS_MARGIN, Probe, insist_on_distributions, probe, settled_bos
+from actors.probe import BOS_MARGIN, FEWEST_ROWS, Probe, insist_on_distributions, probe, settled_bos
 from actors.source_model import SourceModel
 from engine import spec
 from engine.errors import SourceModelError
+from engine.records import rows_of as rows_of_column
 from engine.tokenization import PassageTokenizer
 from tests.tiny_models import tiny_checkpoint
 from tests.tiny_tokenizers import byte_level_with_bos
@@ -51,6 +54,38 @@ def test_the_tokenizer_of_another_model_is_refused(tmp_path):
         shutil.copy(file, tmp_path / "mixed")
     with pytest.raises(SourceModelError, match="the tokenizer are another model's"):
         SourceModel(section(tmp_path / "mixed"), TOP_K)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_when_the_replica_starts(tmp_path, value):
+    model = AutoModelForCausalLM.from_pretrained(MODELS / "llama-docs")
+    model.model.norm.weight.data[3] = value
+    model.save_pretrained(shutil.copytree(MODELS / "llama-docs", tmp_path / "broken"))
+    with pytest.raises(SourceModelError, match=r"at (nan|inf) nats per token; look at the weights and at .* dtype"):
+        SourceModel(section(tmp_path / "broken"), TOP_K)
+
+
+def many(text: str) -> pa.Table:
+    """Passages of one text with more than ``FEWEST_ROWS`` rows in all."""
+    return passages([text] * FEWEST_ROWS)
+
+
+def test_weights_that_go_wrong_later_are_refused():
+    """The cross-entropy of a batch is far from the probe's; a second probe tells why."""
+    source = SourceModel(section(MODELS / "llama-docs"), TOP_K)
+    assert len(source(many("Return the number of items."))) == FEWEST_ROWS
+    head = source._backend._model.get_output_embeddings().weight.data
+    head[:] = head.flip(0)
+    with pytest.raises(SourceModelError, match=r"one: it predicts a plain text at .*, and did at 3\.\d\d .* changed"):
+        source(many("Return the number of items."))
+
+
+def test_a_text_that_is_strange_to_a_sound_model_passes():
+    """Chinese costs these models more than a guess would, and they are as they were."""
+    source = SourceModel(section(MODELS / "llama-docs"), TOP_K)
+    table = source(many("東京は日本の首都であり、人口は約千四百万人です。"))
+    nats = -np.concatenate(rows_of_column(table["one/token_logprobs"])).mean()
+    assert nats > source._probed.chance
 
 
 class Backend:

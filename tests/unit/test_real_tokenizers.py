@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from actors.aligner import MOST_UNMAPPED, unmapped_share
 from engine.alignment import ByteMatcher
 from engine.errors import TokenizerError
 from engine.fusion import SourceRows, TargetRows, fuse
@@ -132,6 +133,24 @@ def test_what_is_fused_and_what_is_rest_make_one(text, pair, method, seed):
         kept = shares[found][mapping[topk_ids[found]] != UNMAPPED].sum() if mapped else 0.0
         assert abs(total - kept) < 1e-2
         assert 0.0 <= total <= 1.0 + 2**-11
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("method", ["exact", "prefix"])
+def test_no_pair_loses_so_much_that_the_aligner_would_stop(method):
+    """As if each source were certain of the text, in code and prose: the least that maps, by exact bytes alone."""
+    lost = {}
+    for source, target in itertools.permutations(NAMES, 2):
+        for text in some_texts()[:10]:
+            ids, ends = real_tokenizers.load(source).encode(text)
+            none = np.empty(0, np.int64)
+            rows = SourceRows(
+                none, ids, ends, ids[:, None], np.zeros((len(ids), 1), np.float16), np.zeros(len(ids), np.float32),
+                mapping_of(target, source, method), none,
+            )  # fmt: skip
+            lost[source, target, text] = unmapped_share(rows)
+    assert max(lost.values()) < MOST_UNMAPPED - 0.1, max(lost, key=lost.get)[:2]
+    assert max(lost.values()) > (0.6 if method == "exact" else 0.2), "the hard pairs are among them"
 
 
 @functools.cache

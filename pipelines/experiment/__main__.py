@@ -1,0 +1,193 @@
+"""``python -m pipelines.experiment``: make texts and models, run every arm, score, write the results page.
+
+Everything that is finished stays in the folder and is not done again, so a stopped experiment goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.experiment import arms
+from pipelines.experiment.arms import Arm, Run
+from pipelines.experiment.models import (
+    base_folder,
+    base_jobs,
+    expert_folder,
+    expert_job,
+    larger_folder,
+    make,
+    target_folder,
+    target_jobs,
+)
+from pipelines.experiment.page import write_page
+from pipelines.experiment.results import Choice, Findings, Row
+from pipelines.experiment.runs import Laboratory
+from pipelines.experiment.texts import (
+    BASE,
+    EXPERT,
+    HELD_OUT,
+    VALIDATION,
+    domains_of,
+    expert_parts,
+    quickstart_parts,
+    write_texts,
+)
+from pipelines.merges import write_merge
+from pipelines.quickstart.build import FOLDER as QUICKSTART
+from pipelines.quickstart.texts import Document
+
+SEEDS = 3
+SOURCES = ("llama-docs", "gpt2-code", "neox-mixed")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = _parser().parse_args(arguments)
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{(time.monotonic() - started) / 60:5.1f} min  {line}", flush=True)
+
+    seeds = range(options.seeds)
+    experts = expert_parts(options.corpora)
+    write_texts(options.folder / "texts", experts)
+    say("the texts are written")
+    make(
+        [
+            *target_jobs(options.folder, seeds, *quickstart_parts()),
+            *base_jobs(options.folder, seeds, experts[BASE], domains_of(experts[BASE])),
+        ]
+    )
+    say("targets, bases and the larger source are made")
+    with Laboratory(options.folder, say) as laboratory:
+        findings = [
+            setting_a(laboratory, options.rates, seeds, range(options.ablation_seeds)),
+            setting_b(laboratory, options.rates, seeds, experts[EXPERT]),
+        ]
+        write_page(options.page, findings, (time.monotonic() - started) / 60)
+    say(f"{options.page} is written")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.experiment", description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("outputs/experiment"), help="keeps everything that is made")
+    parser.add_argument(
+        "--page", type=Path, default=Path("pipelines/RESULTS.md"), help="plots go to results/ beside it"
+    )
+    parser.add_argument("--corpora", type=Path, help="a folder; its three largest files are the domains of setting B")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the arms that are compared")
+    parser.add_argument("--ablation-seeds", type=int, default=1, help="of the ablations; 0 leaves them out")
+    parser.add_argument("--rates", type=float, nargs="+", default=arms.RATES, help="peak learning rates to choose from")
+    return parser
+
+
+def setting_a(
+    laboratory: Laboratory, rates: Sequence[float], seeds: Sequence[int], ablation_seeds: Sequence[int]
+) -> Findings:
+    """Continued training, distillation and fusion at their own learning rates; ablations at fusion's."""
+    compared = (arms.CONTINUED, arms.DISTILLED, arms.FUSED)
+    choices = choose_rates(laboratory, compared, rates)
+    chosen = {choice.arm: choice.rate for choice in choices}
+    trained = {arm: [Run(arm, chosen[arm.name], seed) for seed in seeds] for arm in compared}
+    ablated = {arm: [Run(arm, chosen[arm.rate_of], seed) for seed in ablation_seeds] for arm in arms.ABLATIONS}
+    laboratory.run([run for runs in (*trained.values(), *ablated.values()) for run in runs])
+    folder = laboratory.folder
+    rows = [model_row(laboratory, "a", "target before", [target_folder(folder, seed) for seed in seeds])]
+    sources = {name: QUICKSTART / "models" / name for name in SOURCES} | {"larger source": larger_folder(folder)}
+    rows += [model_row(laboratory, "a", name, [place] * len(seeds)) for name, place in sources.items()]
+    rows += [run_row(laboratory, arm, runs) for arm, runs in trained.items()]
+    return Findings("a", choices, rows, [run_row(laboratory, arm, runs) for arm, runs in ablated.items() if runs])
+
+
+def setting_b(
+    laboratory: Laboratory, rates: Sequence[float], seeds: Sequence[int], documents: list[Document]
+) -> Findings:
+    """Experts, their ensemble, their merges, and the base fused from them, beside plain continued training."""
+    domains = domains_of(documents)
+    choices = choose_expert_rates(laboratory, rates, documents)
+    expert_rates = {domain: choice.rate for domain, choice in zip(domains, choices, strict=True)}
+    folder = laboratory.folder
+    make([expert_job(folder, domain, documents, rate, seed) for domain, rate in expert_rates.items() for seed in seeds])
+    compared = (arms.MIXED, arms.fused_experts(expert_rates))
+    choices += choose_rates(laboratory, compared, rates)
+    chosen = {choice.arm: choice.rate for choice in choices}
+    trained = {arm: [Run(arm, chosen[arm.name], seed) for seed in seeds] for arm in compared}
+    laboratory.run([run for runs in trained.values() for run in runs])
+    bases = [base_folder(folder, seed) for seed in seeds]
+    by_seed = [[expert_folder(folder, domain, expert_rates[domain], seed) for domain in domains] for seed in seeds]
+    rows = [model_row(laboratory, "b", "base", bases)]
+    for domain, places in zip(domains, zip(*by_seed, strict=True), strict=True):
+        rows.append(model_row(laboratory, "b", f"expert {domain}", places, expert_rates[domain]))
+    rows.append(Row("ensemble of the experts", [laboratory.ensemble_scores("b", HELD_OUT, found) for found in by_seed]))
+    for method in ("linear", "sce"):
+        merged = [merged_experts(folder, method, base, found) for base, found in zip(bases, by_seed, strict=True)]
+        rows.append(model_row(laboratory, "b", f"experts merged ({method})", merged))
+    rows += [run_row(laboratory, arm, runs) for arm, runs in trained.items()]
+    return Findings("b", choices, rows)
+
+
+def choose_rates(laboratory: Laboratory, compared: Sequence[Arm], rates: Sequence[float]) -> list[Choice]:
+    """Run seed 0 of each arm at each learning rate; the best one on the validation text is the arm's."""
+    runs = {arm: [Run(arm, rate, 0) for rate in rates] for arm in compared}
+    laboratory.run([run for found in runs.values() for run in found])
+    return [
+        _choice(laboratory, arm.name, arm.setting, rates, [laboratory.export(run) for run in found])
+        for arm, found in runs.items()
+    ]
+
+
+def choose_expert_rates(laboratory: Laboratory, rates: Sequence[float], documents: list[Document]) -> list[Choice]:
+    """The same for the experts, each on the validation text of its own domain."""
+    folder, domains = laboratory.folder, domains_of(documents)
+    make([expert_job(folder, domain, documents, rate, 0) for domain in domains for rate in rates])
+    return [
+        _choice(
+            laboratory,
+            f"expert {domain}",
+            "b",
+            rates,
+            [expert_folder(folder, domain, rate, 0) for rate in rates],
+            domain,
+        )
+        for domain in domains
+    ]
+
+
+def _choice(
+    laboratory: Laboratory, name: str, setting: str, rates: Sequence[float], models: Sequence[Path], domain: str = ""
+) -> Choice:
+    """From one model a rate, by the mean of all domains or by one of them."""
+    return Choice(name, dict(zip(rates, laboratory.means(setting, VALIDATION, models, domain), strict=True)))
+
+
+def run_row(laboratory: Laboratory, arm: Arm, runs: Sequence[Run]) -> Row:
+    """An arm's held-out scores, with the command that repeats its first run."""
+    scores = laboratory.scores(arm.setting, HELD_OUT, [laboratory.export(run) for run in runs])
+    seconds = sum(map(laboratory.seconds, runs)) / len(runs)
+    return Row(arm.name, scores, runs[0].rate, seconds, tuple(runs[0].overrides(laboratory.folder)))
+
+
+def model_row(
+    laboratory: Laboratory, setting: str, name: str, checkpoints: Sequence[Path], rate: float = math.nan
+) -> Row:
+    """Held-out scores of models that no run has made, one a seed."""
+    return Row(name, laboratory.scores(setting, HELD_OUT, checkpoints), rate)
+
+
+def merged_experts(folder: Path, method: str, base: Path, experts: Sequence[Path]) -> Path:
+    """Where the merge of a seed's experts is written; see ``evaluation.merges`` of the spec."""
+    from engine.spec import Merge
+
+    place = folder / "merges" / method / base.name
+    recipe = {"method": method, "models": tuple(map(str, experts))} | ({"base": str(base)} if method == "sce" else {})
+    parts = [base, *experts] if method == "sce" else experts
+    write_merge(Merge(**recipe), list(map(str, parts)), str(place))
+    return place
+
+
+if __name__ == "__main__":
+    main()

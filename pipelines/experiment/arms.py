@@ -1,0 +1,120 @@
+"""The arms of the experiment: what each changes in ``pipelines/specs/experiment.yaml``.
+
+Setting A (the paper's main setting): three sources of different architectures and tokenizers, each strong in its own
+domain, and a weaker target. Setting B (the paper's Table 7): three experts, each the same base continued on one domain,
+and the base as target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.experiment.models import base_folder, expert_folder, larger_folder, target_folder
+
+SPEC = "pipelines/specs/experiment.yaml"
+
+#: Peak learning rates that every arm with a rate of its own chooses from.
+RATES = (3e-3, 5e-3, 8e-3)
+
+#: What the arms of a setting train.
+BEGINNINGS = {"a": target_folder, "b": base_folder}
+
+_CONTINUED = ("source_models=[]", "objective.lm_loss_weight=1.0")
+_QUICKSTART = "pipelines/quickstart/models"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train a target.
+
+    Attributes:
+        setting: ``a`` or ``b``.
+        name: as the results page calls it.
+        overrides: what it changes in the spec, for one seed and folder of the experiment.
+        rate_of: the arm whose learning rate it takes; empty: it chooses its own on the validation text.
+    """
+
+    setting: str
+    name: str
+    overrides: Callable[[Path, int], tuple[str, ...]]
+    rate_of: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one learning rate and seed."""
+
+    arm: Arm
+    rate: float
+    seed: int
+
+    def folder(self, experiment: Path) -> Path:
+        """Where ``engine run`` leaves everything."""
+        name = self.arm.name.replace(" ", "-").replace("/", "-")
+        return experiment / "runs" / self.arm.setting / name / f"rate-{self.rate:g}" / f"seed-{self.seed}"
+
+    def overrides(self, experiment: Path) -> list[str]:
+        """What it changes in ``SPEC``, as the command line takes it."""
+        return [
+            f"run.output_dir={self.folder(experiment)}",
+            f"run.seed={self.seed}",
+            f"training.optimizer.learning_rate={self.rate:g}",
+            f"target_model.checkpoint={BEGINNINGS[self.arm.setting](experiment, self.seed)}",
+            f"corpus.paths=[{experiment}/texts/{self.arm.setting}/corpus.jsonl]",
+            *self.arm.overrides(experiment, self.seed),
+        ]
+
+
+def _fixed(*overrides: str) -> Callable[[Path, int], tuple[str, ...]]:
+    return lambda experiment, seed: overrides
+
+
+def _source(name: str, checkpoint: Path | str) -> str:
+    return f"{{name: {name}, checkpoint: {checkpoint}, backend: transformers, dtype: float32}}"
+
+
+def _quickstart_sources(*names: str) -> str:
+    return "source_models=[" + ", ".join(_source(name, f"{_QUICKSTART}/{name}") for name in names) + "]"
+
+
+def _larger(experiment: Path, seed: int) -> tuple[str, ...]:
+    return (f"source_models=[{_source('larger', larger_folder(experiment))}]",)
+
+
+CONTINUED = Arm("a", "continued training", _fixed(*_CONTINUED))
+DISTILLED = Arm("a", "distillation from a larger source", _larger)
+FUSED = Arm("a", "fusion", _fixed())
+
+_ABLATED = {
+    "AvgCE": ("fusion.rule=avg_ce",),
+    "MinCE by token": ("fusion.granularity=token",),
+    "tokens aligned by MinED": ("alignment.tokens=min_edit",),
+    "tokens aligned by EM": ("alignment.tokens=exact",),
+    "vocabulary mapped exactly": ("alignment.vocabulary=exact",),
+    "vocabulary mapped by MinED": ("alignment.vocabulary=min_edit",),
+    "K 10": ("fusion.top_k=10",),
+    "K 128": ("fusion.top_k=128",),
+    "lm_loss_weight 0.9": ("objective.lm_loss_weight=0.9",),
+    "lm_loss_weight 0.1": ("objective.lm_loss_weight=0.1",),
+    "two sources (docs and code)": (_quickstart_sources("llama-docs", "gpt2-code"),),
+    "one source (docs)": (_quickstart_sources("llama-docs"),),
+    "one source (code)": (_quickstart_sources("gpt2-code"),),
+}
+
+#: Each changes one thing in ``FUSED``.
+ABLATIONS = tuple(Arm("a", name, _fixed(*overrides), FUSED.name) for name, overrides in _ABLATED.items())
+
+MIXED = Arm("b", "continued training", _fixed(*_CONTINUED))
+
+
+def fused_experts(rates: Mapping[str, float]) -> Arm:
+    """The base fused from the three experts of its seed; ``rates`` are those that each domain's expert learned at."""
+
+    def overrides(experiment: Path, seed: int) -> tuple[str, ...]:
+        experts = {domain: expert_folder(experiment, domain, rate, seed) for domain, rate in rates.items()}
+        sources = ", ".join(_source(domain, folder) for domain, folder in experts.items())
+        return (f"source_models=[{sources}]",)
+
+    return Arm("b", "fusion", overrides)

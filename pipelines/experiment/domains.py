@@ -1,0 +1,98 @@
+"""Setting B's three domains, each cut into short documents and dealt out to parts that share no file.
+
+By default docstrings and code of the running Python's standard library and the C++ headers that PyTorch brings along,
+so that every machine that runs the engine has them; otherwise the three largest files of a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipelines.corpus import find_files, read_documents, units_of
+from pipelines.quickstart.texts import Document, cut, split_documents
+
+#: Folders of PyTorch's headers that people have written; the others are generated, or other projects'.
+HEADER_FOLDERS = ("c10", "torch/csrc", "ATen/core", "ATen/native")
+
+DOCUMENT_CHARACTERS = 1500
+"""A longer document is cut into several, so that a part has many, of many files."""
+
+LARGEST_SHARE = 6
+"""One file gives at most this fraction of a part."""
+
+NUM_DOMAINS = 3
+
+#: A domain's documents, those of one file together: files are dealt out whole, so that no part has another's neighbour.
+Files = Iterable[Sequence[Document]]
+
+
+def deal(files: Files, quotas: Mapping[str, int], seed: int) -> dict[str, list[Document]]:
+    """Fill parts in their order with one domain's files, in an order that depends on names and seed alone.
+
+    Args:
+        quotas: part to bytes. Of a file too large for its part the beginning is taken, and the rest is left out.
+    """
+    parts: dict[str, list[Document]] = {name: [] for name in quotas}
+    taken = dict.fromkeys(quotas, 0)
+    named = [(hashlib.sha256(f"{seed}/{file[0].name}".encode()).hexdigest(), file) for file in files if file]
+    for _, file in sorted(named, key=lambda item: item[0]):
+        part = next((name for name, quota in quotas.items() if taken[name] < quota), None)
+        if part is None:
+            break
+        sizes = itertools.accumulate(document.num_bytes for document in file)
+        fitting = sum(size <= quotas[part] // LARGEST_SHARE for size in sizes)
+        parts[part] += file[:fitting]
+        taken[part] += sum(document.num_bytes for document in file[:fitting])
+    return parts
+
+
+def default_domains(quotas: Mapping[str, int], seed: int) -> dict[str, dict[str, list[Document]]]:
+    """Domain to part to documents: ``docs`` and ``code`` of the standard library, ``headers`` of PyTorch."""
+    # Both domains of a module go to one part, as in the quickstart.
+    library = split_documents(dict(quotas), "left out", seed)
+    found = {
+        domain: {
+            part: [piece for document in library[part] if document.domain == domain for piece in _pieces(document)]
+            for part in quotas
+        }
+        for domain in ("docs", "code")
+    }
+    return found | {"headers": deal(_headers(), quotas, seed)}
+
+
+def folder_domains(folder: Path, quotas: Mapping[str, int], seed: int) -> dict[str, dict[str, list[Document]]]:
+    """Domain to part to documents: the three largest files of a folder, with a column ``text``.
+
+    Raises:
+        ValueError: the folder has fewer than three such files.
+    """
+    paths = sorted(folder.glob("*.parquet")) + sorted(folder.glob("*.jsonl"))
+    if len(paths) < NUM_DOMAINS:
+        raise ValueError(f"{folder} has {len(paths)} .parquet and .jsonl files; setting B needs {NUM_DOMAINS} domains")
+    largest = sorted(paths, key=lambda path: -path.stat().st_size)[:NUM_DOMAINS]
+    return {path.stem: deal(_rows(path), quotas, seed) for path in sorted(largest)}
+
+
+def _headers() -> Iterator[list[Document]]:
+    spec = find_spec("torch")
+    include = Path(spec.origin).parent / "include"
+    for path in sorted(itertools.chain.from_iterable((include / folder).rglob("*.h") for folder in HEADER_FOLDERS)):
+        name = f"headers/{path.relative_to(include).as_posix()}"
+        yield list(_pieces(Document(name, "headers", path.read_text(encoding="utf8", errors="ignore").strip())))
+
+
+def _rows(path: Path) -> Iterator[list[Document]]:
+    [file], _ = find_files([str(path)], "CORPORA")
+    for unit in units_of(file):
+        for found in read_documents(unit, "text"):
+            yield list(_pieces(Document(f"{path.stem}/{found.row}", path.stem, found.text)))
+
+
+def _pieces(document: Document) -> Iterator[Document]:
+    for number, text in enumerate(cut(document.text, itertools.repeat(DOCUMENT_CHARACTERS))):
+        if text.strip():
+            yield Document(f"{document.name}/{number}", document.domain, text)

@@ -1,0 +1,130 @@
+"""The models that the experiment makes itself, in plain torch: what an arm begins with.
+
+Setting A: a target for every seed, and a larger model with the target's tokenizer; its source models are the
+quickstart's. Setting B: a base for every seed, and its experts. All share the quickstart target's tokenizer, so that
+seeds differ in the initial weights and in the text that was seen first, not in what a token is.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines.quickstart.build import FOLDER, batches, train
+from pipelines.quickstart.recipes import INITIAL_SPREAD, RECIPES, WINDOW, Recipe
+from pipelines.quickstart.texts import Document
+
+TARGET = next(recipe for recipe in RECIPES if recipe.name == "mistral-target")
+PROCESSES = 2
+
+#: Steps of eight passages.
+LARGER_STEPS, BASE_STEPS, EXPERT_STEPS = 600, 200, 240
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to be made.
+
+    Attributes:
+        recipe: its training.
+        documents: of its training.
+        folder: where it is stored; what is there already is not made again.
+        start: the model that it continues; None: random weights.
+    """
+
+    recipe: Recipe
+    documents: Sequence[Document]
+    folder: Path
+    start: Path | None = None
+
+
+def target_folder(folder: Path, seed: int) -> Path:
+    """Of setting A's target."""
+    return folder / "models" / f"target-{seed}"
+
+
+def larger_folder(folder: Path) -> Path:
+    """Of the larger source."""
+    return folder / "models" / "larger"
+
+
+def base_folder(folder: Path, seed: int) -> Path:
+    """Of setting B's base."""
+    return folder / "models" / f"base-{seed}"
+
+
+def expert_folder(folder: Path, domain: str, rate: float, seed: int) -> Path:
+    """Of the base of a seed continued on one domain."""
+    return folder / "models" / f"expert-{domain}-rate-{rate:g}-seed-{seed}"
+
+
+def target_jobs(folder: Path, seeds: Iterable[int], target: list[Document], sources: list[Document]) -> list[Job]:
+    """Setting A's targets and its larger source."""
+    larger = replace(TARGET, config=_larger, steps=LARGER_STEPS, learning_rate=3e-3)
+    targets = [Job(replace(TARGET, seed=seed), target, target_folder(folder, seed)) for seed in seeds]
+    return [Job(larger, sources, larger_folder(folder)), *targets]
+
+
+def base_jobs(folder: Path, seeds: Iterable[int], documents: list[Document], domains: Sequence[str]) -> list[Job]:
+    """Setting B's bases, which have read a little of everything."""
+    recipe = replace(TARGET, shares=dict.fromkeys(domains, 1 / len(domains)), steps=BASE_STEPS)
+    return [Job(replace(recipe, seed=seed), documents, base_folder(folder, seed)) for seed in seeds]
+
+
+def expert_job(folder: Path, domain: str, documents: list[Document], rate: float, seed: int) -> Job:
+    """The base of a seed continued on one domain."""
+    recipe = replace(TARGET, shares={domain: 1.0}, steps=EXPERT_STEPS, learning_rate=rate, seed=seed)
+    own = [document for document in documents if document.domain == domain]
+    return Job(recipe, own, expert_folder(folder, domain, rate, seed), base_folder(folder, seed))
+
+
+def make(jobs: Iterable[Job]) -> None:
+    """Train and store what is not there yet, two models at once with one thread each.
+
+    On one kind of CPU the same versions give the same weights.
+    """
+    missing = [job for job in jobs if not (job.folder / "model.safetensors").exists()]
+    with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for made in [pool.submit(_make, job) for job in missing]:
+            made.result()
+
+
+def _make(job: Job) -> None:
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)
+    torch.manual_seed(job.recipe.seed)
+    transformers.logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "models" / TARGET.name)
+    if job.start:
+        model = AutoModelForCausalLM.from_pretrained(job.start, dtype=torch.float32)
+    else:
+        special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        config = job.recipe.config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **special)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    train(model, job.recipe, batches(job.recipe, job.documents, tokenizer))
+    tokenizer.save_pretrained(job.folder)
+    model.save_pretrained(job.folder)
+
+
+def _larger(**shared):
+    """The target's architecture with two and a half times as many parameters."""
+    from transformers import MistralConfig
+
+    return MistralConfig(
+        hidden_size=192,
+        intermediate_size=512,
+        initializer_range=INITIAL_SPREAD,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        max_position_embeddings=WINDOW,
+        sliding_window=None,
+        tie_word_embeddings=False,
+        **shared,
+    )

@@ -1,0 +1,190 @@
+"""The results page: tables, sentences and plots from what the experiment has found, and nothing else."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from pipelines.experiment.arms import CONTINUED, FUSED, SPEC
+from pipelines.experiment.bootstrap import LEVEL, RESAMPLES, Interval, spread
+from pipelines.experiment.plots import plot_differences
+from pipelines.experiment.results import Findings, Row
+
+#: The paper's Table 7, mean over its three domains, lowest first (arXiv 2401.10491).
+PAPERS_ORDER = ("fusion", "weight merging", "the best expert", "ensemble", "base", "the worst expert")
+KINDS = {"fusion": "fusion", "ensemble of the experts": "ensemble", "base": "base"}
+SETTINGS = {
+    "a": "A. Three sources of different architectures and tokenizers",
+    "b": "B. Three experts of one base (the paper's Table 7)",
+}
+
+INTRODUCTION = """\
+# Does fusion work?
+
+Written by `make experiment`; do not edit. Everything below comes from runs of `python -m engine run {spec}`
+that differ in nothing but what is said. Models have about a million parameters and sources run on transformers, which
+starts sooner than vLLM; so the figures say something about the method and the engine, nothing about large models or
+speed. Source models, bases and experts are made in plain torch, as the quickstart's are.
+
+Measured in held-out bits per byte, lower is better; means over domains, then over seeds. A seed changes the target's
+initial weights, the text that it has seen before, the order of the corpus, and in setting B the experts. Differences
+are paired by seed and by held-out document; brackets are {level:.0%} bootstrap intervals ({resamples:,} resamples):
+seeds are drawn with replacement, and within each domain documents, the same ones for both arms and all seeds. Three
+seeds are few: where they disagree, the true interval is wider. Every arm and expert chose its peak learning rate with
+seed 0, on validation text that is reported nowhere else.
+
+{machine}. {minutes:.0f} minutes for the last start of `make experiment`, which does not repeat what is finished.
+"""
+
+CAVEATS = """\
+## What this does not show
+
+- Equal steps, not equal compute: the sources read every passage too, and they were trained far longer than the target.
+- The held-out text is small ({documents}), and the same for all seeds.
+- The sources of setting A are one set; seeds do not change them. Ablations take fusion's learning rate and, where the
+  table says one seed, a single run: read them as directions.
+- Distillation from a larger source compares with one larger model of the target's own tokenizer that prefers no domain.
+"""
+
+
+def write_page(path: Path, findings: Sequence[Findings], minutes: float) -> None:
+    """Write the page, and its plots into ``results/`` beside it."""
+    plots = path.parent / "results"
+    plots.mkdir(parents=True, exist_ok=True)
+    head = INTRODUCTION.format(spec=SPEC, level=LEVEL, resamples=RESAMPLES, machine=_machine(), minutes=minutes)
+    lines = [head]
+    for found in findings:
+        lines += [f"## {SETTINGS[found.setting]}", "", *_verdict(found), "", *_table(found), ""]
+        if found.ablations:
+            lines += ["### What matters", "", *_ablations(found), ""]
+            plot_differences(plots / "ablations.png", _differences(found.ablations, found.row(CONTINUED.name)))
+            lines += ["![ablations](results/ablations.png)", ""]
+        plot = f"setting_{found.setting}.png"
+        plot_differences(plots / plot, _differences(found.rows, found.row(CONTINUED.name)))
+        lines += [f"![less continued training](results/{plot})", "", *_rates(found), ""]
+    lines += [CAVEATS.format(documents=_documents(findings)), *_commands(findings)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf8")
+
+
+def _verdict(found: Findings) -> Iterator[str]:
+    """What held and what did not, in sentences that follow from the figures alone."""
+    fusion, continued = found.row(FUSED.name), found.row(CONTINUED.name)
+    yield _sentence("Fusion", "continued training", fusion.less(continued))
+    seeds = [our - their for our, their in zip(fusion.means, continued.means, strict=True)]
+    yield f"By seed: {', '.join(f'{difference:+.4f}' for difference in seeds)}."
+    if found.setting == "b":
+        yield from _order(found)
+    else:
+        for row in found.rows:
+            if row.name.startswith("distillation"):
+                yield _sentence("Fusion", row.name, fusion.less(row))
+
+
+def _sentence(ours: str, theirs: str, difference: Interval) -> str:
+    if not difference.excludes_zero:
+        return f"No difference is shown between {ours.lower()} and {theirs}: {_shown(difference)} bits per byte."
+    word = "beats" if difference.high < 0 else "is worse than"
+    return f"**{ours} {word} {theirs}** by {_shown(difference)} bits per byte."
+
+
+def _order(found: Findings) -> Iterator[str]:
+    ordered = sorted((row for row in found.rows if row.name != CONTINUED.name), key=lambda row: row.mean)
+    yield f"Order of the means: {' < '.join(f'{row.name} {row.mean:.3f}' for row in ordered)}."
+    kinds = list(dict.fromkeys(_kinds(ordered)))
+    same = tuple(kinds) == PAPERS_ORDER
+    yield f"The paper's order: {' < '.join(PAPERS_ORDER)}. Ours is {'the same' if same else 'not the same'}."
+    fusion = found.row(FUSED.name)
+    for row in found.rows:
+        if row.name.startswith(("ensemble", "experts merged")):
+            yield _sentence("Fusion", row.name, fusion.less(row))
+
+
+def _kinds(ordered: Sequence[Row]) -> Iterator[str]:
+    """The rows in the paper's words: of several experts the first and the last count, of several merges the first."""
+    experts = [row.name for row in ordered if row.name.startswith("expert ")]
+    words = {**KINDS, experts[0]: "the best expert", experts[-1]: "the worst expert"}
+    for row in ordered:
+        kind = "weight merging" if row.name.startswith("experts merged") else words.get(row.name)
+        if kind:
+            yield kind
+
+
+def _table(found: Findings) -> Iterator[str]:
+    domains = list(found.rows[0].scores[0])
+    continued = found.row(CONTINUED.name)
+    yield f"| | {' | '.join(domains)} | mean | sd of seeds | less continued training | rate | s a run |"
+    yield "|---" * (len(domains) + 6) + "|"
+    for row in found.rows:
+        cells = [*(f"{row.domain_mean(domain):.3f}" for domain in domains), f"**{row.mean:.4f}**"]
+        cells += [_number(spread(row.means), ".4f"), "" if row is continued else _shown(row.less(continued))]
+        cells += [_number(row.rate, "g"), _number(row.seconds, ".0f")]
+        yield f"| {row.name} | {' | '.join(cells)} |"
+
+
+def _ablations(found: Findings) -> Iterator[str]:
+    fusion, continued = found.row(FUSED.name), found.row(CONTINUED.name)
+    yield "Each changes one thing in fusion (MinCE by passage, byte offsets, prefix mapping, K 64, three sources,"
+    yield f"`lm_loss_weight` 0.5) and takes its learning rate, {fusion.rate:g}."
+    yield ""
+    yield "| | seeds | mean | less fusion | less continued training |"
+    yield "|---|---|---|---|---|"
+    for row in found.ablations:
+        differences = f"{_shown(row.less(fusion))} | {_shown(row.less(continued))}"
+        yield f"| {row.name} | {len(row.scores)} | {row.mean:.4f} | {differences} |"
+
+
+def _rates(found: Findings) -> Iterator[str]:
+    rates = list(found.choices[0].validation)
+    yield f"Validation bits per byte by peak learning rate (seed 0), chosen in bold; setting {found.setting.upper()}:"
+    yield ""
+    yield f"| | {' | '.join(f'{rate:g}' for rate in rates)} |"
+    yield "|---" * (len(rates) + 1) + "|"
+    for choice in found.choices:
+        cells = [
+            f"**{bits:.4f}**" if rate == choice.rate else f"{bits:.4f}" for rate, bits in choice.validation.items()
+        ]
+        yield f"| {choice.arm} | {' | '.join(cells)} |"
+
+
+def _commands(findings: Sequence[Findings]) -> Iterator[str]:
+    yield "## Commands"
+    yield ""
+    yield f"What each arm's first run changes in `{SPEC}`; any of them runs by itself after `make experiment` has"
+    yield "made the texts and models."
+    for found in findings:
+        for row in (*found.rows, *found.ablations):
+            if row.overrides:
+                yield f"\n**{found.setting.upper()}, {row.name}**\n"
+                quoted = " ".join(f"'{override}'" if " " in override else override for override in row.overrides)
+                yield f"```sh\npython -m engine run {SPEC} {quoted}\n```"
+
+
+def _differences(rows: Sequence[Row], continued: Row) -> dict[str, Interval]:
+    return {row.name: row.less(continued) for row in rows if row is not continued}
+
+
+def _shown(interval: Interval) -> str:
+    return f"{interval.estimate:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+
+
+def _number(value: float, form: str) -> str:
+    return "" if math.isnan(value) else f"{value:{form}}"
+
+
+def _documents(findings: Sequence[Findings]) -> str:
+    said = []
+    for found in findings:
+        sizes = {name: len(scored.bits) for name, scored in found.rows[0].scores[0].items()}
+        said.append(
+            f"{found.setting.upper()}: " + ", ".join(f"{count} documents of {name}" for name, count in sizes.items())
+        )
+    return "; ".join(said)
+
+
+def _machine() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "transformers"))
+    return f"Python {platform.python_version()}, {packages}, {os.cpu_count()} CPU cores"

@@ -1,0 +1,79 @@
+"""What the experiment has found: plain data between the runs and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan
+
+from pipelines.experiment.bootstrap import Interval, Scores, mean_bits_per_byte, paired_difference
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How an arm got its learning rate.
+
+    Attributes:
+        arm: its name.
+        validation: learning rate to mean validation bits per byte, of seed 0.
+    """
+
+    arm: str
+    validation: Mapping[float, float]
+
+    @property
+    def rate(self) -> float:
+        """The one with the lowest bits per byte."""
+        return min(self.validation, key=self.validation.__getitem__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a model or arm on the held-out text.
+
+    Attributes:
+        name: of the model or arm.
+        scores: one item a seed, in the order of the seeds.
+        rate: peak learning rate; NaN for what was not trained here.
+        seconds: mean wall time of a run, NaN likewise.
+        overrides: of the first seed's run, as ``python -m engine run`` takes them.
+    """
+
+    name: str
+    scores: Sequence[Scores]
+    rate: float = nan
+    seconds: float = nan
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def means(self) -> list[float]:
+        """Mean bits per byte over domains, one value a seed."""
+        return [mean_bits_per_byte(scores) for scores in self.scores]
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return sum(self.means) / len(self.means)
+
+    def domain_mean(self, domain: str) -> float:
+        """Bits per byte of one domain, mean over seeds."""
+        return sum(mean_bits_per_byte({domain: scores[domain]}) for scores in self.scores) / len(self.scores)
+
+    def less(self, other: Row) -> Interval:
+        """This row's bits per byte less another's, over the seeds that both have; below zero: this one is better."""
+        seeds = min(len(self.scores), len(other.scores))
+        return paired_difference(self.scores[:seeds], other.scores[:seeds])
+
+
+@dataclass(frozen=True)
+class Findings:
+    """One setting: how learning rates were chosen, the compared rows, and the ablations of ``fusion``."""
+
+    setting: str
+    choices: Sequence[Choice]
+    rows: Sequence[Row]
+    ablations: Sequence[Row] = field(default_factory=tuple)
+
+    def row(self, name: str) -> Row:
+        """The compared row of that name."""
+        return next(row for row in self.rows if row.name == name)
