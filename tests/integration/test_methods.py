@@ -25,7 +25,7 @@ METHODS = {
 def test_a_run_of_two_steps(tmp_path, method):
     overrides, least_coverage = METHODS[method]
     result = run(engine_spec(tmp_path, overrides))
-    assert result.steps == 2
+    assert (result.steps, result.stopped_by) == (2, "steps")
     assert math.isfinite(result.metrics.loss)
     assert result.metrics.fusion_loss > 0
     for source in result.sources:
