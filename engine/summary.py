@@ -73,6 +73,21 @@ def stage_rows(result: RunResult) -> Rows:
     return Rows("Stages of the stream", columns, tuple(_stage_row(stage) for stage in result.stages))
 
 
+def stage_times(result: RunResult) -> Rows:
+    """How long a replica of each stage has worked and waited, on average; waiting is for input, or for room behind."""
+    columns = ("stage", "work", "waiting", "replicas")
+    rows = tuple(
+        (
+            stage.name,
+            duration(stage.busy_seconds / max(1, stage.replicas)),
+            duration(stage.wait_seconds / max(1, stage.replicas)),
+            replicas(stage),
+        )
+        for stage in result.stages
+    )
+    return Rows(f"Time of a replica (slowest: {slowest_stage(result)})", columns, rows)
+
+
 def slowest_stage(result: RunResult) -> str:
     """The stage with the most work for one replica, and what would relieve it, in words.
 

@@ -73,29 +73,55 @@ def scraped(families):
     return found
 
 
-def test_a_run_that_no_longer_gets_better_leaves_its_best_weights_and_all_its_metrics(tmp_path, target, capsys):
+def test_limits_count_over_all_starts_and_the_best_weights_are_exported(tmp_path, target, capsys):
     evaluation = {"corpora": {"own": [str(tmp_path / "held_out.jsonl")]}, "every_steps": 2, "patience": 2}
-    spec = write_spec(tmp_path, target, run={"tensorboard": True}, training={"num_workers": 2}, evaluation=evaluation)
+    first = run(write_spec(tmp_path, target, training={"max_hours": 1e-9}, evaluation=evaluation))
+    assert (first.stopped_by, first.steps) == ("time", 1)
+    assert (tmp_path / "out" / "checkpoints" / "step-00000001" / "state.json").exists()
+    training = {"max_hours": 1.0, "num_workers": 2}
+    spec = write_spec(tmp_path, target, run={"tensorboard": True}, training=training, evaluation=evaluation)
     result = run(spec)
     assert result.stopped_by == "no improvement"
+    assert result.history[0] == first.history[0]
     assert result.passages < 3 * 120, "in the middle of the passes"
+    insist_on_free_cluster()
+    insist_on_times(first, result)
+    insist_on_best_weights(result)
+    insist_on_lines(result, capsys.readouterr().out)
+    insist_on_event_files(result, tmp_path / "out" / "logs" / "tensorboard")
+    insist_on_served_metrics(result)
+
+
+def insist_on_times(first, result):
+    times = [record.elapsed_seconds for record in result.history]
+    assert times == sorted(times)
+    assert times[0] == first.metrics.elapsed_seconds
+    assert times[-1] < result.wall_seconds
+
+
+def insist_on_best_weights(result):
+    """Those of the step with the lowest held-out loss, which is the number of an evaluation on its own."""
     curve = {record.step: record.held_out["own"] for record in result.history if record.held_out}
-    assert list(curve) == list(range(2, result.steps + 1, 2))
+    assert list(curve) == [1, *range(2, result.steps + 1, 2)], "the last step of each start, and every other"
     assert result.exported_step == min(curve, key=curve.get) == result.steps - 4
-    # The weights that were exported are those of the best step, and the number is that of an evaluation on its own.
     assert result.bits_per_byte["fused target"]["own"] == pytest.approx(curve[result.exported_step], rel=1e-5)
     assert result.bits_per_byte["target before"]["own"] > curve[2]
 
-    text = capsys.readouterr().out
+
+def insist_on_lines(result, text):
     assert "no improvement: the held-out loss" in text
     assert f"weights of step {result.exported_step}" in text
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| conditions \| step \d+/1000 \| ", text, re.MULTILINE)
 
-    events = (tmp_path / "out" / "logs" / "tensorboard").glob("events.out.tfevents.*")
-    data = b"".join(path.read_bytes() for path in events)
-    assert data.count(b"held_out_bits_per_byte/own") == len(curve)
-    assert data.count(b"loss/fusion") == data.count(b"source_coverage/source") == result.steps
 
+def insist_on_event_files(result, folder):
+    data = b"".join(path.read_bytes() for path in folder.glob("events.out.tfevents.*"))
+    new_steps = result.steps - 1  # the first start had none
+    assert data.count(b"held_out_bits_per_byte/own") == new_steps // 2
+    assert data.count(b"loss/fusion") == data.count(b"source_coverage/source") == new_steps
+
+
+def insist_on_served_metrics(result):
     run_label, last = ("run", "conditions"), result.metrics
     found = scraped({"steps_total", "loss", "stage_tokens_total", "step_seconds_count", "held_out_bits_per_byte"})
     assert found["steps_total", run_label] == result.steps == found["step_seconds_count", run_label]
@@ -105,7 +131,6 @@ def test_a_run_that_no_longer_gets_better_leaves_its_best_weights_and_all_its_me
     assert found["source_win_rate", run_label, ("source", "source")] == 1.0
     assert found["held_out_bits_per_byte", ("domain", "own"), run_label] == pytest.approx(last.held_out["own"])
     assert found["stage_passages_total", run_label, ("stage", "source")] >= result.passages
-    insist_on_free_cluster()
 
 
 def insist_on_free_cluster():
@@ -114,21 +139,3 @@ def insist_on_free_cluster():
     while time.monotonic() < deadline and ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
         time.sleep(0.2)
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
-
-
-def test_limits_count_over_all_starts_of_a_run(tmp_path, target):
-    spec = write_spec(tmp_path, target, training={"max_hours": 1e-9})
-    first = run(spec)
-    assert (first.stopped_by, first.steps) == ("time", 1)
-    assert (tmp_path / "out" / "checkpoints" / "step-00000001" / "state.json").exists()
-    learned = {"max_hours": 1.0, "max_tokens": 8000}
-    second = run(write_spec(tmp_path, target, training=learned))
-    assert second.stopped_by == "tokens"
-    assert second.history[0] == first.history[0]
-    tokens = [record.tokens for record in second.history]
-    assert sum(tokens[:-1]) < 8000 <= sum(tokens)
-    assert second.passages > 120, "in the second pass"
-    times = [record.elapsed_seconds for record in second.history]
-    assert times == sorted(times)
-    assert times[-1] < second.wall_seconds
-    insist_on_free_cluster()
