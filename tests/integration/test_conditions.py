@@ -117,7 +117,7 @@ def insist_on_lines(result, text):
 def insist_on_event_files(result, folder):
     data = b"".join(path.read_bytes() for path in folder.glob("events.out.tfevents.*"))
     new_steps = result.steps - 1  # the first start had none
-    assert data.count(b"held_out_bits_per_byte/own") == new_steps // 2
+    assert data.count(b"held_out_bits_per_byte/own") == result.steps // 2
     assert data.count(b"loss/fusion") == data.count(b"source_coverage/source") == new_steps
 
 
