@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ import torch
 import torch.distributed
 
 from actors import checkpoints
+from actors.held_out_loss import HeldOutBlocks, with_held_out_loss
 from actors.target_model import StepLosses, TargetModel
 from engine.ledger import Ledger
 from engine.records import flat_values, rows_of
 from engine.result import StepRecord
 from engine.spec import FusionSpec
+from engine.stopping import best_step, reached
 
 
 @dataclass
@@ -31,11 +33,16 @@ class Journal:
         history: the records of all steps.
         ledger: the passages of all checkpoints so far, over all workers.
         fresh: passages that this worker has learned since the last checkpoint.
+        began: when the training would have begun, by ``time.monotonic``, had it never been interrupted.
     """
 
     history: list[StepRecord] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     fresh: list[str] = field(default_factory=list)
+    began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic() - (self.history[-1].elapsed_seconds if self.history else 0.0)
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ def train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
     """The training loop of one worker; all workers run it in step.
 
     Args:
-        config: ``spec`` (FusionSpec), ``monitor`` (handle of the run's RunMonitor) and ``threads`` (of torch).
+        config: ``spec`` (FusionSpec), ``monitor`` (handle of the run's RunMonitor), ``threads`` (of torch) and
+            ``held_out`` (a function that reads the held-out domains as HeldOutBlocks).
 
     Returns:
         The records of all steps, those before a restart included.
@@ -69,19 +77,45 @@ def train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
         ray.train.torch.get_device(),
     )
     journal = restore(target, spec.run.output_dir)
+    held_out = config["held_out"]() if spec.evaluation.every_steps else {}
     blocks = _blocks(spec)
-    while target.step < spec.training.max_steps:
-        record = _step(target, next_blocks(blocks), len(spec.source_models), journal)
-        if record is None:
+    while reached(spec, journal.history) is None:
+        if _step(target, next_blocks(blocks), len(spec.source_models), journal) is None:
             break
-        if torch.distributed.get_rank() == 0:
-            config["monitor"].step.remote(record)
+        if held_out and target.step % spec.evaluation.every_steps == 0:
+            _evaluate(target, spec, held_out, journal)
+        _tell(config["monitor"], journal)
         if target.step % spec.training.checkpoint_every_steps == 0:
             commit(target, spec, journal)
+    if held_out and journal.history and not journal.history[-1].held_out:
+        _evaluate(target, spec, held_out, journal)
+        _tell(config["monitor"], journal)
     if target.step % spec.training.checkpoint_every_steps:
         commit(target, spec, journal)
-    checkpoints.export(target, spec.target_model.checkpoint, os.path.join(spec.run.output_dir, "export"))
+    if not (spec.evaluation.patience and best_step(spec, journal.history)):  # else the best is there already
+        _export(target, spec)
     return tuple(journal.history)
+
+
+def _evaluate(target: TargetModel, spec: FusionSpec, held_out: dict[str, HeldOutBlocks], journal: Journal) -> None:
+    """Add the held-out loss to the last step's record; with patience, export the weights if they are the best so far.
+
+    Exported at once, so that the best weights need no checkpoint that outlives all others.
+    """
+    record = with_held_out_loss(journal.history[-1], target, held_out, spec.training.micro_batch_blocks)
+    journal.history[-1] = record
+    if spec.evaluation.patience and best_step(spec, journal.history) == record.step:
+        _export(target, spec)
+
+
+def _export(target: TargetModel, spec: FusionSpec) -> None:
+    checkpoints.export(target, spec.target_model.checkpoint, os.path.join(spec.run.output_dir, "export"))
+
+
+def _tell(monitor: Any, journal: Journal) -> None:
+    """Report the last step; one worker speaks for all."""
+    if torch.distributed.get_rank() == 0:
+        monitor.step.remote(journal.history[-1])
 
 
 def restore(target: TargetModel, output_dir: str) -> Journal:
@@ -164,6 +198,7 @@ def _step(
     losses = target.train_step(table)
     seconds = wait_seconds + time.perf_counter() - started
     record = _record(target.step, losses, counts, seconds, wait_seconds)
+    record = replace(record, elapsed_seconds=_longest(time.monotonic() - journal.began, target.device))
     journal.history.append(record)
     if table is not None:
         journal.fresh += [str(passage_id) for row in rows_of(table["passage_ids"]) for passage_id in row]
@@ -174,12 +209,17 @@ def _over_workers(counts: StepCounts, wait_seconds: float, device: torch.device)
     """Counts summed over the workers, and the longest wait."""
     scalars = [counts.tokens, counts.passages, counts.bytes, counts.places]
     sums = torch.tensor([*scalars, *counts.per_source.ravel()], dtype=torch.float64, device=device)
-    longest = torch.tensor(wait_seconds, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(sums)
-    torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
     values = sums.cpu().numpy()
     per_source = values[len(scalars) :].reshape(counts.per_source.shape)
-    return StepCounts(*(int(value) for value in values[: len(scalars)]), per_source), float(longest)
+    return StepCounts(*(int(value) for value in values[: len(scalars)]), per_source), _longest(wait_seconds, device)
+
+
+def _longest(seconds: float, device: torch.device) -> float:
+    """The longest of all workers' times, the same on all of them, who must agree when the time is up."""
+    longest = torch.tensor(seconds, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
+    return float(longest)
 
 
 def _record(step: int, losses: StepLosses, counts: StepCounts, seconds: float, wait_seconds: float) -> StepRecord:

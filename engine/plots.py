@@ -68,6 +68,7 @@ def plots(result: RunResult) -> dict[str, str]:
     found: dict[str, str] = {}
     if history:
         found["Loss, nats per row. Faint: every step; strong: moving average."] = _losses(history)
+        found |= _held_out_plot(history)
         found |= _source_plots(history, names)
         found["Learning rate (left) and norm of the gradient before clipping (right)."] = _optimizer(history)
         found["Where the time of a step goes: seconds of work, and exposed wait for data."] = _waits(history)
@@ -101,6 +102,16 @@ def _losses(history: Sequence[StepRecord]) -> str:
         "fusion": [record.fusion_loss for record in history],
     }
     return _curve_plot(history, curves, "nats per row")
+
+
+def _held_out_plot(history: Sequence[StepRecord]) -> dict[str, str]:
+    """Bits per byte of every domain over the steps after which the target was evaluated; nothing if it never was."""
+    found = [record for record in history if record.held_out]
+    if not found:
+        return {}
+    domains = dict.fromkeys(domain for record in found for domain in record.held_out)
+    curves = {domain: [record.held_out.get(domain, math.nan) for record in found] for domain in domains}
+    return {"Held-out bits per byte of the target during training.": _curve_plot(found, curves, "bits per byte")}
 
 
 def _source_plots(history: Sequence[StepRecord], names: Sequence[str]) -> dict[str, str]:

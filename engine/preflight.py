@@ -8,7 +8,8 @@ from typing import Any
 import fsspec
 
 from engine.errors import Fault, PreflightError
-from engine.spec import FusionSpec
+from engine.experiment_logs import experiment_log_faults
+from engine.spec import Evaluation, FusionSpec
 from engine.specfile import dump_spec, load_spec
 from pipelines.comparison import comparison_faults
 from pipelines.flow import FlowPlan, derive_flow
@@ -18,7 +19,8 @@ SPEC_FILE = "spec.yaml"
 #: Where and how fast a run goes on may change between two starts of it; what it computes may not.
 PLACEMENT: dict[str, Any] = {
     "cluster": True,
-    "evaluation": True,
+    "run": {"tensorboard", "wandb_project"},
+    "evaluation": set(Evaluation.model_fields) - {"patience"},  # patience decides which weights are exported
     "alignment": {"cache_dir"},
     "training": {
         "num_workers",
@@ -27,6 +29,8 @@ PLACEMENT: dict[str, Any] = {
         "micro_batch_blocks",
         "checkpoint_every_steps",
         "keep_checkpoints",
+        "max_tokens",
+        "max_hours",
     },
     "source_models": {
         "__all__": {
@@ -55,6 +59,7 @@ def preflight(spec: FusionSpec) -> FlowPlan:
     except PreflightError as error:
         faults += error.faults
     faults += comparison_faults(spec, trains_first=True)
+    faults += experiment_log_faults(spec)
     faults += _occupied(spec)
     if faults or flow is None:
         raise PreflightError(faults)

@@ -1,14 +1,13 @@
 """What a person sees while a run is going on and when it is done.
 
-On a terminal one live panel; elsewhere (continuous integration, the log of a Ray job) a plain line every ten seconds.
+On a terminal one live panel; elsewhere (continuous integration, the log of a Ray job) plain lines, each with its time.
 """
 
 from __future__ import annotations
 
-import threading
+import math
 import time
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -22,67 +21,53 @@ from engine.evaluation_tables import ScoreTable, score_tables
 from engine.flow_rates import FlowRates, StageRate
 from engine.result import EvaluationResult, Progress, RunResult, StepRecord
 from engine.spec import FusionSpec
-from engine.summary import Rows, duration, number, run_figures, share, source_rows, stage_rows
+from engine.summary import Rows, duration, number, ratio, run_figures, share, source_rows, stage_rows
 
-SECONDS_BETWEEN_PICTURES = 0.5
-SECONDS_BETWEEN_LINES = 10.0
+#: Between two lines of a log: at first somebody waits to see that it works, later it is to stay readable.
+SECONDS_BETWEEN_FIRST_LINES, SECONDS_BETWEEN_LINES = 10.0, 60.0
+FIRST_SECONDS = 600.0
 
 
 class ProgressDisplay:
-    """A context that shows a run until it is left; a picture that cannot be taken never stops the run.
+    """An observer that shows a run on the console: a panel that is redrawn on a terminal, lines elsewhere.
 
     Args:
         spec: of the run.
-        snapshot: takes a picture of the run: all totals, and the steps after the one it is given.
         console: where to write; the process's standard output by default.
     """
 
-    def __init__(self, spec: FusionSpec, snapshot: Callable[[int], Progress], console: Console | None = None):
-        self._snapshot = snapshot
+    def __init__(self, spec: FusionSpec, console: Console | None = None):
         self._console = console or Console()
         self._state = RunState(spec)
-        self._left = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="progress", daemon=True)
+        self._next_line = -math.inf
         can_redraw = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = Live(console=self._console, auto_refresh=False) if can_redraw else None
-
-    def __enter__(self) -> ProgressDisplay:
         if self._live is not None:
             self._live.start()
-        self._watcher.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._left.set()
-        self._watcher.join(timeout=5.0)  # a cluster that no longer answers must not hold up the error that says so
-        if self._live is not None:
-            self._live.stop()
-
-    def _watch(self) -> None:
-        """Look and show, again and again, and once more when the display is left."""
-        interval = SECONDS_BETWEEN_PICTURES if self._live is not None else SECONDS_BETWEEN_LINES
-        while True:
-            is_last = self._left.is_set()
-            try:
-                self._state.update(self._snapshot(self._state.last_step), time.monotonic())
-            except Exception as error:  # of Ray, while its cluster goes down: the run itself says what is wrong
-                self._print(f"no progress to be had: {type(error).__name__}")
-                return
-            self._show()
-            if is_last:
-                return
-            self._left.wait(interval)
-
-    def _show(self) -> None:
+    def see(self, picture: Progress, now: float) -> None:
+        """Show a picture; in a log only when it is time for a line, or the target was evaluated."""
+        self._state.update(picture, now)
         if self._live is not None:
             self._live.update(panel(self._state), refresh=True)
-        else:
-            self._print(line(self._state))
+        elif now >= self._next_line or any(record.held_out for record in picture.steps):
+            is_early = self._state.elapsed_seconds < FIRST_SECONDS
+            self._next_line = now + (SECONDS_BETWEEN_FIRST_LINES if is_early else SECONDS_BETWEEN_LINES)
+            self._print_line()
 
-    def _print(self, text: str) -> None:
+    def close(self) -> None:
+        """Leave the last state of the run on the console."""
+        if self._live is not None:
+            self._live.stop()
+        else:
+            self._print_line()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    def _print_line(self) -> None:
+        self.say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} | {line(self._state)}")
 
 
 class RunState:
@@ -92,6 +77,8 @@ class RunState:
         self.spec = spec
         self.picture = Progress()
         self.step: StepRecord | None = None
+        self.evaluated: StepRecord | None = None
+        self.tokens = 0
         self.rates = FlowRates(spec)
         self._began = time.monotonic() if now is None else now
         self.elapsed_seconds = 0.0
@@ -103,13 +90,21 @@ class RunState:
 
     @property
     def seconds_left(self) -> float:
-        """Until ``max_steps`` at the pace of the last half minute; NaN before there is one."""
-        return (self.spec.training.max_steps - self.last_step) * self.rates.seconds_per_step
+        """Until the first limit of the spec at the pace of the last half minute; NaN before there is one."""
+        training, step_seconds = self.spec.training, self.rates.seconds_per_step
+        left = [(training.max_steps - self.last_step) * step_seconds]
+        if training.max_tokens and self.step is not None:
+            left.append((training.max_tokens - self.tokens) * ratio(step_seconds, self.step.tokens))
+        if training.max_hours and self.step is not None:
+            left.append(3600 * training.max_hours - self.step.elapsed_seconds)
+        return math.nan if math.isnan(step_seconds) else max(0.0, min(left))
 
     def update(self, picture: Progress, now: float) -> None:
         """Take in a picture and the time at which it was taken."""
         self.picture = picture
         self.step = picture.steps[-1] if picture.steps else self.step
+        self.evaluated = next((record for record in reversed(picture.steps) if record.held_out), self.evaluated)
+        self.tokens += sum(record.tokens for record in picture.steps)
         self.elapsed_seconds = now - self._began
         self.rates.update(picture, self.last_step, now)
 
@@ -134,9 +129,9 @@ def line(state: RunState) -> str:
     if state.step is not None:
         parts += [
             f"step {state.last_step}/{state.spec.training.max_steps}",
-            f"{duration(state.elapsed_seconds)}",
-            f"{number(state.rates.train_tokens_per_second, ',.0f')} tokens/s",
+            _pace(state),
             losses(state.step),
+            *_held_out(state),
         ]
     return " | ".join([*parts, state.headline, *_skipped(state)])
 
@@ -145,7 +140,7 @@ def panel(state: RunState) -> RenderableType:
     """The state of a run as a panel of the terminal."""
     parts: list[RenderableType] = []
     if state.step is not None:
-        parts += [_bar(state), Text(_pace(state)), Text(losses(state.step))]
+        parts += [_bar(state), Text(_pace(state)), Text(losses(state.step)), *map(Text, _held_out(state))]
     if state.picture.stages:
         parts += [_stage_table(state.rates.stages())]
     parts += [Text(state.headline, style="bold"), *(Text(text, style="yellow") for text in _skipped(state))]
@@ -153,9 +148,18 @@ def panel(state: RunState) -> RenderableType:
 
 
 def losses(record: StepRecord) -> str:
-    """The parts of a step's loss."""
-    fusion = number(record.fusion_loss, ".4f")
-    return f"loss {number(record.loss, '.4f')} (causal LM {number(record.lm_loss, '.4f')}, fusion {fusion})"
+    """The parts of a step's loss, and the length of its gradient."""
+    lm, fusion = number(record.lm_loss, ".4f"), number(record.fusion_loss, ".4f")
+    loss, norm = number(record.loss, ".4f"), number(record.grad_norm, ".3g")
+    return f"loss {loss} (causal LM {lm}, fusion {fusion}) nats per row, gradient norm {norm}"
+
+
+def _held_out(state: RunState) -> list[str]:
+    """The latest evaluation during training."""
+    if state.evaluated is None:
+        return []
+    parts = ", ".join(f"{domain} {number(bits, '.4f')}" for domain, bits in state.evaluated.held_out.items())
+    return [f"held-out bits per byte after step {state.evaluated.step}: {parts}"]
 
 
 def _bar(state: RunState) -> RenderableType:

@@ -6,6 +6,11 @@ All of it is plain data: frozen, picklable, and readable without ray or torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+#: Why a run has ended: it came to the end of the corpus' last pass, to ``training.max_steps``, ``max_tokens`` or
+#: ``max_hours``, or the held-out loss has not fallen for ``evaluation.patience`` evaluations.
+StopReason = Literal["corpus", "steps", "tokens", "time", "no improvement"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,10 @@ class StepRecord:
             spec's order; sums over the passages of the step (nats: cross-entropy in nats per byte times bytes, of the
             passages scored; wins: shares of passages; left out: passages that the source has not scored).
         fused_rows: target rows with a fused distribution.
+        elapsed_seconds: wall time in the training loop up to the end of this step, over all starts of the run; what was
+            lost since the last checkpoint before a restart does not count.
+        held_out: domain to bits per byte of the target after this step; empty where it was not evaluated, NaN in a
+            domain without a byte to score. ``held_out_seconds``: what that took, not part of ``seconds``.
     """
 
     step: int
@@ -46,6 +55,9 @@ class StepRecord:
     source_wins: tuple[float, ...] = ()
     source_covered_rows: tuple[int, ...] = ()
     source_left_out: tuple[int, ...] = ()
+    elapsed_seconds: float = 0.0
+    held_out: dict[str, float] = field(default_factory=dict)
+    held_out_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,16 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What ``engine.run`` returns. Picklable."""
+    """What ``engine.run`` returns. Picklable.
+
+    Attributes:
+        export_dir: the trained target in Hugging Face format, as it was after ``exported_step``.
+        steps, passages, tokens, bytes: learned over all starts of the run.
+        wall_seconds: over all starts, of the earlier ones only the training up to their last checkpoint.
+        stopped_by: why the run has ended.
+        exported_step: the last one; with ``evaluation.patience`` the one with the lowest held-out loss.
+        spilled_bytes, stages: of this start.
+    """
 
     name: str
     output_dir: str
@@ -151,6 +172,8 @@ class RunResult:
     bytes: int
     wall_seconds: float
     spilled_bytes: int
+    stopped_by: StopReason = "corpus"
+    exported_step: int = 0
     sources: tuple[SourceTotals, ...] = ()
     history: tuple[StepRecord, ...] = ()
     stages: tuple[StageTotals, ...] = ()

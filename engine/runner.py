@@ -17,13 +17,17 @@ from actors.run_monitor import RunMonitor
 from engine import cluster
 from engine.errors import PreflightError
 from engine.evaluation_files import write_evaluation
+from engine.experiment_logs import experiment_logs
 from engine.failures import readable_errors
+from engine.metrics import RayMetrics
 from engine.preflight import SPEC_FILE, preflight
 from engine.progress import ProgressDisplay, show_evaluation, show_summary
 from engine.report import write_report
 from engine.result import EvaluationResult, Progress, RunResult, SourceTotals, StepRecord
 from engine.spec import FusionSpec
 from engine.specfile import as_located_spec
+from engine.stopping import exported_step, reached
+from engine.watching import Watch
 from pipelines.comparison import comparison_faults, export_dir
 from pipelines.flow import derive_flow
 from pipelines.held_out import evaluate_models
@@ -49,14 +53,16 @@ def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
     flow = preflight(spec)
     with cluster.session(spec, flow.logical_cpus, flow.gpus), readable_errors():
         monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
-        with ProgressDisplay(spec, lambda since_step: _snapshot(monitor, since_step)):
+        display = ProgressDisplay(spec)
+        observers = [display, RayMetrics(spec), *experiment_logs(spec)]
+        with Watch(lambda since_step: _snapshot(monitor, since_step), observers, display.say):
             history = train(spec, flow, monitor)
         result = _result(spec, history, _snapshot(monitor))
         result = replace(
             result,
             evaluation=evaluate_models(spec),
             spilled_bytes=cluster.spilled_bytes(),
-            wall_seconds=time.monotonic() - started,
+            wall_seconds=result.wall_seconds + time.monotonic() - started,
         )
     write_evaluation(spec, result.evaluation)
     write_report(spec, result, result.report_path)
@@ -89,7 +95,7 @@ def _snapshot(monitor: ActorHandle, since_step: int = 0) -> Progress:
 
 
 def _result(spec: FusionSpec, history: Sequence[StepRecord], progress: Progress) -> RunResult:
-    """The run's totals; evaluation, spilling and wall time are not known yet."""
+    """The run's totals; evaluation, spilling and the wall time of this start are not known yet."""
     return RunResult(
         name=spec.run.name,
         output_dir=spec.run.output_dir,
@@ -100,8 +106,10 @@ def _result(spec: FusionSpec, history: Sequence[StepRecord], progress: Progress)
         passages=sum(record.passages for record in history),
         tokens=sum(record.tokens for record in history),
         bytes=sum(record.bytes for record in history),
-        wall_seconds=math.nan,
+        wall_seconds=_earlier_seconds(history, progress),
         spilled_bytes=0,
+        stopped_by=reached(spec, history) or "corpus",
+        exported_step=exported_step(spec, history),
         sources=tuple(_source_totals(spec, history, index) for index in range(len(spec.source_models))),
         history=tuple(history),
         stages=progress.stages,
@@ -124,6 +132,12 @@ def _source_totals(spec: FusionSpec, history: Sequence[StepRecord], index: int) 
         coverage=_ratio(sum(record.source_covered_rows[index] for record in history), rows),
         left_out=sum(record.source_left_out[index] for record in history),
     )
+
+
+def _earlier_seconds(history: Sequence[StepRecord], progress: Progress) -> float:
+    """Time in training of the earlier starts of a run, from those steps that this one has not seen happen."""
+    first = min((record.step for record in progress.steps), default=math.inf)
+    return max((record.elapsed_seconds for record in history if record.step < first), default=0.0)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

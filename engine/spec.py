@@ -32,6 +32,10 @@ class Run(Section):
     """Seed of everything random: the order of passages, and dropout where the target has it."""
     deterministic: bool = False
     """Keep one order of passages through all stages, so that two runs learn the same blocks in the same order."""
+    tensorboard: bool = False
+    """Write every step's metrics as TensorBoard event files too, below output_dir/logs/tensorboard."""
+    wandb_project: str = ""
+    """Weights & Biases project that every step's metrics go to as well; empty: none. Needs the package wandb."""
 
 
 class Corpus(Section):
@@ -196,7 +200,13 @@ class Training(Section):
     micro_batch_blocks: Annotated[int, Field(ge=1)] = 1
     """Training blocks that one worker puts through the model at once; the rest of the step accumulates gradients."""
     max_steps: Annotated[int, Field(ge=1)] = 1000
-    """The run ends after this many optimizer steps, or with the corpus."""
+    """The run ends after this many optimizer steps at the latest. It is also the length of the learning rate's
+    schedule: where something else ends the run, the rate stops on its way down."""
+    max_tokens: Annotated[int, Field(ge=0)] = 0
+    """The run ends with the step that brings the learned target tokens to this number; 0: no limit."""
+    max_hours: Annotated[float, Field(ge=0.0)] = 0.0
+    """The run ends with the step that passes this wall time, over all its starts; the export and the evaluation of all
+    models come on top. 0: no limit."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] = 500
     """Steps between checkpoints; the last step always makes one."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
@@ -249,6 +259,12 @@ class Evaluation(Section):
     """Questions of each task, the first ones; 0: all."""
     task_batch: Annotated[int, Field(ge=1)] = 8
     """Questions in one forward pass."""
+    every_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps between evaluations of the target during training, by its own workers, in training.precision; the last step
+    is evaluated too. 0: none."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """The run ends when so many evaluations during training in a row have not lowered the mean of the domains' bits per
+    byte, and whatever ends it, the weights with the lowest mean are exported. 0: the last step's are."""
 
 
 class Cluster(Section):

@@ -23,6 +23,7 @@ def cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
     if "training" in sections and "corpus" in sections:
         yield from _long_overlap(sections["corpus"].overlap_bytes, sections["training"].block_length)
     if "evaluation" in sections:
+        yield from _blind_evaluation(sections["evaluation"])
         yield from _unusable_merges(sections["evaluation"].merges)
         yield from _repeated_labels(sections["evaluation"])
     if "training" in sections and "evaluation" in sections:
@@ -144,3 +145,12 @@ def _long_stride(stride_tokens: int, block_length: int) -> Iterator[Fault]:
     if stride_tokens > block_length:
         reason = f"a window of {block_length} tokens (training.block_length) cannot move on by {stride_tokens}"
         yield Fault("evaluation.stride_tokens", reason, f"set it to {block_length} or less")
+
+
+def _blind_evaluation(evaluation: Any) -> Iterator[Fault]:
+    if evaluation.every_steps and not evaluation.corpora:
+        what = f"is {evaluation.every_steps}, but there is nothing to evaluate on"
+        yield Fault("evaluation.every_steps", what, "name held-out domains in evaluation.corpora, or set it to 0")
+    if evaluation.patience and not evaluation.every_steps:
+        what = f"is {evaluation.patience}, but nothing is evaluated during training"
+        yield Fault("evaluation.patience", what, "set evaluation.every_steps, or patience to 0")

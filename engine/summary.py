@@ -6,7 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.result import RunResult, StageTotals, StepRecord
+from engine.result import RunResult, StageTotals, StepRecord, StopReason
+
+#: Why a run has ended, in words.
+ENDED_BY: dict[StopReason, str] = {
+    "corpus": "corpus: the last of its passes is learned",
+    "steps": "steps: training.max_steps",
+    "tokens": "tokens: training.max_tokens",
+    "time": "time: training.max_hours",
+    "no improvement": "no improvement: the held-out loss fell no further (evaluation.patience)",
+}
 
 #: Stands for a number that is not there.
 MISSING = "-"
@@ -26,11 +35,13 @@ def run_figures(result: RunResult) -> Rows:
     speed = number(ratio(result.tokens, result.wall_seconds), ",.0f")
     figures = {
         "steps": f"{result.steps:,}",
+        "ended by": ENDED_BY[result.stopped_by],
         "learned": f"{result.tokens:,} tokens in {result.passages:,} passages, {result.bytes:,} bytes",
         "wall time": duration(result.wall_seconds),
         "speed": f"{speed} tokens/s, loading and evaluation included",
     }
     figures |= _training_figures(result.history)
+    figures |= _held_out_figures(result)
     figures["slowest stage"] = slowest_stage(result)
     figures["skipped rows"] = f"{len(result.skipped):,}"
     if result.left_out:
@@ -62,6 +73,21 @@ def stage_rows(result: RunResult) -> Rows:
     return Rows("Stages of the stream", columns, tuple(_stage_row(stage) for stage in result.stages))
 
 
+def stage_times(result: RunResult) -> Rows:
+    """How long a replica of each stage has worked and waited, on average; waiting is for input, or for room behind."""
+    columns = ("stage", "work", "waiting", "replicas")
+    rows = tuple(
+        (
+            stage.name,
+            duration(stage.busy_seconds / max(1, stage.replicas)),
+            duration(stage.wait_seconds / max(1, stage.replicas)),
+            replicas(stage),
+        )
+        for stage in result.stages
+    )
+    return Rows(f"Time of a replica (slowest: {slowest_stage(result)})", columns, rows)
+
+
 def slowest_stage(result: RunResult) -> str:
     """The stage with the most work for one replica, and what would relieve it, in words.
 
@@ -89,6 +115,30 @@ def _training_figures(history: Sequence[StepRecord]) -> dict[str, str]:
     }
     speed = number(ratio(sum(r.tokens for r in history), seconds), ",.0f")
     figures["training"] = f"{duration(seconds)}, {speed} tokens/s, waiting for data {share(ratio(waited, seconds))}"
+    figures["packing"] = f"{share(packing_utilisation(history))} of the blocks' places held a token to learn"
+    return figures
+
+
+def packing_utilisation(history: Sequence[StepRecord]) -> float:
+    """Share of the training blocks' places that held a token to learn, in [0, 1]; the rest is padding and context."""
+    places = sum(record.tokens / (1.0 - record.padding) for record in history if record.tokens)
+    return ratio(sum(record.tokens for record in history), places)
+
+
+def _held_out_figures(result: RunResult) -> dict[str, str]:
+    """The evaluations during training, and which step's weights were exported where it is not the last one."""
+    found = [record for record in result.history if record.held_out]
+    if not found:
+        return {}
+    first, last = found[0], found[-1]
+    figures = {
+        f"held-out {domain}": f"{number(first.held_out.get(domain, math.nan), '.4f')} after step {first.step} -> "
+        f"{number(bits, '.4f')} bits per byte after step {last.step}"
+        for domain, bits in last.held_out.items()
+    }
+    figures["evaluating"] = f"{duration(sum(record.held_out_seconds for record in found))} in {len(found)} evaluations"
+    if result.exported_step != result.steps:
+        figures["exported"] = f"the weights of step {result.exported_step:,}, the best on held-out text"
     return figures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import ray.data
@@ -16,6 +17,7 @@ from engine.result import StepRecord
 from engine.spec import FusionSpec
 from pipelines.flow import FlowPlan
 from pipelines.fused_blocks import fused_blocks
+from pipelines.held_out_blocks import held_out_blocks
 
 
 class _SharedStream(ray.train.DataConfig):
@@ -57,7 +59,12 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
     training = spec.training
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"spec": spec, "monitor": monitor, "threads": max(1, int(training.num_cpus_per_worker))},
+        train_loop_config={
+            "spec": spec,
+            "monitor": monitor,
+            "threads": max(1, int(training.num_cpus_per_worker)),
+            "held_out": partial(held_out_blocks, spec),
+        },
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if training.num_gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.num_workers,

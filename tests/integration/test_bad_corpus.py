@@ -45,6 +45,7 @@ def test_skip_goes_on_and_counts(tmp_path):
     assert "not JSON" in skipped["rows.jsonl", 5]
     assert "cannot be read" in skipped["torn.jsonl.gz", 0]
     # Every byte of both good documents has been learned, the one beyond any window in several passages.
+    assert result.stopped_by == "corpus"
     assert result.bytes == len("a good document") + len("many words in one long document " * 100)
     assert result.passages > 5
 

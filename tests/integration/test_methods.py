@@ -10,7 +10,10 @@ pytestmark = pytest.mark.timeout(300)
 
 METHODS = {
     "FuseChat's": (["preset=fusechat_ms"], 0.3),
-    "FuseLLM's": (["preset=fusellm_soft", "fusion.rule=avg_ce"], 0.3),
+    "FuseLLM's": (
+        ["preset=fusellm_soft", "fusion.rule=avg_ce", "training.max_steps=50", "training.max_tokens=1100"],
+        0.3,
+    ),
     "by token": (
         [
             *("fusion.granularity=token", "fusion.top_k=32", "alignment.split_tokens=product"),
@@ -25,7 +28,7 @@ METHODS = {
 def test_a_run_of_two_steps(tmp_path, method):
     overrides, least_coverage = METHODS[method]
     result = run(engine_spec(tmp_path, overrides))
-    assert result.steps == 2
+    assert (result.steps, result.stopped_by) == (2, "tokens" if method == "FuseLLM's" else "steps")
     assert math.isfinite(result.metrics.loss)
     assert result.metrics.fusion_loss > 0
     for source in result.sources:

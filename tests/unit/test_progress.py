@@ -4,6 +4,7 @@ import io
 import math
 import time
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 from rich.console import Console
@@ -117,53 +118,58 @@ def test_a_replaced_replica_and_a_skipped_row_are_seen(state):
     assert "1 row skipped, last corpus.jsonl, row 7: not JSON [really]" in text
 
 
-def test_a_log_gets_plain_lines_and_the_end():
-    asked = []
-
-    def snapshot(since_step):
-        asked.append(since_step)
-        return Progress(steps=(replace(STEP, step=len(asked)),), stages=stages(10, train=(1.5, 0.5)))
-
+def test_a_log_gets_lines_with_their_time_now_and_then():
     console = Console(file=io.StringIO(), force_terminal=False, width=20)
-    with ProgressDisplay(SPEC, snapshot, console):
-        wait_for(lambda: asked)
-    lines = console.file.getvalue().splitlines()
-    assert asked == [0, 1], "at the start and at the end, each time only the steps that are new"
-    assert [text.split(" | ")[1] for text in lines] == ["step 1/50", "step 2/50"], "not wrapped"
+    display = ProgressDisplay(SPEC, console)
+    began = time.monotonic()
+    evaluated = {14: {"docs": 2.5}}
+    for second in range(40):
+        record = replace(STEP, step=second + 1, held_out=evaluated.get(second, {}))
+        display.see(
+            Progress(steps=(record,), stages=stages(second, train=(0.75 * second, 0.25 * second))), began + second
+        )
+    display.close()
+    lines = [text.split(" | ") for text in console.file.getvalue().splitlines()]
+    assert [parts[2] for parts in lines] == [f"step {step}/50" for step in (1, 11, 15, 25, 35, 40)], "not wrapped"
+    assert all(abs(datetime.fromisoformat(parts[0]) - datetime.now()).total_seconds() < 60 for parts in lines)
+    assert lines[1][3:6] == [
+        "100 tokens/s, 10.0 s, at most 39.0 s left",
+        "loss 5.0000 (causal LM 5.2500, fusion 4.7500) nats per row, gradient norm 1",
+        "training is busy 75 % of the time: the other stages wait for it",
+    ]
+    assert "held-out bits per byte after step 15: docs 2.5000" in lines[2], "an evaluation has a line of its own"
+    assert "held-out bits per byte after step 15: docs 2.5000" in lines[3], "and stays until the next"
+
+
+def test_a_long_run_has_a_line_a_minute():
+    console = Console(file=io.StringIO(), force_terminal=False)
+    display = ProgressDisplay(SPEC, console)
+    began = time.monotonic()
+    for second in range(0, 1800, 5):
+        display.see(Progress(), began + second)
+    assert len(console.file.getvalue().splitlines()) == 60 + 20
 
 
 def test_a_terminal_gets_one_panel_that_is_redrawn():
     console = Console(file=io.StringIO(), force_terminal=True, width=100, _environ={"TERM": "xterm"})
-    with ProgressDisplay(SPEC, lambda _: Progress(steps=(STEP,), stages=stages(10, train=(1.5, 0.5))), console):
-        wait_for(lambda: "step 10/50" in console.file.getvalue())
+    display = ProgressDisplay(SPEC, console)
+    display.see(Progress(steps=(STEP,), stages=stages(10, train=(1.5, 0.5))), time.monotonic())
+    display.close()
+    assert "step 10/50" in console.file.getvalue()
     assert "\x1b[" in console.file.getvalue()
     assert "training is busy 75 %" in console.file.getvalue()
 
 
-def test_a_picture_that_cannot_be_taken_does_not_stop_the_run():
-    def snapshot(_):
-        raise ConnectionError("the cluster is gone")
-
-    console = Console(file=io.StringIO(), force_terminal=False)
-    with ProgressDisplay(SPEC, snapshot, console):
-        finished = True
-    assert finished
-    assert console.file.getvalue() == "no progress to be had: ConnectionError\n"
-
-
-def test_an_error_of_the_run_passes_through():
-    console = Console(file=io.StringIO(), force_terminal=False)
-    with (
-        pytest.raises(ValueError, match="of the run"),
-        ProgressDisplay(SPEC, lambda _: Progress(), console),
-    ):
-        raise ValueError("of the run")
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 10
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [({}, 60.0), ({"max_tokens": 12_000}, 20.0), ({"max_hours": 0.01}, 30.0), ({"max_tokens": 1}, 0.0)],
+)
+def test_the_time_left_is_that_until_the_first_limit(limits, seconds):
+    spec = SPEC.model_copy(update={"training": SPEC.training.model_copy(update=limits)})
+    state = RunState(spec, now=0.0)
+    state.update(Progress(steps=(replace(STEP, step=10),)), now=40.0)
+    state.update(Progress(steps=(replace(STEP, step=20, elapsed_seconds=6.0),)), now=60.0)
+    assert state.seconds_left == pytest.approx(seconds)
 
 
 @pytest.fixture
@@ -182,7 +188,12 @@ def result():
         wall_seconds=200.0,
         spilled_bytes=0,
         sources=(SourceTotals("llama-docs", math.log(2), 0.75, 0.9), SourceTotals("gpt2-code", 1.0, math.nan, 0.5)),
-        history=(replace(STEP, step=1), replace(STEP, step=2, loss=4.0, fusion_loss=math.nan)),
+        history=(
+            replace(STEP, step=1, held_out={"docs": 2.5}, held_out_seconds=0.75),
+            replace(STEP, step=2, loss=4.0, fusion_loss=math.nan, held_out={"docs": 2.0}, held_out_seconds=0.75),
+        ),
+        stopped_by="tokens",
+        exported_step=1,
         stages=(*stages(80, llama_docs=(40.0, 60.0)), StageTotals("gpt2-code", 80, 8000, 160.0, 40.0, 2, 3)),
         skipped=(SkippedRow("corpus.jsonl", 7, "not JSON"),),
         evaluation=EvaluationResult(bits_per_byte={"target before": {"docs": 2.5}, "fused target": {"docs": 1.5}}),
@@ -200,6 +211,11 @@ def test_the_summary_has_every_figure_with_its_unit(result):
         "5.0000 -> 4.0000 nats per row",
         "4.7500 -> - nats per row",
         "4.0 s, 500 tokens/s, waiting for data 25.0 %",
+        "90.0 % of the blocks' places held a token to learn",
+        "tokens: training.max_tokens",
+        "2.5000 after step 1 -> 2.0000 bits per byte after step 2",
+        "1.5 s in 2 evaluations",
+        "the weights of step 1, the best on held-out text",
         "0.6931",
         "1.0000",
         "75.0 %",

@@ -131,6 +131,8 @@ def test_the_page_holds_every_number(result):
         "0.7213",  # bits per byte of the second: 0.5 / ln 2
         "25.0 %",
         "90.0 %",
+        "Time of a replica (slowest: llama-docs, 40.0 s of work for a replica: more replicas of it would help most)",
+        "1 min 39 s",  # that the corpus has waited
         "150",  # tokens/s of llama-docs, were it never to wait
         "1.3750",
         "1.6250",  # mean of the domains
@@ -172,6 +174,28 @@ def test_curves_show_the_numbers_of_the_steps(result):
     heights = [{y for _, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)} for path in re.findall(r' d="([^"]+)"', svg)]
     level = [values.pop() for values in heights if len(values) == 1]
     assert len(set(level)) >= 2, "two sources with 25 % and 75 % of the passages run level, each on its own height"
+
+
+def test_evaluations_during_training_have_a_curve_a_domain(result):
+    bits = {4: {"docs": 2.5, "code": 2.0}, 8: {"docs": 2.25, "code": 1.5}, 12: {"docs": 2.3, "code": 1.25}}
+    history = tuple(replace(record, held_out=bits.get(record.step, {})) for record in result.history)
+    evaluated = replace(result, history=history, stopped_by="no improvement", exported_step=8)
+    caption = "Held-out bits per byte of the target during training."
+    svg = plots(evaluated)[caption]
+    assert all(label in svg for label in ("docs", "code", "bits per byte"))
+    curves = [re.findall(r"[ML] ([\d.]+) ([\d.]+)", path) for path in re.findall(r' d="([^"]+)"', svg)]
+    docs = next(points for points in curves if len(points) == 3)
+    heights = [float(y) for _, y in docs]
+    assert heights[0] < heights[2] < heights[1], "SVG counts downwards: the lowest value stands lowest"
+    page = Page(render_report(SPEC, evaluated))
+    for text in (
+        caption,
+        "2.0000 after step 4 -> 1.2500 bits per byte after step 12",
+        "the weights of step 8, the best on held-out text",
+        "no improvement: the held-out loss fell no further (evaluation.patience)",
+        "90.0 % of the blocks' places held a token to learn",
+    ):
+        assert text in page.texts, text
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 500])

@@ -1,0 +1,71 @@
+"""Held-out text as blocks for the training workers, who evaluate the target model while they train it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from actors.held_out_loss import HeldOutBlocks
+from engine.losses import NO_LABEL
+from engine.spec import FusionSpec
+from engine.tokenization import PassageTokenizer
+from pipelines.evaluation import windows
+from pipelines.flow import SPECIAL_TOKENS, scoring_window
+from pipelines.held_out import held_out_documents
+from pipelines.packing import best_fit
+
+
+class _Piece(NamedTuple):
+    """A window of a text: token ids [S], BOS included, the place of the first that is scored, and the scored bytes."""
+
+    ids: np.ndarray
+    first: int
+    scored_bytes: int
+
+
+def held_out_blocks(spec: FusionSpec) -> dict[str, HeldOutBlocks]:
+    """Every domain of ``spec.evaluation.corpora``, in the windows in which the target model is evaluated afterwards.
+
+    Raises:
+        RecordError: a file or row cannot be read and ``corpus.on_error`` is ``fail``.
+    """
+    tokenizer = PassageTokenizer.load(spec.target_model.checkpoint)
+    places = scoring_window(spec.target_model.checkpoint, spec.training.block_length) + SPECIAL_TOKENS
+    stride = spec.evaluation.stride_tokens
+    return {
+        domain: _blocks(
+            [piece for text in texts for piece in _pieces(tokenizer, text, places, stride)], spec.training.block_length
+        )
+        for domain, texts in held_out_documents(spec).items()
+    }
+
+
+def _pieces(tokenizer: PassageTokenizer, text: str, places: int, stride: int) -> Iterator[_Piece]:
+    bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    ids, end_bytes = tokenizer.encode(text)
+    boundaries = np.append(0, end_bytes)
+    for begin, first, end in windows(len(ids), places, stride, tokenizer.adds_bos):
+        scored_bytes = int(boundaries[end] - boundaries[first])
+        yield _Piece(np.concatenate([bos, ids[begin:end]]), first - begin + len(bos), scored_bytes)
+
+
+def _blocks(pieces: Sequence[_Piece], length: int) -> HeldOutBlocks:
+    """The windows packed by best fit."""
+    bins = best_fit([len(piece.ids) for piece in pieces], length)
+    blocks = HeldOutBlocks(
+        input_ids=np.zeros((len(bins), length), np.int32),
+        position_ids=np.tile(np.arange(length, dtype=np.int32), (len(bins), 1)),
+        labels=np.full((len(bins), length), NO_LABEL, np.int32),
+        scored_bytes=sum(piece.scored_bytes for piece in pieces),
+    )
+    for block, items in enumerate(bins):
+        start = 0
+        for piece in (pieces[item] for item in items):
+            end = start + len(piece.ids)
+            blocks.input_ids[block, start:end] = piece.ids
+            blocks.position_ids[block, start:] = np.arange(length - start)
+            blocks.labels[block, start + piece.first - 1 : end - 1] = piece.ids[piece.first :]
+            start = end
+    return blocks

@@ -1,0 +1,141 @@
+"""Runs that end by each condition and are watched in each way, from a spec through the whole engine."""
+
+import json
+import re
+import time
+import urllib.request
+
+import pytest
+import ray
+
+from engine import run
+from tests.tiny_models import tiny_checkpoint
+from tests.tiny_tokenizers import byte_level_with_bos
+
+pytestmark = pytest.mark.timeout(200)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    """A tiny model with random weights."""
+    folder = tmp_path_factory.mktemp("target")
+    byte_level_with_bos().save_pretrained(folder / "tokenizer")
+    return tiny_checkpoint(folder / "model", "llama", folder / "tokenizer")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    """One Ray for all runs, which measures every second."""
+    ray.init(
+        address="local",
+        num_cpus=8,
+        object_store_memory=2**27,
+        include_dashboard=False,
+        log_to_driver=False,
+        _system_config={"metrics_report_interval_ms": 1000},
+    )
+    yield
+    ray.shutdown()
+
+
+def write_spec(folder, target, **sections):
+    """A tiny target and one tiny source on a corpus of three passes, about nine steps each."""
+    rows = [json.dumps({"text": f"document {row} has some words of its own, {row * 7919}"}) for row in range(120)]
+    (folder / "corpus.jsonl").write_text("\n".join(rows))
+    held_out = [json.dumps({"text": f"document {row} has other words, {row * 7907}"}) for row in range(24)]
+    (folder / "held_out.jsonl").write_text("\n".join(held_out))
+    source = {"name": "source", "checkpoint": target, "backend": "transformers", "probe": "off"}
+    spec = {
+        "run": {"name": "conditions", "output_dir": str(folder / "out"), "deterministic": True},
+        "corpus": {"paths": [str(folder / "corpus.jsonl")], "passes": 3},
+        "target_model": {"checkpoint": target},
+        "source_models": [source],
+        "objective": {"lm_loss_weight": 0.9},
+        "fusion": {"top_k": 8},
+        "alignment": {"cache_dir": str(folder / "tables")},
+        "training": {"block_length": 128, "global_batch_blocks": 4, "optimizer": {"learning_rate": 0.03}},
+    }
+    return spec | {name: spec.get(name, {}) | values for name, values in sections.items()}
+
+
+def scraped(families):
+    """What the node's metrics address serves of some families: name and labels to number."""
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    deadline = time.monotonic() + 30
+    found = {}
+    while time.monotonic() < deadline and not families <= {name for name, *_ in found}:
+        time.sleep(0.5)
+        text = urllib.request.urlopen(address, timeout=10).read().decode()
+        for name, labels, value in re.findall(r"^ray_knowledge_fusion_(\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+            kept = re.findall(r'(run|part|source|domain|stage)="([^"]*)"', labels)
+            found[name, *sorted(kept)] = float(value)
+    return found
+
+
+def test_limits_count_over_all_starts_and_the_best_weights_are_exported(tmp_path, target, capsys):
+    evaluation = {"corpora": {"own": [str(tmp_path / "held_out.jsonl")]}, "every_steps": 2, "patience": 2}
+    first = run(write_spec(tmp_path, target, training={"max_hours": 1e-9}, evaluation=evaluation))
+    assert (first.stopped_by, first.steps) == ("time", 1)
+    assert (tmp_path / "out" / "checkpoints" / "step-00000001" / "state.json").exists()
+    training = {"max_hours": 1.0, "num_workers": 2}
+    spec = write_spec(tmp_path, target, run={"tensorboard": True}, training=training, evaluation=evaluation)
+    result = run(spec)
+    assert result.stopped_by == "no improvement"
+    assert result.history[0] == first.history[0]
+    assert result.passages < 3 * 120, "in the middle of the passes"
+    insist_on_free_cluster()
+    insist_on_times(first, result)
+    insist_on_best_weights(result)
+    insist_on_lines(result, capsys.readouterr().out)
+    insist_on_event_files(result, tmp_path / "out" / "logs" / "tensorboard")
+    insist_on_served_metrics(result)
+
+
+def insist_on_times(first, result):
+    times = [record.elapsed_seconds for record in result.history]
+    assert times == sorted(times)
+    assert times[0] == first.metrics.elapsed_seconds
+    assert times[-1] < result.wall_seconds
+
+
+def insist_on_best_weights(result):
+    """Those of the step with the lowest held-out loss, which is the number of an evaluation on its own."""
+    curve = {record.step: record.held_out["own"] for record in result.history if record.held_out}
+    assert list(curve) == [1, *range(2, result.steps + 1, 2)], "the last step of each start, and every other"
+    assert result.exported_step == min(curve, key=curve.get) == result.steps - 4
+    assert result.bits_per_byte["fused target"]["own"] == pytest.approx(curve[result.exported_step], rel=1e-5)
+    assert result.bits_per_byte["target before"]["own"] > curve[2]
+
+
+def insist_on_lines(result, text):
+    assert "no improvement: the held-out loss" in text
+    assert f"weights of step {result.exported_step}" in text
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| conditions \| step \d+/1000 \| ", text, re.MULTILINE)
+
+
+def insist_on_event_files(result, folder):
+    data = b"".join(path.read_bytes() for path in folder.glob("events.out.tfevents.*"))
+    new_steps = result.steps - 1  # the first start had none
+    assert data.count(b"held_out_bits_per_byte/own") == result.steps // 2
+    assert data.count(b"loss/fusion") == data.count(b"source_coverage/source") == new_steps
+
+
+def insist_on_served_metrics(result):
+    run_label, last = ("run", "conditions"), result.metrics
+    found = scraped({"steps_total", "loss", "stage_tokens_total", "step_seconds_count", "held_out_bits_per_byte"})
+    assert found["steps_total", run_label] == result.steps == found["step_seconds_count", run_label]
+    assert found["learned_bytes_total", run_label] == result.bytes
+    assert found["loss", ("part", "fusion"), run_label] == pytest.approx(last.fusion_loss)
+    assert found["gradient_norm", run_label] == pytest.approx(last.grad_norm)
+    assert found["source_win_rate", run_label, ("source", "source")] == 1.0
+    assert found["held_out_bits_per_byte", ("domain", "own"), run_label] == pytest.approx(last.held_out["own"])
+    assert found["stage_passages_total", run_label, ("stage", "source")] >= result.passages
+
+
+def insist_on_free_cluster():
+    """Everything that the run has held is given back, though the stream was not at its end."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
