@@ -20,6 +20,7 @@ from engine.evaluation_files import write_evaluation
 from engine.experiment_logs import experiment_logs
 from engine.failures import readable_errors
 from engine.metrics import RayMetrics
+from engine.model_card import write_model_card
 from engine.preflight import SPEC_FILE, preflight
 from engine.progress import ProgressDisplay, show_evaluation, show_summary
 from engine.report import write_report
@@ -65,6 +66,7 @@ def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
             wall_seconds=result.wall_seconds + time.monotonic() - started,
         )
     write_evaluation(spec, result.evaluation)
+    write_model_card(spec, result)
     write_report(spec, result, result.report_path)
     show_summary(result)
     return result

@@ -18,6 +18,7 @@ METHODS = {
         [
             *("fusion.granularity=token", "fusion.top_k=32", "alignment.split_tokens=product"),
             *("corpus.overlap_bytes=64", "source_models.0.most_replicas=2"),
+            *("target_model.lora.rank=4", "training.activation_checkpointing=true"),
         ],
         0.6,
     ),
