@@ -140,9 +140,9 @@ def test_every_process_of_a_stage_is_a_replica_outside_of_ray():
 
 
 def test_a_pickled_meter_starts_from_nothing():
-    meter = Meter("gpt2-code", "handle")
+    meter = Meter("gpt2-code", "handle", 3)
     copy = pickle.loads(pickle.dumps(meter))
-    assert copy.__reduce__() == (Meter, ("gpt2-code", "handle"))
+    assert copy.__reduce__() == (Meter, ("gpt2-code", "handle", 3))
 
 
 def test_outside_a_run_nothing_is_counted():
