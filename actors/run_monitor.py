@@ -13,10 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.errors import FusionError
-from engine.result import LeftOut, Progress, SkippedRow, StageTotals, StepRecord
-
-#: The stage that is made of the steps themselves.
-TRAIN = "train"
+from engine.result import TRAIN, LeftOut, Progress, SkippedRow, StageTotals, StepRecord
 
 
 class RunMonitor:

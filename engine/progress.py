@@ -21,7 +21,17 @@ from engine.evaluation_tables import ScoreTable, score_tables
 from engine.flow_rates import FlowRates, StageRate
 from engine.result import EvaluationResult, Progress, RunResult, StepRecord
 from engine.spec import FusionSpec
-from engine.summary import Rows, duration, number, ratio, run_figures, share, source_rows, stage_rows
+from engine.summary import (
+    Rows,
+    duration,
+    number,
+    ratio,
+    run_figures,
+    share,
+    source_rows,
+    stage_rows,
+    training_restarts,
+)
 
 #: Between two lines of a log: at first somebody waits to see that it works, later it is to stay readable.
 SECONDS_BETWEEN_FIRST_LINES, SECONDS_BETWEEN_LINES = 10.0, 60.0
@@ -101,6 +111,9 @@ class RunState:
 
     def update(self, picture: Progress, now: float) -> None:
         """Take in a picture and the time at which it was taken."""
+        if training_restarts(picture.stages) > training_restarts(self.picture.stages):
+            # Training went back to its last checkpoint: all steps are asked for again.
+            self.step, self.tokens, self.rates = None, 0, FlowRates(self.spec)
         self.picture = picture
         self.step = picture.steps[-1] if picture.steps else self.step
         self.evaluated = next((record for record in reversed(picture.steps) if record.held_out), self.evaluated)
@@ -133,7 +146,7 @@ def line(state: RunState) -> str:
             losses(state.step),
             *_held_out(state),
         ]
-    return " | ".join([*parts, state.headline, *_skipped(state)])
+    return " | ".join([*parts, state.headline, *_remarks(state)])
 
 
 def panel(state: RunState) -> RenderableType:
@@ -143,7 +156,7 @@ def panel(state: RunState) -> RenderableType:
         parts += [_bar(state), Text(_pace(state)), Text(losses(state.step)), *map(Text, _held_out(state))]
     if state.picture.stages:
         parts += [_stage_table(state.rates.stages())]
-    parts += [Text(state.headline, style="bold"), *(Text(text, style="yellow") for text in _skipped(state))]
+    parts += [Text(state.headline, style="bold"), *(Text(text, style="yellow") for text in _remarks(state))]
     return Panel(Group(*parts), title=Text(state.spec.run.name, style="bold"), title_align="left", padding=(0, 1))
 
 
@@ -187,7 +200,7 @@ def _stage_table(rates: Sequence[StageRate]) -> Table:
     return table
 
 
-def _skipped(state: RunState) -> list[str]:
+def _remarks(state: RunState) -> list[str]:
     skipped, left_out = state.picture.skipped, state.picture.left_out
     told = []
     if skipped:
@@ -195,6 +208,8 @@ def _skipped(state: RunState) -> list[str]:
         told.append(f"{len(skipped):,} row{plural} skipped, last {last.path}, row {last.row}: {last.reason}")
     if left_out:
         told.append(f"{len(left_out):,} passages fused without {left_out[-1].source}: {left_out[-1].reason}")
+    if restarts := training_restarts(state.picture.stages):
+        told.append(f"training was started anew {restarts} time{'s' * (restarts > 1)}, from its last checkpoint")
     return told
 
 
