@@ -32,10 +32,6 @@ class RunMonitor:
         self._streams += 1
         self._earlier = {key for processes in self._processes.values() for key in processes}
 
-    def resume(self, step: int) -> None:
-        """Training goes on behind ``step``; steps after it were lost with the workers that had made them."""
-        self._steps = {number: record for number, record in self._steps.items() if number <= step}
-
     def report(self, replica: str, process: str, totals: StageTotals) -> None:
         """The totals of one process so far; they replace what it has reported before.
 

@@ -76,8 +76,6 @@ def train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
         ray.train.torch.get_device(),
     )
     journal = restore(target, spec.run.output_dir)
-    if torch.distributed.get_rank() == 0:
-        config["monitor"].resume.remote(target.step)
     held_out = config["held_out"]() if spec.evaluation.every_steps else {}
     blocks = _blocks(spec)
     while reached(spec, journal.history) is None:

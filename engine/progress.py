@@ -111,9 +111,6 @@ class RunState:
 
     def update(self, picture: Progress, now: float) -> None:
         """Take in a picture and the time at which it was taken."""
-        if training_restarts(picture.stages) > training_restarts(self.picture.stages):
-            # Training went back to its last checkpoint: all steps are asked for again.
-            self.step, self.tokens, self.rates = None, 0, FlowRates(self.spec)
         self.picture = picture
         self.step = picture.steps[-1] if picture.steps else self.step
         self.evaluated = next((record for record in reversed(picture.steps) if record.held_out), self.evaluated)
