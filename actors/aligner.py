@@ -34,6 +34,9 @@ class Aligner:
         fusion, alignment: sections of the spec.
         sample: passages of the corpus, for a statistical vocabulary mapping.
         meter: of the stage ``align and fuse``.
+
+    Raises:
+        FusionError: the aligners have died too often.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Aligner:
         sample: Sequence[str],
         meter: Meter,
     ):
+        meter.start_or_refuse()
         self._target = PassageTokenizer.load(target_checkpoint)
         self._names = [name for name, _ in sources]
         self._fusion = fusion

@@ -12,10 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.result import LeftOut, Progress, SkippedRow, StageTotals, StepRecord
-
-#: The stage that is made of the steps themselves.
-TRAIN = "train"
+from engine.errors import FusionError
+from engine.result import TRAIN, LeftOut, Progress, SkippedRow, StageTotals, StepRecord
 
 
 class RunMonitor:
@@ -23,9 +21,16 @@ class RunMonitor:
 
     def __init__(self) -> None:
         self._processes: dict[str, dict[tuple[str, str], StageTotals]] = {}
+        self._streams = 0
+        self._earlier: set[tuple[str, str]] = set()
         self._steps: dict[int, StepRecord] = {}
         self._skipped: dict[tuple[str, int], SkippedRow] = {}
         self._left_out: dict[tuple[str, str], LeftOut] = {}
+
+    def begin_stream(self) -> None:
+        """A stream begins, the first or one more for training workers that were started anew; all replicas are new."""
+        self._streams += 1
+        self._earlier = {key for processes in self._processes.values() for key in processes}
 
     def report(self, replica: str, process: str, totals: StageTotals) -> None:
         """The totals of one process so far; they replace what it has reported before.
@@ -37,7 +42,7 @@ class RunMonitor:
     def start(self, replica: str, process: str, stage: str) -> int:
         """A replica's process has started. Returns how many of the stage's processes have replaced a dead one."""
         self._processes.setdefault(stage, {}).setdefault((replica, process), StageTotals(stage))
-        total = _sum(stage, self._processes[stage])
+        total = self._sum(stage)
         return total.starts - total.replicas
 
     def step(self, record: StepRecord) -> None:
@@ -55,14 +60,30 @@ class RunMonitor:
 
     def snapshot(self, since_step: int = 0) -> Progress:
         """Everything so far; of the steps only those after ``since_step``, though the totals hold them all."""
-        stages = [_sum(name, processes) for name, processes in self._processes.items()]
+        stages = [self._sum(name) for name in self._processes]
         if self._steps:
-            stages.append(_train_totals(self._steps.values()))
+            stages.append(_train_totals(self._steps.values(), max(1, self._streams)))
         return Progress(
             stages=tuple(stages),
             steps=tuple(self._steps[step] for step in sorted(self._steps) if step > since_step),
             skipped=tuple(self._skipped[key] for key in sorted(self._skipped)),
             left_out=tuple(self._left_out[key] for key in sorted(self._left_out)),
+        )
+
+    def _sum(self, name: str) -> StageTotals:
+        """A stage over all processes that have worked for it; of its replicas those of the present stream."""
+        processes = self._processes[name]
+        totals = processes.values()
+        all_replicas = {replica for replica, _ in processes}
+        replicas = {replica for replica, process in processes if (replica, process) not in self._earlier}
+        return StageTotals(
+            name=name,
+            passages=sum(total.passages for total in totals),
+            tokens=sum(total.tokens for total in totals),
+            busy_seconds=sum(total.busy_seconds for total in totals),
+            wait_seconds=sum(total.wait_seconds for total in totals),
+            replicas=len(replicas),
+            starts=len(replicas) + len(processes) - len(all_replicas),
         )
 
 
@@ -75,22 +96,37 @@ class Meter:
     Args:
         stage: name of the stage.
         monitor: handle of the run's ``RunMonitor`` actor.
+        max_restarts: how often in all the stage's replicas may die and be replaced; a source model counts for itself.
     """
 
-    def __init__(self, stage: str, monitor: Any):
+    def __init__(self, stage: str, monitor: Any, max_restarts: int = 0):
         self._stage = stage
         self._monitor = monitor
+        self._max_restarts = max_restarts
         self._process = uuid.uuid4().hex
         self._last_end: float | None = None
         self._totals = StageTotals(stage)
 
     def __reduce__(self) -> tuple:
-        return Meter, (self._stage, self._monitor)
+        return Meter, (self._stage, self._monitor, self._max_restarts)
 
     def start(self) -> int:
         """Say that this process has started; how often a replica of this stage has been replaced so far."""
         ray = sys.modules["ray"]
         return ray.get(self._monitor.start.remote(_actor_id() or self._process, self._process, self._stage))
+
+    def start_or_refuse(self) -> None:
+        """As ``start``, but a dead replica is not replaced for ever, as Ray would do.
+
+        Raises:
+            FusionError: the stage's replicas have died more often than ``max_restarts``.
+        """
+        restarts = self.start()
+        if restarts > self._max_restarts:
+            raise FusionError(
+                f"{self._stage}: its replicas have died {restarts} times, training.max_restarts is "
+                f"{self._max_restarts}; look for what ends them in Ray's logs (out of memory, a lost node)"
+            )
 
     def record(self, passages: int, tokens: int, busy_seconds: float) -> None:
         """Add one call; the time since the last call ended, less ``busy_seconds``, was spent waiting."""
@@ -122,6 +158,9 @@ class NoMeter:
         """Nobody is told, and nothing was replaced."""
         return 0
 
+    def start_or_refuse(self) -> None:
+        """Nothing was replaced, and nothing is refused."""
+
     def record(self, passages: int, tokens: int, busy_seconds: float) -> None:
         """Nothing is told to anybody."""
 
@@ -135,21 +174,7 @@ def _actor_id() -> str | None:
     return ray.get_runtime_context().get_actor_id() if ray is not None and ray.is_initialized() else None
 
 
-def _sum(name: str, processes: dict[tuple[str, str], StageTotals]) -> StageTotals:
-    """A stage over all processes that have worked for it."""
-    totals = processes.values()
-    return StageTotals(
-        name=name,
-        passages=sum(total.passages for total in totals),
-        tokens=sum(total.tokens for total in totals),
-        busy_seconds=sum(total.busy_seconds for total in totals),
-        wait_seconds=sum(total.wait_seconds for total in totals),
-        replicas=len({replica for replica, _ in processes}),
-        starts=len(processes),
-    )
-
-
-def _train_totals(steps: Collection[StepRecord]) -> StageTotals:
+def _train_totals(steps: Collection[StepRecord], starts: int) -> StageTotals:
     """Training as a stage. Its workers move in step and one speaks for all, so it counts as one replica."""
     wait_seconds = sum(record.wait_seconds for record in steps)
     return StageTotals(
@@ -159,5 +184,5 @@ def _train_totals(steps: Collection[StepRecord]) -> StageTotals:
         busy_seconds=sum(record.seconds for record in steps) - wait_seconds,
         wait_seconds=wait_seconds,
         replicas=1,
-        starts=1,
+        starts=starts,
     )

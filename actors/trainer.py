@@ -68,7 +68,6 @@ def train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
     """
     spec: FusionSpec = config["spec"]
     torch.set_num_threads(config["threads"])
-    torch.manual_seed(spec.run.seed)
     target = TargetModel(
         spec.target_model,
         spec.training,
@@ -80,6 +79,7 @@ def train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
     held_out = config["held_out"]() if spec.evaluation.every_steps else {}
     blocks = _blocks(spec)
     while reached(spec, journal.history) is None:
+        _seed(spec.run.seed, target.step)
         if _step(target, next_blocks(blocks), len(spec.source_models), journal) is None:
             break
         if held_out and target.step % spec.evaluation.every_steps == 0:
@@ -116,6 +116,11 @@ def _tell(monitor: Any, journal: Journal) -> None:
     """Report the last step; one worker speaks for all."""
     if torch.distributed.get_rank() == 0:
         monitor.step.remote(journal.history[-1])
+
+
+def _seed(seed: int, step: int) -> None:
+    """Draw the step's dropout, where the target has it, from the step itself: a run that goes on draws the same."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, torch.distributed.get_rank()]).generate_state(1)[0]))
 
 
 def restore(target: TargetModel, output_dir: str) -> Journal:

@@ -5,7 +5,7 @@ They cross process borders (Ray pickles them), so every one can be rebuilt from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 
@@ -72,3 +72,19 @@ class SourceModelError(FusionError):
 
 class TrainingError(FusionError):
     """The target model's training cannot go on, for example because of a non-finite loss."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything inside it, outermost first, each once. Ray has ways of its own to carry errors."""
+    seen: set[int] = set()
+    waiting: list[BaseException] = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        inside = [getattr(current, "cause", None), current.__cause__, current.__context__]
+        inside.append(getattr(current, "controller_failure", None))  # Ray Train's controller
+        inside += list((getattr(current, "worker_failures", None) or {}).values())  # Ray Train: one for each rank
+        waiting += [item for item in inside if isinstance(item, BaseException)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engine.errors import FusionError
+from engine.errors import FusionError, causes
 
 #: Ray Data appends to the message of a stage's error how to have it tried again, which would not help here.
 _RAY_DATA_ADVICE = "\nFailed to apply UDF transform"
@@ -23,10 +23,10 @@ def readable_errors() -> Iterator[None]:
     except FusionError as error:
         raise _innermost(error) from None
     except Exception as error:
-        found = next((cause for cause in _causes(error) if isinstance(cause, FusionError)), None)
+        found = next((cause for cause in causes(error) if isinstance(cause, FusionError)), None)
         if found is not None:
             raise _innermost(found) from error
-        *_, root = _causes(error)
+        *_, root = causes(error)
         raise FusionError(f"the run failed: {type(root).__name__}: {str(root).strip() or 'no message'}") from error
 
 
@@ -37,18 +37,3 @@ def _innermost(error: FusionError) -> FusionError:
         return _innermost(cause)
     first = error.args[0] if error.args else None
     return type(error)(first.split(_RAY_DATA_ADVICE)[0]) if isinstance(first, str) else error
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything inside it, outermost first, each once."""
-    seen: set[int] = set()
-    waiting: list[BaseException] = [error]
-    while waiting:
-        current = waiting.pop(0)
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        inside = [getattr(current, "cause", None), current.__cause__, current.__context__]
-        inside += list((getattr(current, "worker_failures", None) or {}).values())  # Ray Train: one for each rank
-        waiting += [item for item in inside if isinstance(item, BaseException)]

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from engine.result import Progress, StageTotals
+from engine.result import TRAIN, Progress, StageTotals
 from engine.spec import FusionSpec
 from engine.summary import busy_share, ratio, replicas
 
@@ -15,8 +15,6 @@ WINDOW_SECONDS = 30.0
 
 #: Below this busy share no stage is what the others wait for.
 BOTTLENECK_SHARE = 0.5
-
-TRAIN = "train"
 
 
 @dataclass(frozen=True)

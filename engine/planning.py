@@ -44,7 +44,7 @@ class Plan:
             "corpus": f"{len(flow.corpus_units)} units x {spec.corpus.passes} passes",
             "windows": f"{windows} text tokens a passage",
             "fusion": _fusion_line(spec),
-            "batch": f"{flow.batch_passages} passages in a call of a source model",
+            "batch": f"passages of {flow.batch_blocks} blocks in a call of a source model",
             "step": f"{training.global_batch_blocks} blocks of {training.block_length} = {step_tokens:,} tokens, "
             f"{flow.blocks_per_worker} blocks a worker on {training.num_workers} workers",
             "length": f"at most {training.max_steps} steps = {training.max_steps * step_tokens:,} tokens",

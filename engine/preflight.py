@@ -31,6 +31,7 @@ PLACEMENT: dict[str, Any] = {
         "keep_checkpoints",
         "max_tokens",
         "max_hours",
+        "max_restarts",
     },
     "source_models": {
         "__all__": {

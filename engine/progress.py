@@ -21,7 +21,17 @@ from engine.evaluation_tables import ScoreTable, score_tables
 from engine.flow_rates import FlowRates, StageRate
 from engine.result import EvaluationResult, Progress, RunResult, StepRecord
 from engine.spec import FusionSpec
-from engine.summary import Rows, duration, number, ratio, run_figures, share, source_rows, stage_rows
+from engine.summary import (
+    Rows,
+    duration,
+    number,
+    ratio,
+    run_figures,
+    share,
+    source_rows,
+    stage_rows,
+    training_restarts,
+)
 
 #: Between two lines of a log: at first somebody waits to see that it works, later it is to stay readable.
 SECONDS_BETWEEN_FIRST_LINES, SECONDS_BETWEEN_LINES = 10.0, 60.0
@@ -133,7 +143,7 @@ def line(state: RunState) -> str:
             losses(state.step),
             *_held_out(state),
         ]
-    return " | ".join([*parts, state.headline, *_skipped(state)])
+    return " | ".join([*parts, state.headline, *_remarks(state)])
 
 
 def panel(state: RunState) -> RenderableType:
@@ -143,7 +153,7 @@ def panel(state: RunState) -> RenderableType:
         parts += [_bar(state), Text(_pace(state)), Text(losses(state.step)), *map(Text, _held_out(state))]
     if state.picture.stages:
         parts += [_stage_table(state.rates.stages())]
-    parts += [Text(state.headline, style="bold"), *(Text(text, style="yellow") for text in _skipped(state))]
+    parts += [Text(state.headline, style="bold"), *(Text(text, style="yellow") for text in _remarks(state))]
     return Panel(Group(*parts), title=Text(state.spec.run.name, style="bold"), title_align="left", padding=(0, 1))
 
 
@@ -187,7 +197,7 @@ def _stage_table(rates: Sequence[StageRate]) -> Table:
     return table
 
 
-def _skipped(state: RunState) -> list[str]:
+def _remarks(state: RunState) -> list[str]:
     skipped, left_out = state.picture.skipped, state.picture.left_out
     told = []
     if skipped:
@@ -195,6 +205,8 @@ def _skipped(state: RunState) -> list[str]:
         told.append(f"{len(skipped):,} row{plural} skipped, last {last.path}, row {last.row}: {last.reason}")
     if left_out:
         told.append(f"{len(left_out):,} passages fused without {left_out[-1].source}: {left_out[-1].reason}")
+    if restarts := training_restarts(state.picture.stages):
+        told.append(f"training was started anew {restarts} time{'s' * (restarts > 1)}, from its last checkpoint")
     return told
 
 

@@ -12,6 +12,9 @@ from typing import Literal
 #: ``max_hours``, or the held-out loss has not fallen for ``evaluation.patience`` evaluations.
 StopReason = Literal["corpus", "steps", "tokens", "time", "no improvement"]
 
+#: The stage that is made of the optimizer steps themselves.
+TRAIN = "train"
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -69,7 +72,8 @@ class StageTotals:
         passages, tokens: done; tokens are the stage's own (a source counts its own tokens).
         busy_seconds: inside the stage's own work; ``wait_seconds``: between two calls, for input or for room behind it.
         replicas: processes that have reported.
-        starts: how often a replica has started; more than ``replicas`` means that some were replaced.
+        starts: how often a replica has started; more than ``replicas`` means that some were replaced. Training counts
+            as one replica, which starts again when its workers are started anew.
     """
 
     name: str

@@ -31,7 +31,9 @@ class Run(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of everything random: the order of passages, and dropout where the target has it."""
     deterministic: bool = False
-    """Keep one order of passages through all stages, so that two runs learn the same blocks in the same order."""
+    """Keep one order of passages through all stages: two runs learn the same blocks in the same order and, on one kind
+    of machine, have the same losses bit for bit, however often they were interrupted and however many replicas the
+    sources have. One process reads the corpus then, and a slow replica holds up the others."""
     tensorboard: bool = False
     """Write every step's metrics as TensorBoard event files too, below output_dir/logs/tensorboard."""
     wandb_project: str = ""
@@ -209,6 +211,9 @@ class Training(Section):
     models come on top. 0: no limit."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] = 500
     """Steps between checkpoints; the last step always makes one."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How many times training may be started anew from its last checkpoint because a worker has died; readers and
+    aligners, too, may die and be replaced so many times each. Source models have a number of their own."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """Older checkpoints are deleted."""
     optimizer: Optimizer = Optimizer()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.result import RunResult, StageTotals, StepRecord, StopReason
+from engine.result import TRAIN, RunResult, StageTotals, StepRecord, StopReason
 
 #: Why a run has ended, in words.
 ENDED_BY: dict[StopReason, str] = {
@@ -43,6 +43,8 @@ def run_figures(result: RunResult) -> Rows:
     figures |= _training_figures(result.history)
     figures |= _held_out_figures(result)
     figures["slowest stage"] = slowest_stage(result)
+    if restarts := training_restarts(result.stages):
+        figures["training restarts"] = f"{restarts}, each from the checkpoint before"
     figures["skipped rows"] = f"{len(result.skipped):,}"
     if result.left_out:
         figures["without a source"] = f"{len(result.left_out):,} passages, last: {result.left_out[-1].reason}"
@@ -166,6 +168,11 @@ def replicas(stage: StageTotals) -> str:
     """How many replicas a stage has, and how many of them have died and were started anew."""
     replaced = stage.starts - stage.replicas
     return f"{stage.replicas}" + (f" ({replaced} replaced)" if replaced > 0 else "")
+
+
+def training_restarts(stages: Sequence[StageTotals]) -> int:
+    """How often the training workers were started anew within the run."""
+    return sum(stage.starts - stage.replicas for stage in stages if stage.name == TRAIN)
 
 
 def ratio(numerator: float, denominator: float) -> float:

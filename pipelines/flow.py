@@ -7,14 +7,14 @@ theirs before the first task runs, and a task that finds none left waits for eve
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from actors.backends import context_limit
 from actors.backends.vllm import BATCHED_TOKENS
 from engine.checkpoint_files import local_checkpoint, with_adapter
-from engine.errors import Fault, FusionError, PreflightError, TokenizerError
+from engine.errors import Fault, FusionError, PreflightError
 from engine.spec import FusionSpec
 from engine.tokenization import PassageTokenizer
 from pipelines.corpus import CorpusUnit, find_files, sample, units_of
@@ -26,17 +26,12 @@ SMALLEST_WINDOW = 8
 #: Steps of its own that an engine is kept busy for by one batch: the last one is partly empty, so that a single one
 #: would be wasteful. With three sources at K=128 (768 bytes a row) a GPU's batch stays below 100 MB.
 STEPS_IN_A_BATCH = 8
-FEWEST_PASSAGES, MOST_PASSAGES = 8, 1024
-
-#: Text that the mean length of a passage is taken from.
-SAMPLE_BYTES = 65_536
 
 READER_CPUS = 0.5
 ALIGNER_CPUS = 1.0
 PACKING_CPUS = 0.5
-#: Ray Data's own repartition tasks reserve one CPU each, which cannot be set.
+#: Ray Data's own repartition task reserves one CPU, which cannot be set.
 REPARTITION_CPUS = 1.0
-REPARTITIONS = 2
 
 Result = TypeVar("Result")
 
@@ -48,7 +43,7 @@ class FlowPlan:
     Attributes:
         corpus_units: what readers share out, as the fields of ``corpus.CorpusUnit``; one pass.
         checkpoints, windows: of the target and all sources: the text tokens that each can take in one passage.
-        batch_passages: passages in one call of a source model, an aligner or the packer.
+        batch_blocks: training blocks whose passages are one call of a source model, an aligner or the packer.
         blocks_per_worker: training blocks of one worker in one step.
         reader_replicas, reader_cpus, aligner_replicas, aligner_cpus, packing_cpus: of the stages between the models.
         logical_cpus, gpus: what Ray must be able to reserve for all stages and workers at once.
@@ -57,7 +52,7 @@ class FlowPlan:
     corpus_units: tuple[dict[str, Any], ...]
     checkpoints: tuple[str, ...]
     windows: tuple[int, ...]
-    batch_passages: int
+    batch_blocks: int
     blocks_per_worker: int
     reader_replicas: int
     reader_cpus: float
@@ -85,14 +80,16 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
     if faults:
         raise PreflightError(faults)
     replicas = sum(source.replicas for source in spec.source_models)
-    readers, aligners = max(1, replicas // 4), max(1, replicas // 2)
     training = spec.training
     corpus_units = tuple(asdict(unit) for path in files for unit in units_of(path))
+    # One order of passages has one reader: see ``pipelines.arrangement``.
+    readers = 1 if spec.run.deterministic else max(1, min(replicas // 4, len(corpus_units)))
+    aligners = max(1, replicas // 2)
     return FlowPlan(
         corpus_units=corpus_units,
         checkpoints=(spec.target_model.checkpoint, *(source.checkpoint for source in spec.source_models)),
         windows=tuple(windows),
-        batch_passages=_batch_passages(spec, [CorpusUnit(**unit) for unit in corpus_units], windows),
+        batch_blocks=_batch_blocks(spec),
         blocks_per_worker=training.global_batch_blocks // training.num_workers,
         reader_replicas=readers,
         reader_cpus=READER_CPUS,
@@ -104,7 +101,7 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
         + readers * READER_CPUS
         + aligners * ALIGNER_CPUS
         + PACKING_CPUS
-        + REPARTITIONS * REPARTITION_CPUS,
+        + REPARTITION_CPUS,
         gpus=training.num_workers * training.num_gpus_per_worker
         + sum(source.replicas * source.num_gpus * source.tensor_parallel_size for source in spec.source_models),
     )
@@ -127,21 +124,11 @@ def scoring_window(checkpoint: str, limit: int) -> int:
     return _window(checkpoint, context_limit(_load_config(checkpoint), limit, generated_tokens=0))
 
 
-def _batch_passages(spec: FusionSpec, units: Sequence[CorpusUnit], windows: Sequence[int]) -> int:
-    """Passages that hold about as many target tokens as keep an engine busy for ``STEPS_IN_A_BATCH`` of its steps."""
-    tokenizer = PassageTokenizer.load(spec.target_model.checkpoint)
-    tokens = passages = 0
-    for text in sample(units, spec.corpus.text_column, SAMPLE_BYTES):
-        try:
-            length = len(tokenizer.encode(text)[0])
-        except TokenizerError:  # the run itself reports it
-            continue
-        tokens += length
-        passages += -(-length // min(windows))
+def _batch_blocks(spec: FusionSpec) -> int:
+    """Training blocks that hold about as many tokens as keep an engine busy for ``STEPS_IN_A_BATCH`` of its steps."""
     on_gpu = any(source.num_gpus for source in spec.source_models)
     budget = STEPS_IN_A_BATCH * BATCHED_TOKENS["cuda" if on_gpu else "cpu"]
-    mean = tokens / passages if passages else spec.training.block_length
-    return max(FEWEST_PASSAGES, min(MOST_PASSAGES, round(budget / mean)))
+    return max(1, budget // spec.training.block_length)
 
 
 def _collect(faults: list[Fault], where: str, look: Callable[[Any], Result], subject: Any) -> Result | None:

@@ -1,12 +1,14 @@
 """The whole data flow on one screen: corpus -> passages -> source models, one after the other -> fusion -> blocks.
 
-A chain, not a join: each pool adds its columns to the same rows, and all pools work at once on different batches.
+A chain, not a join: each pool adds its columns to the same passages, and all pools work at once on different batches.
+A row of the stream is a batch (``pipelines.batches``), as the reader has put it together (``pipelines.arrangement``).
 Nothing is stored in between. Every epoch and every restart of a Ray Data execution would load all source models anew,
 so several passes over the corpus repeat its *units* inside one execution.
 """
 
 from __future__ import annotations
 
+import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle
@@ -19,6 +21,8 @@ from actors.source_model import SourceModel
 from engine.ledger import Ledger
 from engine.spec import FusionSpec
 from engine.spec import SourceModel as SourceSpec
+from pipelines.arrangement import Arrangement
+from pipelines.batches import of_row, on_batches
 from pipelines.flow import FlowPlan, mapping_sample
 from pipelines.packing import Packer
 from pipelines.passages import PassageReader
@@ -36,13 +40,13 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
     stream = _read_passages(spec, flow, learned, monitor)
     for source in spec.source_models:
         stream = stream.map_batches(
-            SourceModel if source.required else OptionalSource,
+            on_batches(SourceModel if source.required else OptionalSource),
             fn_constructor_kwargs={
                 "source": source,
                 "top_k": spec.fusion.top_k,
                 "meter": Meter(source.name, monitor),
             },
-            batch_size=flow.batch_passages,
+            batch_size=1,
             batch_format="pyarrow",
             num_cpus=source.num_cpus,
             num_gpus=source.num_gpus * source.tensor_parallel_size,
@@ -50,27 +54,32 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
             compute=_pool(source),
         )
     stream = stream.map_batches(
-        Aligner,
+        on_batches(Aligner),
         fn_constructor_kwargs={
             "target_checkpoint": spec.target_model.checkpoint,
             "sources": [(source.name, source.checkpoint) for source in spec.source_models],
             "fusion": spec.fusion,
             "alignment": spec.alignment,
             "sample": mapping_sample(spec, flow),
-            "meter": Meter("align and fuse", monitor),
+            "meter": Meter("align and fuse", monitor, spec.training.max_restarts),
         },
-        batch_size=flow.batch_passages,
+        batch_size=1,
         batch_format="pyarrow",
         num_cpus=flow.aligner_cpus,
         compute=ActorPoolStrategy(size=flow.aligner_replicas),
     )
     stream = stream.map_batches(
-        Packer(spec.training.block_length, spec.fusion.top_k),
-        batch_size=flow.batch_passages,
+        _packed,
+        fn_args=(Packer(spec.training.block_length, spec.fusion.top_k),),
+        batch_size=1,
         batch_format="pyarrow",
         num_cpus=flow.packing_cpus,
     )
-    return stream.repartition(target_num_rows_per_block=flow.blocks_per_worker)
+    return stream.repartition(target_num_rows_per_block=flow.blocks_per_worker, strict=True)
+
+
+def _packed(row: pa.Table, packer: Packer) -> pa.Table:
+    return packer(*of_row(row))
 
 
 def _pool(source: SourceSpec) -> ActorPoolStrategy:
@@ -81,30 +90,32 @@ def _pool(source: SourceSpec) -> ActorPoolStrategy:
 
 
 def _read_passages(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: ActorHandle) -> Dataset:
-    """Batches of ``flow.batch_passages`` passages (``records.PASSAGE``), all passes over the corpus in turn."""
+    """Rows that are batches of passages (``records.PASSAGE``), all passes over the corpus in turn."""
     units = [
         {**unit, "corpus_pass": corpus_pass} for corpus_pass in range(spec.corpus.passes) for unit in flow.corpus_units
     ]
-    return (
-        ray.data.from_items(units, override_num_blocks=len(units))
-        .map_batches(
-            PassageReader,
-            fn_constructor_kwargs={
-                "checkpoints": flow.checkpoints,
-                "windows": flow.windows,
-                "overlap_bytes": spec.corpus.overlap_bytes,
-                "text_column": spec.corpus.text_column,
-                "on_error": spec.corpus.on_error,
-                "learned": learned,
-                "batch_passages": flow.batch_passages,
-                "shuffle_passages": spec.corpus.shuffle_passages,
-                "seed": spec.run.seed,
-                "meter": Meter("corpus", monitor),
-            },
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=flow.reader_cpus,
-            compute=ActorPoolStrategy(size=flow.reader_replicas),
-        )
-        .repartition(target_num_rows_per_block=flow.batch_passages)
+    readers = flow.reader_replicas
+    shares = [{"share": share, "units": units[share::readers]} for share in range(readers)]
+    return ray.data.from_items(shares, override_num_blocks=readers).map_batches(
+        PassageReader,
+        fn_constructor_kwargs={
+            "checkpoints": flow.checkpoints,
+            "windows": flow.windows,
+            "overlap_bytes": spec.corpus.overlap_bytes,
+            "text_column": spec.corpus.text_column,
+            "on_error": spec.corpus.on_error,
+            "learned": learned,
+            "arrangement": Arrangement(
+                shuffle_passages=spec.corpus.shuffle_passages,
+                seed=spec.run.seed,
+                block_length=spec.training.block_length,
+                batch_blocks=flow.batch_blocks,
+                checkpoint_blocks=spec.training.checkpoint_every_steps * spec.training.global_batch_blocks,
+            ),
+            "meter": Meter("corpus", monitor, spec.training.max_restarts),
+        },
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=flow.reader_cpus,
+        compute=ActorPoolStrategy(size=readers),
     )

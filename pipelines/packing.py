@@ -1,8 +1,8 @@
 """Fused passages to training blocks of a fixed shape (pure numpy).
 
-Packing is stateless: one batch of passages in, its blocks out, so a lost task can be done again anywhere and no
-remainder has to travel with a checkpoint. The price is the empty end of each batch's last blocks. Best fit keeps it
-small: with 64 passages a batch, see LOG.md for the share of padding.
+Which passages share a block is decided by ``best_fit`` in the reader, before anything is left out and before any source
+model is asked, so that it is the same in every run. Laying them out is stateless: one batch of passages in, its blocks
+out, so a lost task can be done again anywhere and no remainder has to travel with a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from engine.errors import RecordError
 from engine.records import FUSED_PASSAGE, NO_TOKEN, TRAINING_BLOCK, check, ragged, rows_of, schema
 
 
@@ -58,11 +59,19 @@ class Packer:
         self._block_length = block_length
         self._top_k = top_k
 
-    def __call__(self, passages: pa.Table) -> pa.Table:
-        """One table of fused passages to one table of training blocks."""
+    def __call__(self, passages: pa.Table, training_blocks: np.ndarray) -> pa.Table:
+        """One table of fused passages to one table of training blocks.
+
+        Args:
+            passages: ``records.FUSED_PASSAGE``.
+            training_blocks: int [B], the block that each passage goes into; blocks come out in ascending order.
+
+        Raises:
+            RecordError: the passages of a block are longer than it.
+        """
         check(passages, FUSED_PASSAGE, "pack")
         columns = {name: self._rows(passages[name]) for name in passages.column_names}
-        bins = best_fit([len(tokens) for tokens in columns["token_ids"]], self._block_length)
+        bins = [np.flatnonzero(training_blocks == block) for block in np.unique(training_blocks)]
         blocks = [self._block(columns, items) for items in bins]
         fields = schema(TRAINING_BLOCK)
         arrays = [ragged([block[field.name] for block in blocks], field.type.value_type) for field in fields]
@@ -75,6 +84,7 @@ class Packer:
     def _block(self, columns: dict[str, list[np.ndarray] | np.ndarray], items: Sequence[int]) -> dict[str, np.ndarray]:
         """One block from the passages ``items``: token columns laid one after the other, then padding."""
         length, top_k = self._block_length, self._top_k
+        self._insist_on_room(columns, items)
         block = {
             "input_ids": np.zeros(length, np.int32),
             "segment_ids": np.zeros(length, np.int32),
@@ -95,6 +105,14 @@ class Packer:
             block["fused_probs"][start:end] = columns["fused_probs"][item].reshape(-1, top_k)
             start = end
         return block | self._passages_inside(columns, items)
+
+    def _insist_on_room(self, columns: dict, items: Sequence[int]) -> None:
+        tokens = sum(len(columns["token_ids"][item]) for item in items)
+        if tokens > self._block_length:
+            raise RecordError(
+                f"pack: the passages {', '.join(columns['passage_id'][item] for item in items)} have {tokens} tokens, "
+                f"their training block takes {self._block_length}; reader and aligner count tokens differently"
+            )
 
     def _passages_inside(self, columns: dict, items: Sequence[int]) -> dict[str, np.ndarray]:
         """What the ledger and the metrics need to know of the passages in a block."""

@@ -6,10 +6,9 @@ half of its own token; nothing is decoded and encoded again, and every byte is c
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from os.path import basename
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +19,8 @@ from engine.ledger import Ledger
 from engine.records import PASSAGE, schema
 from engine.result import SkippedRow
 from engine.tokenization import PassageTokenizer
+from pipelines.arrangement import Arrangement
+from pipelines.batches import as_row
 from pipelines.corpus import CorpusUnit, Unreadable, read_documents
 
 #: Text that is tokenized at once to find one cut, in bytes a token of the smallest window. Text that a tokenizer knows
@@ -119,7 +120,7 @@ class PassageCutter:
 
 
 class PassageReader:
-    """Reads units of the corpus and yields their passages; what cannot be read stops the run or is counted.
+    """Reads its share of the corpus and yields batches of passages; what cannot be read stops the run or is counted.
 
     Args:
         checkpoints: of the target model and all source models, for their tokenizers.
@@ -127,9 +128,11 @@ class PassageReader:
         text_column: see the spec.
         on_error: ``fail`` or ``skip``.
         learned: passages that a checkpoint has learned already; they are left out.
-        batch_passages: rows in each table that is yielded.
-        shuffle_passages, seed: see the spec.
+        arrangement: of the passages.
         meter: of the stage ``corpus``.
+
+    Raises:
+        FusionError: the readers have died too often.
     """
 
     def __init__(
@@ -140,34 +143,42 @@ class PassageReader:
         text_column: str,
         on_error: str,
         learned: Ledger,
-        batch_passages: int,
-        shuffle_passages: int,
-        seed: int,
+        arrangement: Arrangement,
         meter: Meter,
     ):
+        meter.start_or_refuse()
         tokenizers = {checkpoint: PassageTokenizer.load(checkpoint) for checkpoint in checkpoints}
         self._cutter = PassageCutter([tokenizers[checkpoint] for checkpoint in checkpoints], windows, overlap_bytes)
+        self._target = tokenizers[checkpoints[0]]
         self._text_column = text_column
         self._on_error = on_error
         self._learned = learned
-        self._batch_passages = batch_passages
-        self._shuffle_passages = shuffle_passages
-        self._seed = seed
+        self._arrangement = arrangement
         self._meter = meter
 
-    def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
-        """Units (columns ``path``, ``row_group``, ``first_row``, ``corpus_pass``) to tables of ``records.PASSAGE``.
+    def __call__(self, shares: pa.Table) -> Iterator[pa.Table]:
+        """Shares (columns ``share``, its number, and ``units``) to batches of ``records.PASSAGE``, each as one row.
 
         Raises:
             RecordError: a file or row cannot be read and ``on_error`` is ``fail``; names both and the reason.
         """
-        for unit in units.to_pylist():
-            corpus_pass = unit.pop("corpus_pass")
-            passages = self._passages(CorpusUnit(**unit), corpus_pass)
-            # By name, not by path: the order is the same wherever the corpus lies.
-            order = random.Random(f"{self._seed} {basename(unit['path'])} {unit['row_group']} {corpus_pass}")
-            shuffled = shuffle(passages, self._shuffle_passages, order)
-            yield from self._batches(passage for passage in shuffled if passage[0] not in self._learned)
+        for share in shares.to_pylist():
+            passages = self._measured(passage for unit in share["units"] for passage in self._passages_of(unit))
+            started = time.perf_counter()
+            for rows, training_blocks in self._arrangement.batches(passages, share["share"], self._learned):
+                self._meter.record(passages=len(rows), tokens=0, busy_seconds=time.perf_counter() - started)
+                yield as_row(self._table(rows), training_blocks)
+                started = time.perf_counter()
+
+    def _measured(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, int]]:
+        """Each passage with T, as the aligner will find it."""
+        for passage in passages:
+            _, text, _, _, ends_document = passage
+            yield passage, len(self._target.encode_with_roles(text, self._target.adds_bos, ends_document)[0])
+
+    def _passages_of(self, unit: dict[str, Any]) -> Iterator[Passage]:
+        corpus_pass = unit.pop("corpus_pass")
+        return self._passages(CorpusUnit(**unit), corpus_pass)
 
     def _passages(self, unit: CorpusUnit, corpus_pass: int) -> Iterator[Passage]:
         for document in read_documents(unit, self._text_column):
@@ -188,36 +199,10 @@ class PassageReader:
             raise RecordError(f"{unreadable}; mend it, or set corpus.on_error: skip to go on without it")
         self._meter.skip(SkippedRow(unreadable.path, unreadable.row, unreadable.reason))
 
-    def _batches(self, passages: Iterable[Passage]) -> Iterator[pa.Table]:
-        rows: list[Passage] = []
-        started = time.perf_counter()
-        for passage in passages:
-            rows.append(passage)
-            if len(rows) == self._batch_passages:
-                yield self._table(rows, started)
-                rows, started = [], time.perf_counter()
-        if rows:
-            yield self._table(rows, started)
-
-    def _table(self, rows: Sequence[Passage], started: float) -> pa.Table:
-        self._meter.record(passages=len(rows), tokens=0, busy_seconds=time.perf_counter() - started)
+    def _table(self, rows: Sequence[Passage]) -> pa.Table:
         columns = list(zip(*rows, strict=True))
         fields = schema(PASSAGE)
         return pa.table([pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)], fields)
-
-
-def shuffle(passages: Iterable[Passage], held: int, order: random.Random) -> Iterator[Passage]:
-    """Draw each passage at random from the next ``held`` ones; the same draws for the same state of ``order``.
-
-    Passages of one document follow each other in the corpus, and a step that learns one document unlearns the last.
-    """
-    waiting: list[Passage] = []
-    for passage in passages:
-        waiting.append(passage)
-        if len(waiting) > held:
-            yield waiting.pop(order.randrange(len(waiting)))
-    order.shuffle(waiting)
-    yield from waiting
 
 
 def _is_boundary(data: bytes, position: int) -> bool:

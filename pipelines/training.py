@@ -1,8 +1,17 @@
-"""The hand-over of the stream to Ray Train."""
+"""The hand-over of the stream to Ray Train, and what happens when a training worker dies.
+
+Ray Train then starts all workers anew. They go on from the last checkpoint, with a new stream, whose reader leaves out
+what that checkpoint has learned. An error that the engine raised on purpose (a bad corpus, a loss that is not finite)
+would only come again: it ends the run at once.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,6 +22,7 @@ from ray.actor import ActorHandle
 from ray.data import DataContext, DataIterator, Dataset, ExecutionOptions
 
 from actors.trainer import learned_passages, train_worker
+from engine.errors import FusionError, causes
 from engine.result import StepRecord
 from engine.spec import FusionSpec
 from pipelines.flow import FlowPlan
@@ -39,6 +49,16 @@ class _SharedStream(ray.train.DataConfig):
         return [{"train": split} for split in stream.streaming_split(world_size, equal=False)]
 
 
+class _StopAtFusionError(ray.train.UserCallback):
+    """Has Ray Train's controller, which tries again after any other failure of a worker, give up."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            for cause in causes(error):
+                if isinstance(cause, FusionError):
+                    raise cause
+
+
 def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepRecord, ...]:
     """Run the stream into the training workers until the last step or the end of the corpus.
 
@@ -46,6 +66,7 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         The records of all steps.
 
     Raises:
+        KeyboardInterrupt: by Ctrl-C; the workers have been ended.
         Whatever a stage or worker raised, inside Ray's own errors: see ``engine.runner``.
     """
 
@@ -54,6 +75,9 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         context = DataContext.get_current()  # the driver's is not seen in the controller
         context.execution_no_progress_timeout_s = -1  # loading a large model or a long evaluation is no hang
         context.enable_progress_bars = False
+        # Ray Data keeps what a task yields until it fills a block: a batch must not wait for the next.
+        context.target_max_block_size = 1
+        monitor.begin_stream.remote()
         return fused_blocks(spec, flow, learned_passages(spec.run.output_dir), monitor)
 
     training = spec.training
@@ -75,8 +99,26 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         run_config=ray.train.RunConfig(
             name="ray_train",
             storage_path=os.path.join(spec.run.output_dir, "logs"),
+            failure_config=ray.train.FailureConfig(max_failures=training.max_restarts),
+            callbacks=[_StopAtFusionError()],
         ),
         datasets={"train": stream},
         dataset_config=_SharedStream(preserve_order=spec.run.deterministic),
     )
-    return trainer.fit().return_value
+    with _interruptible():
+        return trainer.fit().return_value
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be a ``KeyboardInterrupt``: Ray Train ends the process instead, as if all had gone well."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python hands interrupts to the main thread alone, and Ray Train knows
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, handler)

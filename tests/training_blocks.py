@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.records import FUSED_PASSAGE, NO_TOKEN, ragged, schema
-from pipelines.packing import Packer
+from pipelines.packing import Packer, best_fit
 
 LENGTH, TOP_K, VOCABULARY = 32, 3, 400
 
@@ -31,7 +31,10 @@ def training_blocks(seed: int, lengths: Sequence[int] = (20, 30, 12, 25, 16, 9))
         "cross_entropy": ragged([random.random(2) for _ in rows], pa.float32()),
         "covered_rows": ragged([random.integers(0, 9, 2) for _ in rows], pa.int32()),
     }
-    return Packer(LENGTH, TOP_K)(pa.table(columns, schema(FUSED_PASSAGE)))
+    places = np.empty(len(rows), np.int32)
+    for block, items in enumerate(best_fit(lengths, LENGTH)):
+        places[items] = block
+    return Packer(LENGTH, TOP_K)(pa.table(columns, schema(FUSED_PASSAGE)), places)
 
 
 def _row_set(random: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.errors import RecordError
 from engine.records import FUSED_PASSAGE, NO_TOKEN, TRAINING_BLOCK, check, ragged, rows_of, schema
 from pipelines.packing import Packer, best_fit
 
@@ -30,6 +31,14 @@ def fused_passages(lengths: list[int], seed: int = 0) -> pa.Table:
     return pa.table(columns, schema(FUSED_PASSAGE))
 
 
+def placed(passages: pa.Table) -> np.ndarray:
+    """The block of each passage, as the reader would have it."""
+    blocks = np.empty(len(passages), np.int32)
+    for number, items in enumerate(best_fit([len(tokens) for tokens in rows_of(passages["token_ids"])], LENGTH)):
+        blocks[items] = 10 + number
+    return blocks
+
+
 @given(st.lists(st.integers(1, LENGTH), min_size=1, max_size=40))
 def test_best_fit_places_every_item_once_within_capacity(lengths):
     bins = best_fit(lengths, LENGTH)
@@ -50,7 +59,7 @@ def test_an_item_that_fits_no_bin_is_named():
 @given(st.lists(st.integers(2, LENGTH), min_size=1, max_size=20))
 def test_every_row_of_every_passage_is_found_again(lengths):
     passages = fused_passages(lengths)
-    blocks = Packer(LENGTH, TOP_K)(passages)
+    blocks = Packer(LENGTH, TOP_K)(passages, placed(passages))
     check(blocks, TRAINING_BLOCK, "test")
     names = ("input_ids", "segment_ids", "loss_mask", "fusion_mask", "fused_ids", "fused_probs")
     per_block = list(zip(*(rows_of(blocks[name]) for name in names), strict=True))
@@ -77,7 +86,7 @@ def test_every_row_of_every_passage_is_found_again(lengths):
 
 def test_what_the_ledger_needs_travels_with_the_block():
     passages = fused_passages([20, 30, 12])
-    blocks = Packer(LENGTH, TOP_K)(passages)
+    blocks = Packer(LENGTH, TOP_K)(passages, placed(passages))
     assert [list(row) for row in rows_of(blocks["passage_ids"])] == [["0/a:1:0", "0/a:1:2"], ["0/a:1:1"]]
     context = passages["context_rows"].to_pylist()
     assert [row.tolist() for row in rows_of(blocks["passage_tokens"])] == [
@@ -87,6 +96,11 @@ def test_what_the_ledger_needs_travels_with_the_block():
     assert [row.tolist() for row in rows_of(blocks["passage_bytes"])] == [[60, 36], [90]]
     cross_entropy = rows_of(passages["cross_entropy"])
     assert np.array_equal(rows_of(blocks["cross_entropy"])[0], np.concatenate([cross_entropy[0], cross_entropy[2]]))
+
+
+def test_a_block_that_is_too_full_is_refused():
+    with pytest.raises(RecordError, match="0/a:1:0, 0/a:1:1 have 50 tokens, their training block takes 32"):
+        Packer(LENGTH, TOP_K)(fused_passages([20, 30]), np.zeros(2, np.int32))
 
 
 def test_padding_is_small_for_ordinary_batches():

@@ -118,6 +118,12 @@ def test_a_replaced_replica_and_a_skipped_row_are_seen(state):
     assert "1 row skipped, last corpus.jsonl, row 7: not JSON [really]" in text
 
 
+def test_training_that_starts_anew_is_named(state):
+    anew = StageTotals("train", 210, 21000, 42.0, 18.0, replicas=1, starts=2)
+    state.update(Progress(stages=(anew,)), now=61.0)
+    assert "training was started anew 1 time, from its last checkpoint" in shown(panel(state))
+
+
 def test_a_log_gets_lines_with_their_time_now_and_then():
     console = Console(file=io.StringIO(), force_terminal=False, width=20)
     display = ProgressDisplay(SPEC, console)
@@ -232,6 +238,12 @@ def test_throughput_counts_the_time_of_all_replicas(result):
     first, second = stage_rows(result).rows
     assert first == ("llama-docs", "80", "8,000", "80", "200", "40.0 %", "1")
     assert second == ("gpt2-code", "80", "8,000", "80", "100", "80.0 %", "2 (1 replaced)")
+
+
+def test_restarts_of_training_stand_in_the_summary(result):
+    anew = replace(result, stages=(*result.stages, StageTotals("train", 80, 8000, 1.0, 1.0, replicas=1, starts=3)))
+    assert ("training restarts", "2, each from the checkpoint before") in run_figures(anew).rows
+    assert "training restarts" not in dict(run_figures(result).rows)
 
 
 def test_a_run_without_a_step_has_a_summary(result):

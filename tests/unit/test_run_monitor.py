@@ -10,6 +10,7 @@ import pytest
 
 from actors import run_monitor
 from actors.run_monitor import Meter, NoMeter, RunMonitor
+from engine.errors import FusionError
 from engine.result import SkippedRow, StageTotals, StepRecord
 
 pytestmark = pytest.mark.timeout(30)
@@ -90,6 +91,37 @@ def test_a_step_that_comes_again_replaces_the_old_one():
     assert picture.stages == (StageTotals("train", 12, 300, 4.5, 1.5, replicas=1, starts=1),)
 
 
+def test_a_new_stream_has_new_replicas_and_forgets_no_work():
+    monitor = RunMonitor()
+    monitor.begin_stream()
+    assert monitor.start("first", "1", "gpt2-code") == 0
+    assert monitor.start("first", "2", "gpt2-code") == 1
+    monitor.report("first", "2", totals(8, 800, 2.0, 0.5))
+    monitor.begin_stream()
+    assert monitor.start("second", "3", "gpt2-code") == 1, "deaths of the stream before still count"
+    monitor.report("second", "3", totals(4, 300, 1.0, 0.25))
+    assert monitor.snapshot().stages == (StageTotals("gpt2-code", 12, 1100, 3.0, 0.75, replicas=1, starts=2),)
+
+
+def test_training_that_starts_anew_is_counted():
+    monitor = RunMonitor()
+    for _ in range(2):
+        monitor.begin_stream()
+        monitor.step(STEP)
+    (train,) = monitor.snapshot().stages
+    assert (train.replicas, train.starts, train.tokens) == (1, 2, 100)
+
+
+def test_a_stage_whose_replicas_die_too_often_is_refused():
+    class Restarted(Meter):
+        def start(self) -> int:
+            return 3
+
+    Restarted("align", Handle(), max_restarts=3).start_or_refuse()
+    with pytest.raises(FusionError, match=r"align: its replicas have died 3 times, training\.max_restarts is 2; look"):
+        Restarted("align", Handle(), max_restarts=2).start_or_refuse()
+
+
 def test_a_snapshot_leaves_out_known_steps_but_not_their_totals():
     monitor = RunMonitor()
     for step in (3, 1, 2):
@@ -140,9 +172,9 @@ def test_every_process_of_a_stage_is_a_replica_outside_of_ray():
 
 
 def test_a_pickled_meter_starts_from_nothing():
-    meter = Meter("gpt2-code", "handle")
+    meter = Meter("gpt2-code", "handle", 3)
     copy = pickle.loads(pickle.dumps(meter))
-    assert copy.__reduce__() == (Meter, ("gpt2-code", "handle"))
+    assert copy.__reduce__() == (Meter, ("gpt2-code", "handle", 3))
 
 
 def test_outside_a_run_nothing_is_counted():

@@ -1,0 +1,106 @@
+"""Which passages go together: their order, the training block that each goes into, and the batches.
+
+All of it is decided over all passages of the corpus; only then are those left out that a checkpoint has learned. An
+optimizer step learns whole training blocks, so whole blocks fall away, and what remains are the blocks and batches that
+an undisturbed run has after the same step, however often and wherever this one was stopped. The price is that a run
+which goes on reads and cuts the corpus from its beginning.
+
+In a run that is deterministic there is one reader and one order through all stages, so that the steps, too, learn the
+same blocks. Otherwise readers share the corpus and batches may overtake each other; the arrangement is the same path.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from engine.ledger import Ledger
+from pipelines.packing import best_fit
+
+#: Training blocks that passages are distributed over at once. Each such lot ends with blocks that are partly empty, so
+#: that a few would waste more; many only hold up the first batch.
+PACKED_BLOCKS = 64
+
+#: A row of ``records.PASSAGE``, whose first value is its id.
+Passage = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How passages are put together.
+
+    Attributes:
+        shuffle_passages, seed: see the spec.
+        block_length: L, tokens in a training block.
+        batch_blocks: training blocks whose passages make a batch, at most.
+        checkpoint_blocks: training blocks between two checkpoints, over all workers. Batches are cut there too, so that
+            none is half learned when a run goes on: its models would be asked for fewer passages at once, which changes
+            the last bits of some models' numbers.
+    """
+
+    shuffle_passages: int
+    seed: int
+    block_length: int
+    batch_blocks: int
+    checkpoint_blocks: int
+
+    def batches(
+        self, passages: Iterable[tuple[Passage, int]], share: int, learned: Ledger
+    ) -> Iterator[tuple[list[Passage], list[int]]]:
+        """The batches of one reader.
+
+        Args:
+            passages: in the order of the corpus, each with T, its target tokens.
+            share: number of the reader's share, which draws an order of its own.
+            learned: passages to leave out.
+
+        Yields:
+            The passages of a batch, at least one, and for each the number of its training block, ascending.
+        """
+        order = random.Random(f"{self.seed} {share}")
+        rows: list[Passage] = []
+        numbers: list[int] = []
+        for number, block in enumerate(self.blocks(shuffle(passages, self.shuffle_passages, order))):
+            if rows and number % self.checkpoint_blocks % self.batch_blocks == 0:
+                yield rows, numbers
+                rows, numbers = [], []
+            unlearned = [passage for passage in block if passage[0] not in learned]
+            rows += unlearned
+            numbers += [number] * len(unlearned)
+        if rows:
+            yield rows, numbers
+
+    def blocks(self, passages: Iterable[tuple[Passage, int]]) -> Iterator[list[Passage]]:
+        """The passages of each training block, distributed in lots that fill ``PACKED_BLOCKS``."""
+        waiting: list[Passage] = []
+        lengths: list[int] = []
+        room = PACKED_BLOCKS * self.block_length
+        for passage, tokens in passages:
+            waiting.append(passage)
+            lengths.append(tokens)
+            room -= tokens
+            if room <= 0:
+                yield from _packed(waiting, lengths, self.block_length)
+                waiting, lengths, room = [], [], PACKED_BLOCKS * self.block_length
+        yield from _packed(waiting, lengths, self.block_length)
+
+
+def shuffle(passages: Iterable[Any], held: int, order: random.Random) -> Iterator[Any]:
+    """Draw each passage at random from the next ``held`` ones; the same draws for the same state of ``order``.
+
+    Passages of one document follow each other in the corpus, and a step that learns one document unlearns the last.
+    """
+    waiting: list[Any] = []
+    for passage in passages:
+        waiting.append(passage)
+        if len(waiting) > held:
+            yield waiting.pop(order.randrange(len(waiting)))
+    order.shuffle(waiting)
+    yield from waiting
+
+
+def _packed(passages: list[Passage], lengths: list[int], block_length: int) -> Iterator[list[Passage]]:
+    for items in best_fit(lengths, block_length):
+        yield [passages[item] for item in items]

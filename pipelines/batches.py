@@ -1,0 +1,55 @@
+"""A batch of passages as one row of the stream, so that every stage sees the batches that the reader has cut.
+
+Ray Data cuts and joins rows as it likes; it never cuts one. What a row holds is decided once, by the reader, and stays
+the same however many replicas a stage has, whichever of them dies, and wherever a run goes on: a model is asked for the
+same passages in the same call, and so it gives the same numbers. (Not every model's rows depend on the passage alone:
+padding and the shape of a matrix product change the last bits.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from engine.records import flat_values
+
+PASSAGES = "passages"
+TRAINING_BLOCKS = "training_blocks"
+
+
+def as_row(passages: pa.Table, training_blocks: Sequence[int] | np.ndarray) -> pa.Table:
+    """A table of one row around a batch, without copies of ragged columns.
+
+    Args:
+        passages: the batch, in any of the forms that a passage takes on its way.
+        training_blocks: for each passage the block of this batch that it goes into, ascending.
+    """
+    arrays = [column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() for column in passages.columns]
+    together = pa.StructArray.from_arrays(arrays, fields=list(passages.schema))
+    blocks = pa.array(np.asarray(training_blocks, np.int32))
+    offsets = pa.array([0, len(passages)], pa.int64())
+    lists = [pa.LargeListArray.from_arrays(offsets, values) for values in (together, blocks)]
+    return pa.table(lists, [PASSAGES, TRAINING_BLOCKS])
+
+
+def of_row(row: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """The batch in a table of one row, and its ``training_blocks``."""
+    (together,) = row[PASSAGES].chunks
+    return pa.Table.from_struct_array(together.flatten()), flat_values(row[TRAINING_BLOCKS])[0]
+
+
+def on_batches(stage: type) -> type:
+    """A class like ``stage``, which takes a batch and returns it changed, for a stream of rows that are batches.
+
+    It has the stage's name, which Ray shows for its processes.
+    """
+
+    class OnBatches(stage):
+        def __call__(self, row: pa.Table) -> pa.Table:
+            passages, training_blocks = of_row(row)
+            return as_row(super().__call__(passages), training_blocks)
+
+    OnBatches.__name__ = stage.__name__
+    return OnBatches

@@ -1,0 +1,37 @@
+"""The hand-over to Ray Train: what is tried again, and how Ctrl-C ends it."""
+
+import signal
+import sys
+
+import pytest
+from ray.exceptions import RayActorError
+
+from engine.errors import RecordError, TrainingError
+from pipelines.training import _interruptible, _StopAtFusionError
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def inside(error: Exception) -> Exception:
+    """An error as a stage's arrives in a worker: inside another."""
+    outer = RuntimeError("task failed")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize("error", [TrainingError("step 3: not finite"), inside(RecordError("a.jsonl, row 2"))])
+def test_an_error_that_was_raised_on_purpose_ends_the_run(error):
+    with pytest.raises((TrainingError, RecordError), match=r"step 3|row 2"):
+        _StopAtFusionError().after_exception(None, {0: RuntimeError("connection reset by peer"), 1: error})
+
+
+def test_a_worker_that_has_died_is_none_of_these():
+    _StopAtFusionError().after_exception(None, {0: RuntimeError("connection reset by peer"), 1: RayActorError()})
+
+
+def test_ctrl_c_is_an_interrupt_and_python_has_its_handler_back():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), _interruptible():
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray Train does
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
