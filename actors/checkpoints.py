@@ -35,9 +35,6 @@ STATE_FILE = "state.json"
 #: The weights that are trained: with adapters, nothing of what they stand beside.
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
-#: What every checkpoint of a model has, whatever the number of workers.
-_PARTS = ("model", "optimizer")
-
 
 def save(target: TargetModel, folder: str, state: dict[str, Any]) -> None:
     """Write one checkpoint; all workers take part.
@@ -65,11 +62,9 @@ def load(target: TargetModel, folder: str) -> dict[str, Any]:
     Raises:
         TrainingError: the checkpoint is damaged, or is one of another model.
     """
-    content, reader = _content(target), FsspecReader(folder)
+    content = _content(target)
     try:
-        stored = reader.read_metadata().state_dict_metadata
-        content = {part: values for part, values in content.items() if part in _PARTS or part in stored}
-        dcp.load(content, storage_reader=reader)
+        dcp.load(content, storage_reader=FsspecReader(folder))
     except CheckpointException as error:  # a BaseException: it would pass by every handler above
         raise TrainingError(
             f"checkpoint {folder}: does not fit the target model {target.config.model_type}, or is damaged: {error}. "
@@ -82,31 +77,18 @@ def load(target: TargetModel, folder: str) -> dict[str, Any]:
         optim_state_dict=content["optimizer"],
         options=_TRAINED,
     )
-    _set_random_states(content)
     state = read_state(folder)
     target.step = state["step"]
     return state
 
 
 def _content(target: TargetModel) -> dict[str, Any]:
-    """What torch stores: the shards of weights and optimizer, and the states of this worker's random generators.
+    """What torch stores: the shards of the trained weights and of the optimizer.
 
-    A run that goes on with more workers than it had gives the new ones the states that their seed gave them.
+    No states of random generators: the trainer seeds them anew in every step, from the step.
     """
     weights, optimizer = get_state_dict(target.model, target.optimizer, options=_TRAINED)
-    rank = dist.get_rank()
-    content = {"model": weights, "optimizer": optimizer, f"cpu_random_state_{rank}": torch.get_rng_state()}
-    if target.device.type == "cuda":
-        content[f"cuda_random_state_{rank}"] = torch.cuda.get_rng_state(target.device)
-    return content
-
-
-def _set_random_states(content: dict[str, Any]) -> None:
-    for name, state in content.items():
-        if name.startswith("cpu_random_state"):
-            torch.set_rng_state(state)
-        elif name.startswith("cuda_random_state"):
-            torch.cuda.set_rng_state(state)
+    return {"model": weights, "optimizer": optimizer}
 
 
 def read_state(folder: str) -> dict[str, Any]:

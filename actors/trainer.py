@@ -68,6 +68,7 @@ def train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
     """
     spec: FusionSpec = config["spec"]
     torch.set_num_threads(config["threads"])
+    torch.manual_seed(spec.run.seed)  # adapters begin at random
     target = TargetModel(
         spec.target_model,
         spec.training,
