@@ -21,7 +21,7 @@ from pipelines.packing import best_fit
 
 #: Training blocks that passages are distributed over at once. Each such lot ends with blocks that are partly empty, so
 #: that a few would waste more; many only hold up the first batch.
-PACKED_BLOCKS = 64
+PACKED_BLOCKS = 128
 
 #: A row of ``records.PASSAGE``, whose first value is its id.
 Passage = tuple[Any, ...]
