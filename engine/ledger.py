@@ -2,7 +2,7 @@
 
 The stream promises no order, so a position cannot be a number. It is the set of passages whose training blocks have
 gone into an optimizer step, committed in one checkpoint with the weights that learned them. A run that goes on drops
-these passages before any source model sees them.
+these passages before any source model sees them, whole training blocks at a time (``pipelines.arrangement``).
 """
 
 from __future__ import annotations

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.ledger import Ledger
+from engine.spec import FusionSpec
 from pipelines.packing import best_fit
 
 #: Training blocks that passages are distributed over at once. Each such lot ends with blocks that are partly empty, so
 #: that a few would waste more; many only hold up the first batch.
-PACKED_BLOCKS = 64
+PACKED_BLOCKS = 128
 
 #: A row of ``records.PASSAGE``, whose first value is its id.
 Passage = tuple[Any, ...]
@@ -45,6 +46,18 @@ class Arrangement:
     block_length: int
     batch_blocks: int
     checkpoint_blocks: int
+
+    @classmethod
+    def of(cls, spec: FusionSpec, batch_blocks: int) -> Arrangement:
+        """The arrangement of a run."""
+        training = spec.training
+        return cls(
+            shuffle_passages=spec.corpus.shuffle_passages,
+            seed=spec.run.seed,
+            block_length=training.block_length,
+            batch_blocks=batch_blocks,
+            checkpoint_blocks=training.checkpoint_every_steps * training.global_batch_blocks,
+        )
 
     def batches(
         self, passages: Iterable[tuple[Passage, int]], share: int, learned: Ledger

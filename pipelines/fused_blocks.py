@@ -27,6 +27,9 @@ from pipelines.flow import FlowPlan, mapping_sample
 from pipelines.packing import Packer
 from pipelines.passages import PassageReader
 
+#: How a stage takes the stream: a row at a time, which is a batch.
+ONE_BATCH = {"batch_size": 1, "batch_format": "pyarrow"}
+
 
 def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: ActorHandle) -> Dataset:
     """The stream of training blocks (``records.TRAINING_BLOCK``), one Arrow block for each worker and step.
@@ -46,8 +49,7 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
                 "top_k": spec.fusion.top_k,
                 "meter": Meter(source.name, monitor),
             },
-            batch_size=1,
-            batch_format="pyarrow",
+            **ONE_BATCH,
             num_cpus=source.num_cpus,
             num_gpus=source.num_gpus * source.tensor_parallel_size,
             label_selector=spec.cluster.source_model_labels,
@@ -63,16 +65,14 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
             "sample": mapping_sample(spec, flow),
             "meter": Meter("align and fuse", monitor, spec.training.max_restarts),
         },
-        batch_size=1,
-        batch_format="pyarrow",
+        **ONE_BATCH,
         num_cpus=flow.aligner_cpus,
         compute=ActorPoolStrategy(size=flow.aligner_replicas),
     )
     stream = stream.map_batches(
         _packed,
         fn_args=(Packer(spec.training.block_length, spec.fusion.top_k),),
-        batch_size=1,
-        batch_format="pyarrow",
+        **ONE_BATCH,
         num_cpus=flow.packing_cpus,
     )
     return stream.repartition(target_num_rows_per_block=flow.blocks_per_worker, strict=True)
@@ -105,17 +105,10 @@ def _read_passages(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: A
             "text_column": spec.corpus.text_column,
             "on_error": spec.corpus.on_error,
             "learned": learned,
-            "arrangement": Arrangement(
-                shuffle_passages=spec.corpus.shuffle_passages,
-                seed=spec.run.seed,
-                block_length=spec.training.block_length,
-                batch_blocks=flow.batch_blocks,
-                checkpoint_blocks=spec.training.checkpoint_every_steps * spec.training.global_batch_blocks,
-            ),
+            "arrangement": Arrangement.of(spec, flow.batch_blocks),
             "meter": Meter("corpus", monitor, spec.training.max_restarts),
         },
-        batch_size=1,
-        batch_format="pyarrow",
+        **ONE_BATCH,
         num_cpus=flow.reader_cpus,
         compute=ActorPoolStrategy(size=readers),
     )
