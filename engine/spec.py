@@ -100,7 +100,7 @@ class SourceModel(Section):
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     """GPUs of one node that hold one replica together; each is reserved whole. Needs backend vllm and num_gpus 1."""
     quantization: str = ""
-    """How vLLM quantises the weights, in its own words (fp8, bitsandbytes, ...); empty: as the checkpoint has them."""
+    """How vLLM quantises the weights, in its own words (fp8, mxfp8, ...); empty: as the checkpoint has them."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights and activations; auto takes the checkpoint's."""
     bos: Literal["tokenizer", "always", "never"] = "tokenizer"

@@ -75,6 +75,8 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
     windows = [_collect(faults, "target_model.checkpoint", _target_window, spec)]
     for index, source in enumerate(spec.source_models):
         windows.append(_collect(faults, f"source_models.{index}.checkpoint", _source_window, source))
+        if windows[-1] is not None and source.tensor_parallel_size > 1:
+            faults += _uneven_heads(f"source_models.{index}.tensor_parallel_size", source)
     for label, checkpoint in spec.evaluation.models.items():
         _collect(faults, f"evaluation.models.{label}", _evaluation_window(spec), checkpoint)
     if faults:
@@ -152,6 +154,17 @@ def _target_window(spec: FusionSpec) -> int:
 def _source_window(source: Any) -> int:
     config = _load_config(with_adapter(source.checkpoint, source.adapter))
     return _window(source.checkpoint, context_limit(config, source.max_context_tokens, generated_tokens=1))
+
+
+def _uneven_heads(where: str, source: Any) -> list[Fault]:
+    """A fault if the GPUs of one replica cannot share its attention heads evenly, which vLLM asks for."""
+    size, config = source.tensor_parallel_size, _load_config(source.checkpoint).get_text_config()
+    heads = getattr(config, "num_attention_heads", size)  # without attention there is nothing to share
+    if heads % size == 0:
+        return []
+    divisors = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
+    reason = f"{size} GPUs cannot share the {heads} attention heads of {source.checkpoint} evenly"
+    return [Fault(where, reason, f"choose one of {divisors}")]
 
 
 def _load_config(checkpoint: str) -> Any:

@@ -3,6 +3,7 @@
 import pytest
 
 from engine import load_spec
+from engine.errors import PreflightError
 from pipelines.flow import derive_flow
 
 pytestmark = pytest.mark.timeout(60)
@@ -33,3 +34,16 @@ def test_what_ray_must_reserve_is_counted():
     sources, workers, readers, aligners = 2 + 2 + 1, 2, 1 * 0.5, 2 * 1.0
     assert flow.logical_cpus == workers + sources + readers + aligners + 0.5 + 1.0
     assert flow.gpus == 0
+
+
+def test_gpus_that_cannot_share_a_model_are_refused_before_anything_starts():
+    """The quickstart's first source has 4 attention heads."""
+    parallel = ["source_models.0.num_gpus=1", "source_models.0.replicas=2", "source_models.0.tensor_parallel_size={}"]
+
+    def flow_of(size: int):
+        return derive_flow(load_spec("pipelines/specs/quickstart.yaml", [text.format(size) for text in parallel]))
+
+    assert flow_of(2).gpus == 4
+    sentence = r"source_models\.0\.tensor_parallel_size: 3 GPUs cannot share the 4 attention .*; choose one of 1, 2, 4"
+    with pytest.raises(PreflightError, match=sentence):
+        flow_of(3)
