@@ -14,7 +14,7 @@ from engine.plots import plots
 from engine.result import RunResult
 from engine.spec import FusionSpec
 from engine.specfile import dump_spec
-from engine.summary import Rows, run_figures, source_rows, stage_rows, stage_times
+from engine.summary import Rows, run_figures, source_rows, stage_rows_with_times
 
 #: More skipped rows than these are counted, not listed.
 MOST_SKIPPED_ROWS = 200
@@ -46,7 +46,7 @@ def render_report(spec: FusionSpec, result: RunResult) -> str:
         evaluation="".join(_scores(table) for table in score_tables(result.evaluation)),
         sources=_table(source_rows(result)),
         plots=_figures(plots(result)),
-        stages=f'<div class="tables">{_table(stage_rows(result))}{_table(stage_times(result))}</div>',
+        stages=_table(stage_rows_with_times(result)),
         skipped=_skipped(result) + _left_out(result),
         places=_table(_places(result)),
         spec=escape(dump_spec(spec)),

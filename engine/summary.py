@@ -75,19 +75,15 @@ def stage_rows(result: RunResult) -> Rows:
     return Rows("Stages of the stream", columns, tuple(_stage_row(stage) for stage in result.stages))
 
 
-def stage_times(result: RunResult) -> Rows:
-    """How long a replica of each stage has worked and waited, on average; waiting is for input, or for room behind."""
-    columns = ("stage", "work", "waiting", "replicas")
-    rows = tuple(
-        (
-            stage.name,
-            duration(stage.busy_seconds / max(1, stage.replicas)),
-            duration(stage.wait_seconds / max(1, stage.replicas)),
-            replicas(stage),
-        )
+def stage_rows_with_times(result: RunResult) -> Rows:
+    """``stage_rows``, and how long a replica of each stage has worked and waited, for input or for room behind it."""
+    rows = stage_rows(result)
+    times = [
+        (duration(stage.busy_seconds / max(1, stage.replicas)), duration(stage.wait_seconds / max(1, stage.replicas)))
         for stage in result.stages
-    )
-    return Rows(f"Time of a replica (slowest: {slowest_stage(result)})", columns, rows)
+    ]
+    with_times = tuple((*row, *pair) for row, pair in zip(rows.rows, times, strict=True))
+    return Rows(rows.heading, (*rows.columns, "work of a replica", "waiting"), with_times)
 
 
 def slowest_stage(result: RunResult) -> str:

@@ -131,7 +131,6 @@ def test_the_page_holds_every_number(result):
         "0.7213",  # bits per byte of the second: 0.5 / ln 2
         "25.0 %",
         "90.0 %",
-        "Time of a replica (slowest: llama-docs, 40.0 s of work for a replica: more replicas of it would help most)",
         "1 min 39 s",  # that the corpus has waited
         "150",  # tokens/s of llama-docs, were it never to wait
         "1.3750",
