@@ -47,7 +47,7 @@ class Plan:
             "batch": f"passages of {flow.batch_blocks} blocks in a call of a source model",
             "step": f"{training.global_batch_blocks} blocks of {training.block_length} = {step_tokens:,} tokens, "
             f"{flow.blocks_per_worker} blocks a worker on {training.num_workers} workers",
-            "length": f"at most {training.max_steps} steps = {training.max_steps * step_tokens:,} tokens",
+            "length": _length_line(spec, step_tokens),
             "traffic": f"{BYTES_PER_ENTRY * spec.fusion.top_k:,} bytes a token from each source",
             "Ray reserves": f"{flow.logical_cpus:g} logical CPUs, {flow.gpus:g} GPUs",
         }
@@ -87,6 +87,17 @@ def _cost_lines(costs: Sequence[ModelCost]) -> list[str]:
             f"{cost.name:<18}{cost.parameters:>15,}{memory:>12}{cost.relative:>9.2f}{cost.replicas:>11}{cost.proposed:>11}"
         )
     return [*lines, "work: per byte of text, in that of training the target; proposed: to keep step with the workers"]
+
+
+def _length_line(spec: FusionSpec, step_tokens: int) -> str:
+    """When the run ends: at the latest, and by what else."""
+    training, patience = spec.training, spec.evaluation.patience
+    limits = ["with the corpus"]
+    limits += [f"with {training.max_tokens:,} tokens"] if training.max_tokens else []
+    limits += [f"after {training.max_hours:g} hours"] if training.max_hours else []
+    limits += [f"after {patience} evaluations without improvement"] if patience else []
+    most = f"at most {training.max_steps} steps = {training.max_steps * step_tokens:,} tokens"
+    return f"{most}; earlier {' or '.join(limits)}"
 
 
 def _fusion_line(spec: FusionSpec) -> str:

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from engine.errors import SpecError
+from engine.planning import plan
 from engine.result import StepRecord
-from engine.specfile import parse
+from engine.specfile import load_spec, parse
 from engine.stopping import best_step, exported_step, held_out_means, reached
 
 pytestmark = pytest.mark.timeout(30)
@@ -105,3 +106,10 @@ def test_conditions_that_could_never_hold_are_refused(evaluation, sentence):
     with pytest.raises(SpecError) as caught:
         parse(document)
     assert sentence in str(caught.value)
+
+
+def test_the_plan_names_every_limit():
+    limits = ["training.max_tokens=5000", "training.max_hours=1.5", "evaluation.every_steps=8", "evaluation.patience=3"]
+    text = str(plan(load_spec("pipelines/specs/quickstart.yaml", limits), score=False))
+    words = "with the corpus or with 5,000 tokens or after 1.5 hours or after 3 evaluations without improvement"
+    assert f"at most 94 steps = 96,256 tokens; earlier {words}" in text
