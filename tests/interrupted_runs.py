@@ -16,10 +16,10 @@ import psutil
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "pipelines/quickstart/corpus/train.jsonl"
 
-#: Documents in the corpus: about twenty steps.
-DOCUMENTS = 100
+#: Documents in the corpus: about thirty steps.
+DOCUMENTS = 40
 
-SECONDS_TO_WAIT = 200.0
+SECONDS_TO_WAIT = 240.0
 
 
 class InterruptedRun:
