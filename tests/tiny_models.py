@@ -50,3 +50,22 @@ def tiny_checkpoint(folder: Path, architecture: str, tokenizer: Path | None = No
         model.config.bos_token_id, model.config.eos_token_id = loaded.bos_token_id, loaded.eos_token_id
     model.save_pretrained(folder)
     return str(folder)
+
+
+def single_layer_checkpoint(folder: Path, like: Path) -> str:
+    """A Llama that does next to nothing, with the tokenizer of another checkpoint: a model that costs no time."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(like)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

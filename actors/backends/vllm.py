@@ -7,6 +7,7 @@ it is guarded: where its inside is not what we know, vLLM's public flat form ser
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import inspect
 import os
@@ -34,6 +35,9 @@ _ENVIRONMENT = {
 
 #: Prompt tokens in one step of the engine; a vocabulary row of each is held in float32 on the CPU runner.
 BATCHED_TOKENS = {"cpu": 2048, "cuda": 4096}
+
+#: Parameters of the C library's ``mallopt``: most blocks that are mapped by themselves; free memory to give back from.
+_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
 
 #: What the engine's tensors were when this capture was written.
 _KNOWN_FIELDS = ("logprob_token_ids", "logprobs", "selected_token_ranks")
@@ -76,6 +80,7 @@ class VllmBackend:
         os.environ.update(_ENVIRONMENT)
         if device == "cpu":
             os.environ["TORCHDYNAMO_DISABLE"] = "1"  # its compiler wants g++, and scoring is exact without
+            _keep_freed_memory()
         from vllm import LLM, SamplingParams
 
         try:
@@ -116,8 +121,7 @@ class VllmBackend:
             SourceModelError: an id is outside the vocabulary (vLLM would read beyond its table).
         """
         insist_on_ids(prompts, self.vocab_size)
-        if self.dense:
-            _CAPTURE.room = _Room(sum(len(prompt) - 1 for prompt in prompts), self._top_k)
+        _CAPTURE.active = self.dense
         try:
             outputs = self._engine.generate(
                 [{"prompt_token_ids": prompt.tolist()} for prompt in prompts], self._sampling, use_tqdm=False
@@ -126,9 +130,22 @@ class VllmBackend:
             _exit_if_fatal(error)
             raise
         finally:
-            _CAPTURE.room = None
+            _CAPTURE.active = False
         read = _dense_rows if self.dense else _flat_rows
         return [read(output.prompt_logprobs, self._top_k) for output in outputs]
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library hold on to what one step of the engine has freed, for the next one.
+
+    Logits and activations come and go many times in a step. By itself the library gives such memory back and takes it
+    again, page by page, which costs small models up to a sixth of their time. It is the process' only model, so that
+    it will need as much again.
+    """
+    adjust = getattr(ctypes.CDLL(None), "mallopt", None)  # GNU's library has it
+    if adjust is not None:
+        adjust(_M_MMAP_MAX, 0)
+        adjust(_M_TRIM_THRESHOLD, -1)
 
 
 @contextmanager
@@ -172,35 +189,10 @@ def _exit_if_fatal(error: Exception) -> None:
         os._exit(1)
 
 
-class _Room:
-    """Where the rows of one call go, R in all, prompt by prompt as they are finished.
-
-    So vLLM's tensors are let go at once and their memory serves the next prompt. Kept until the call ends, they are new
-    memory in every call, and touching that for the first time costs more than the copy.
-    """
-
-    def __init__(self, rows: int, top_k: int):
-        self._topk_ids = np.empty((rows, top_k), np.int32)
-        self._topk_logprobs = np.empty((rows, top_k), np.float32)
-        self._token_logprobs = np.empty(rows, np.float32)
-        self._taken = 0
-
-    def take(self, ids: np.ndarray, logprobs: np.ndarray) -> PromptRows:
-        """Copies of one prompt's [n-1, K+1]: column 0 is the token that does follow, columns 1 to K are the likeliest.
-
-        The first entry describes the prompt's second token given its first: it is row 0, the shift is done.
-        """
-        place = slice(self._taken, self._taken + len(ids))
-        self._taken = place.stop
-        rows = PromptRows(self._topk_ids[place], self._topk_logprobs[place], self._token_logprobs[place])
-        rows.topk_ids[:], rows.topk_logprobs[:], rows.token_logprobs[:] = ids[:, 1:], logprobs[:, 1:], logprobs[:, 0]
-        return rows
-
-
 class _Capture:
-    """Where the replaced method keeps rows now, if it does: two engines of one process may want different forms."""
+    """Whether the replaced method keeps tensors now: two engines of one process may want different forms."""
 
-    room: _Room | None = None
+    active = False
 
 
 _CAPTURE = _Capture()
@@ -228,10 +220,10 @@ def _install_dense_capture() -> bool:
 
     def keep_tensors(self, prompt_logprobs_tensors):
         """Called once a request, after its last chunk of prefill, with [n-1, K+1] tensors."""
-        if _CAPTURE.room is None:
+        if not _CAPTURE.active:
             return original(self, prompt_logprobs_tensors)
         ids, logprobs, *_ = prompt_logprobs_tensors
-        self.prompt_logprobs = _CAPTURE.room.take(ids.numpy(), logprobs.numpy())
+        self.prompt_logprobs = (ids.numpy(), logprobs.numpy())
         return None
 
     keep_tensors.is_dense_capture = True
@@ -239,9 +231,15 @@ def _install_dense_capture() -> bool:
     return True
 
 
-def _dense_rows(captured: object, top_k: int) -> PromptRows:
-    """What was captured; a prompt of one token may have come without tensors."""
-    return captured if isinstance(captured, PromptRows) else _no_rows(top_k)
+def _dense_rows(captured: tuple[np.ndarray, np.ndarray] | None, top_k: int) -> PromptRows:
+    """Column 0 is the token that does follow, columns 1 to K are the likeliest, likeliest first; views, no copies.
+
+    The first captured entry describes the prompt's second token given its first: it is row 0, the shift is done.
+    """
+    if not captured:  # a prompt of one token may have come without tensors
+        return _no_rows(top_k)
+    ids, logprobs = captured
+    return PromptRows(ids[:, 1:].astype(np.int32, copy=False), logprobs[:, 1:], logprobs[:, 0])
 
 
 def _flat_rows(flat, top_k: int) -> PromptRows:

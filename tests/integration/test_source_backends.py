@@ -1,11 +1,17 @@
-"""vLLM's rows equal transformers' rows, for three architectures, with and without BOS, and would not with a shift."""
+"""vLLM's rows equal transformers' rows, and would not with a shift.
+
+For three architectures, prompts of every length, with BOS and without, prefilled in chunks and whole.
+"""
 
 import multiprocessing
+import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache
+from functools import cache, partial
+from itertools import product
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,21 +27,27 @@ pytestmark = pytest.mark.timeout(120)
 
 TOP_K = 8
 CONTEXT = POSITIONS - 1
-BATCHED_TOKENS = 64  # prompts longer than this are prefilled in chunks
+BATCHED_TOKENS = {True: 64, False: 1024}  # in chunks: prompts longer than this need several steps; whole: never
 TOLERANCE = 1e-3
 TEXTS = ["The quick brown fox.", "def f(x):\n\treturn x", "Zwölf 🙂 日本", "a", "one two three four five six " * 3]
 
 
 @cache
-def vllm_backend(checkpoint: str) -> Any:
+def vllm_backend(checkpoint: str, in_chunks: bool) -> Any:
     """In the other process; an engine takes seconds to load."""
-    from actors.backends.vllm import VllmBackend
+    from actors.backends.vllm import _ENVIRONMENT, VllmBackend
 
-    return VllmBackend(checkpoint, TOP_K, "float32", CONTEXT, 2**24, "cpu", batched_tokens=BATCHED_TOKENS)
+    os.environ.update(_ENVIRONMENT, TORCHDYNAMO_DISABLE="1")  # read when vLLM is imported
+    import vllm
+
+    with mock.patch.object(vllm, "LLM", partial(vllm.LLM, enable_chunked_prefill=in_chunks)):
+        settings = (TOP_K, "float32", CONTEXT, 2**24, "cpu", BATCHED_TOKENS[in_chunks])
+        return VllmBackend(checkpoint, *settings)
 
 
-def score_with_vllm(checkpoint: str, prompts: list[np.ndarray], dense: bool) -> list[PromptRows]:
-    backend = vllm_backend(checkpoint)
+def score_with_vllm(checkpoint: str, prompts: list[np.ndarray], dense: bool, in_chunks: bool) -> list[PromptRows]:
+    backend = vllm_backend(checkpoint, in_chunks)
+    assert backend._engine.llm_engine.vllm_config.scheduler_config.enable_chunked_prefill == in_chunks
     assert backend.dense, "this vLLM is the one that the capture was written for"
     backend.dense = dense
     try:
@@ -66,7 +78,7 @@ def score_with_a_dead_engine(checkpoint: str) -> None:
     def die(*_, **__):
         raise EngineDeadError()
 
-    backend = vllm_backend(checkpoint)
+    backend = vllm_backend(checkpoint, in_chunks=True)
     backend._engine.generate = die
     backend.score([np.array([3, 4], np.int32)])
 
@@ -84,20 +96,33 @@ def tokenizers(tmp_path_factory) -> dict:
     return dict(zip(("llama", "gpt2", "gpt-neox"), folders, strict=True))
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "gpt-neox"])
+@pytest.fixture(
+    scope="module",
+    params=product(["llama", "gpt2", "gpt-neox"], [True, False]),
+    ids=lambda case: f"{case[0]}, {'in chunks' if case[1] else 'whole'}",
+)
 def scored(request, tokenizers, other_process, tmp_path_factory) -> dict:
     """Prompts of texts with BOS and without, and random ones of every length, scored three ways."""
-    folder = tokenizers[request.param]
-    checkpoint = tiny_checkpoint(tmp_path_factory.mktemp("model") / request.param, request.param, folder)
+    architecture, in_chunks = request.param
+    folder = tokenizers[architecture]
+    checkpoint = tiny_checkpoint(tmp_path_factory.mktemp("model") / architecture, architecture, folder)
     tokenizer = PassageTokenizer.load(checkpoint)
     prompts = [tokenizer.encode_with_roles(text, bos, True)[0] for bos in (True, False) for text in TEXTS]
     random = np.random.default_rng(0)
     prompts += [random.integers(0, tokenizer.vocab_size, length).astype(np.int32) for length in range(1, CONTEXT + 1)]
     dense, flat = (
-        other_process.submit(score_with_vllm, checkpoint, prompts, form).result(timeout=100) for form in (True, False)
+        other_process.submit(score_with_vllm, checkpoint, prompts, form, in_chunks).result(timeout=100)
+        for form in (True, False)
     )
     oracle = TransformersBackend(checkpoint, TOP_K, "float32", "cpu").score(prompts)
-    return {"checkpoint": checkpoint, "prompts": prompts, "dense": dense, "flat": flat, "oracle": oracle}
+    return {
+        "checkpoint": checkpoint,
+        "in_chunks": in_chunks,
+        "prompts": prompts,
+        "dense": dense,
+        "flat": flat,
+        "oracle": oracle,
+    }
 
 
 def assert_same(found: list[PromptRows], expected: list[PromptRows]) -> None:
@@ -160,7 +185,9 @@ def test_ids_outside_the_vocabulary_are_refused(scored, other_process):
     message = "the tokenizer does not belong to this checkpoint"
     with pytest.raises(SourceModelError, match=message):
         outside = [np.array([3, 400], np.int32)]
-        other_process.submit(score_with_vllm, scored["checkpoint"], outside, True).result(timeout=60)
+        other_process.submit(score_with_vllm, scored["checkpoint"], outside, True, scored["in_chunks"]).result(
+            timeout=60
+        )
     oracle = TransformersBackend(scored["checkpoint"], TOP_K, "float32", "cpu")
     with pytest.raises(SourceModelError, match=message):
         oracle.score([np.array([3, -1], np.int32)])

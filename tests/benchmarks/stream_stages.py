@@ -1,0 +1,158 @@
+"""What each stage of a stream costs when it runs alone: the same batches, one stage after the other, no Ray.
+
+Every stage gets a process of its own, as it has in a run: vLLM changes torch for all of its process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+import torch.distributed
+
+from engine.ledger import Ledger
+from engine.spec import FusionSpec
+from pipelines.flow import FlowPlan, mapping_sample
+
+#: Batches, and optimizer steps, that are done first and not counted: they compile, allocate and fill caches.
+WARM_BATCHES, WARM_STEPS = 1, 3
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage alone over one pass of the corpus.
+
+    Attributes:
+        name: as in ``result.StageTotals``; ``pack`` for the packer, which a run does not count.
+        cpu_seconds, passages: of what was counted. bytes_out: of the Arrow data that it hands on.
+    """
+
+    name: str
+    cpu_seconds: float
+    passages: int
+    bytes_out: int
+
+    @property
+    def cpu_seconds_per_passage(self) -> float:
+        """All threads of its process together."""
+        return self.cpu_seconds / self.passages
+
+
+def costs_alone(spec: FusionSpec, flow: FlowPlan) -> list[StageCost]:
+    """All stages in the order of the stream; each works on what the one before has handed on."""
+    cost, batches = _alone(read, spec, flow)
+    costs = [cost]
+    for index in range(len(spec.source_models)):
+        cost, batches = _alone(score, spec, index, batches)
+        costs.append(cost)
+    for stage, *arguments in ((align, flow), (pack,)):
+        cost, batches = _alone(stage, spec, *arguments, batches)
+        costs.append(cost)
+    return [*costs, _alone(train, spec, batches)]
+
+
+def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
+
+
+def read(spec: FusionSpec, flow: FlowPlan) -> tuple[StageCost, list[pa.Table]]:
+    """The corpus, cut into passages."""
+    from actors.run_monitor import NoMeter
+    from pipelines.passages import PassageReader
+
+    reader = PassageReader(
+        flow.checkpoints,
+        flow.windows,
+        spec.corpus.overlap_bytes,
+        spec.corpus.text_column,
+        spec.corpus.on_error,
+        Ledger(),
+        flow.batch_passages,
+        spec.corpus.shuffle_passages,
+        spec.run.seed,
+        NoMeter(),
+    )
+    units = pa.Table.from_pylist([{**unit, "corpus_pass": 0} for unit in flow.corpus_units])
+    started = time.process_time()
+    batches = list(reader(units))
+    return _cost("corpus", time.process_time() - started, batches, batches), batches
+
+
+def score(spec: FusionSpec, index: int, batches: Sequence[pa.Table]) -> tuple[StageCost, list[pa.Table]]:
+    """The rows of source model ``index``."""
+    from actors.source_model import SourceModel
+
+    torch.set_num_threads(1)
+    source = spec.source_models[index]
+    return _timed(source.name, SourceModel(source, spec.fusion.top_k), batches)
+
+
+def align(spec: FusionSpec, flow: FlowPlan, batches: Sequence[pa.Table]) -> tuple[StageCost, list[pa.Table]]:
+    """All sources aligned, mapped and fused."""
+    from actors.aligner import Aligner
+    from actors.run_monitor import NoMeter
+
+    sources = [(source.name, source.checkpoint) for source in spec.source_models]
+    sample = mapping_sample(spec, flow)
+    aligner = Aligner(spec.target_model.checkpoint, sources, spec.fusion, spec.alignment, sample, NoMeter())
+    return _timed("align and fuse", aligner, batches)
+
+
+def pack(spec: FusionSpec, batches: Sequence[pa.Table]) -> tuple[StageCost, list[pa.Table]]:
+    """Training blocks."""
+    from pipelines.packing import Packer
+
+    return _timed("pack", Packer(spec.training.block_length, spec.fusion.top_k), batches)
+
+
+def train(spec: FusionSpec, batches: Sequence[pa.Table]) -> StageCost:
+    """Optimizer steps of one worker that holds the whole target."""
+    from actors.target_model import TargetModel
+    from actors.trainer import count
+
+    torch.set_num_threads(1)
+    steps = list(_steps(pa.concat_tables(batches).combine_chunks(), spec.training.global_batch_blocks))
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"file://{os.path.join(folder, 'store')}"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+        checkpoint, top_k = spec.target_model.checkpoint, spec.fusion.top_k
+        target = TargetModel(checkpoint, spec.training, spec.objective, top_k, torch.device("cpu"))
+        for table in steps[:WARM_STEPS]:
+            target.train_step(table)
+        started = time.process_time()
+        for table in steps[WARM_STEPS:]:
+            target.train_step(table)
+        seconds = time.process_time() - started
+        torch.distributed.destroy_process_group()
+    passages = sum(count(table, len(spec.source_models)).passages for table in steps[WARM_STEPS:])
+    return StageCost("train", seconds, passages, 0)
+
+
+def _steps(blocks: pa.Table, blocks_per_step: int) -> Iterator[pa.Table]:
+    """The blocks of each step, the incomplete last one left out."""
+    for start in range(0, len(blocks) - blocks_per_step + 1, blocks_per_step):
+        yield blocks.slice(start, blocks_per_step).combine_chunks()
+
+
+def _timed(
+    name: str, stage: Callable[[pa.Table], pa.Table], batches: Sequence[pa.Table]
+) -> tuple[StageCost, list[pa.Table]]:
+    """What a stage makes of the batches, and what that has cost."""
+    for batch in batches[:WARM_BATCHES]:
+        stage(batch)
+    started = time.process_time()
+    made = [stage(batch) for batch in batches]
+    return _cost(name, time.process_time() - started, batches, made), made
+
+
+def _cost(name: str, seconds: float, batches: Iterable[pa.Table], made: Iterable[pa.Table]) -> StageCost:
+    return StageCost(name, seconds, sum(len(batch) for batch in batches), sum(table.nbytes for table in made))
