@@ -130,9 +130,8 @@ def ragged(rows: Sequence[np.ndarray], dtype: pa.DataType) -> pa.LargeListArray:
     """One ``large_list`` row for each array of ``rows`` (any shape; laid flat in C order)."""
     offsets = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([row.size for row in rows], out=offsets[1:])
-    numpy_dtype = dtype.to_pandas_dtype()
-    flat = np.concatenate([np.ravel(row) for row in rows]) if rows else np.empty(0)
-    values = pa.array(flat.astype(numpy_dtype, copy=False), dtype)
+    parts = [np.ravel(row) for row in rows] or [np.empty(0)]
+    values = pa.array(np.concatenate(parts, dtype=dtype.to_pandas_dtype(), casting="unsafe"), dtype)
     return pa.LargeListArray.from_arrays(pa.array(offsets), values)
 
 

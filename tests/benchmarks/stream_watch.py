@@ -18,7 +18,6 @@ import psutil
 import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-from engine import runner
 from engine.result import Progress, RunResult, StageTotals
 from engine.spec import FusionSpec
 
@@ -106,6 +105,8 @@ class Watch:
 
 def watched_run(spec: FusionSpec) -> tuple[RunResult, list[Look]]:
     """``engine.run``, looked at."""
+    from engine import runner  # brings numba, whose modules vLLM's start fails on in the stages' own processes
+
     watches: list[Watch] = []
 
     def watch(*arguments) -> Watch:
