@@ -1,17 +1,11 @@
-"""A running stream, looked at from outside once a second: what its stages have done, and what its processes have used.
-
-``Watch`` takes the place of the run's own display, which has the same contract: a context for as long as it trains.
-"""
+"""A running stream, looked at from outside once a second: what its stages have done, what its processes have used."""
 
 from __future__ import annotations
 
 import re
-import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
+from collections.abc import Sequence
+from dataclasses import dataclass
 from unittest import mock
 
 import psutil
@@ -23,16 +17,13 @@ from engine.spec import FusionSpec
 
 SECONDS_BETWEEN_LOOKS = 1.0
 
-#: More than a run has: a picture with totals alone.
-NO_STEPS = 2**62
-
 
 @dataclass(frozen=True)
 class Look:
     """The run at one moment.
 
     Attributes:
-        now: seconds on a clock of its own.
+        now: seconds on the run's clock.
         stages: by name, totals since the start.
         cpu_seconds: of all processes by their kind, since the start; those that have ended included.
         private_bytes: of all processes by their kind, memory that they share with others left out.
@@ -50,43 +41,26 @@ class Look:
         return self.stages[stage].passages if stage in self.stages else 0
 
 
-@dataclass
-class Watch:
-    """Looks at a run while it trains; made by ``engine.runner`` in place of its display."""
+class LooksKept:
+    """An observer of a run (``engine.watching``) that looks at its processes too, and keeps what it has seen."""
 
-    spec: FusionSpec
-    snapshot: Callable[[int], Progress]
-    looks: list[Look] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+    def __init__(self) -> None:
+        self.looks: list[Look] = []
         self._cpu_seconds: dict[tuple[int, float], tuple[str, float]] = {}
 
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._left.set()
-        self._thread.join(timeout=5.0)
-
-    def _watch(self) -> None:
-        while not self._left.wait(SECONDS_BETWEEN_LOOKS):
-            try:
-                self.looks.append(self._look())
-            except ray.exceptions.RayError:  # the cluster goes down: the run itself says what is wrong
-                return
-
-    def _look(self) -> Look:
-        stages = {stage.name: stage for stage in self.snapshot(NO_STEPS).stages}
+    def see(self, picture: Progress, now: float) -> None:
+        """Look, if it is time again."""
+        if self.looks and now < self.looks[-1].now + SECONDS_BETWEEN_LOOKS:
+            return
         private_bytes = self._look_at_processes()
         cpu_seconds: dict[str, float] = defaultdict(float)
         for kind, seconds in self._cpu_seconds.values():
             cpu_seconds[kind] += seconds
-        return Look(time.monotonic(), stages, dict(cpu_seconds), private_bytes, object_store_bytes())
+        stages = {stage.name: stage for stage in picture.stages}
+        self.looks.append(Look(now, stages, dict(cpu_seconds), private_bytes, object_store_bytes()))
+
+    def close(self) -> None:
+        """Nothing is left to do."""
 
     def _look_at_processes(self) -> dict[str, int]:
         """Keep what each process has used so far; the private memory by kind."""
@@ -107,15 +81,9 @@ def watched_run(spec: FusionSpec) -> tuple[RunResult, list[Look]]:
     """``engine.run``, looked at."""
     from engine import runner  # brings numba, whose modules vLLM's start fails on in the stages' own processes
 
-    watches: list[Watch] = []
-
-    def watch(*arguments) -> Watch:
-        watches.append(Watch(*arguments))
-        return watches[-1]
-
-    with mock.patch.object(runner, "ProgressDisplay", watch):
-        result = runner.run(spec)
-    return result, watches[0].looks
+    kept = LooksKept()
+    with mock.patch.object(runner, "experiment_logs", lambda spec: [kept]):
+        return runner.run(spec), kept.looks
 
 
 def window(looks: Sequence[Look], spec: FusionSpec) -> tuple[Look, Look]:
