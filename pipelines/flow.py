@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from actors.backends import context_limit
 from actors.backends.vllm import BATCHED_TOKENS
-from engine.checkpoint_files import local_checkpoint, with_adapter
+from engine.chat import ChatTemplate
+from engine.checkpoint_files import local_checkpoint, with_adapter, with_chat_template
 from engine.errors import Fault, FusionError, PreflightError
 from engine.spec import FusionSpec
 from engine.tokenization import PassageTokenizer
@@ -42,7 +43,8 @@ class FlowPlan:
 
     Attributes:
         corpus_units: what readers share out, as the fields of ``corpus.CorpusUnit``; one pass.
-        checkpoints, windows: of the target and all sources: the text tokens that each can take in one passage.
+        checkpoints, windows: of the target and all sources: the names of their tokenizers, chat templates included, and
+            the text tokens that each can take in one passage.
         batch_blocks: training blocks whose passages are one call of a source model, an aligner or the packer.
         blocks_per_worker: training blocks of one worker in one step.
         reader_replicas, reader_cpus, aligner_replicas, aligner_cpus, packing_cpus: of the stages between the models.
@@ -77,6 +79,11 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
         windows.append(_collect(faults, f"source_models.{index}.checkpoint", _source_window, source))
     for label, checkpoint in spec.evaluation.models.items():
         _collect(faults, f"evaluation.models.{label}", _evaluation_window(spec), checkpoint)
+    models = (spec.target_model, *spec.source_models)
+    if spec.corpus.messages_column and not faults:
+        names = ["target_model", *(f"source_models.{index}" for index in range(len(spec.source_models)))]
+        for name, model in zip(names, models, strict=True):
+            _collect(faults, f"{name}.chat_template", _chat_template, model, "give the path of a Jinja chat template")
     if faults:
         raise PreflightError(faults)
     replicas = sum(source.replicas for source in spec.source_models)
@@ -87,7 +94,7 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
     aligners = max(1, replicas // 2)
     return FlowPlan(
         corpus_units=corpus_units,
-        checkpoints=(spec.target_model.checkpoint, *(source.checkpoint for source in spec.source_models)),
+        checkpoints=tuple(with_chat_template(model.checkpoint, model.chat_template) for model in models),
         windows=tuple(windows),
         batch_blocks=_batch_blocks(spec),
         blocks_per_worker=training.global_batch_blocks // training.num_workers,
@@ -112,7 +119,7 @@ def mapping_sample(spec: FusionSpec, flow: FlowPlan) -> list[str]:
     if spec.alignment.vocabulary != "statistical":
         return []
     units = [CorpusUnit(**unit) for unit in flow.corpus_units]
-    return sample(units, spec.corpus.text_column, spec.alignment.sample_bytes)
+    return sample(units, spec.corpus.text_column, spec.corpus.messages_column, spec.alignment.sample_bytes)
 
 
 def scoring_window(checkpoint: str, limit: int) -> int:
@@ -131,12 +138,17 @@ def _batch_blocks(spec: FusionSpec) -> int:
     return max(1, budget // spec.training.block_length)
 
 
-def _collect(faults: list[Fault], where: str, look: Callable[[Any], Result], subject: Any) -> Result | None:
+def _collect(
+    faults: list[Fault],
+    where: str,
+    look: Callable[[Any], Result],
+    subject: Any,
+    remedy: str = "give a Hugging Face folder, its URL, a hub name, or a .gguf file",
+) -> Result | None:
     """``look(subject)``, its failure turned into a fault at ``where``."""
     try:
         return look(subject)
     except (OSError, ValueError, FusionError) as error:
-        remedy = "give a Hugging Face folder, its URL, a hub name, or a .gguf file"
         faults.append(Fault(where, str(error).strip().splitlines()[0], remedy))
         return None
 
@@ -152,6 +164,10 @@ def _target_window(spec: FusionSpec) -> int:
 def _source_window(source: Any) -> int:
     config = _load_config(with_adapter(source.checkpoint, source.adapter))
     return _window(source.checkpoint, context_limit(config, source.max_context_tokens, generated_tokens=1))
+
+
+def _chat_template(model: Any) -> ChatTemplate:
+    return ChatTemplate(PassageTokenizer.load(with_chat_template(model.checkpoint, model.chat_template)))
 
 
 def _load_config(checkpoint: str) -> Any:
