@@ -145,7 +145,8 @@ class Aligner:
         ):
             _insist_on_rows(batch, f"{name}/{column}", expected)
         token_ids = flat_values(batch[f"{name}/token_ids"])[0]
-        offsets = answer_offsets(end_bytes, offsets, answers.counts)
+        if self._template:
+            offsets = answer_offsets(end_bytes, offsets, answers.counts)
         match = self._matchers[index](texts, answers.rows, token_ids, end_bytes, offsets)
         rows = SourceRows(
             offsets=offsets,
