@@ -247,7 +247,7 @@ class Merge(Section):
 class Evaluation(Section):
     corpora: dict[Name, Annotated[tuple[Text, ...], Field(min_length=1)]] = {}
     """Held-out domains: name to paths, read like corpus.paths. Each model scores each document whole, in windows of
-    training.block_length tokens, or of as many as it takes."""
+    training.block_length tokens, or of as many as it takes; of a conversation, what the assistant says."""
     models: dict[Text, Text] = {}
     """Further models beside the target, the sources and the run's own export: label to checkpoint, as
     target_model.checkpoint."""

@@ -17,8 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from actors.backends import context_limit
+from engine.chat import ChatTemplate, Message, Rendering
 from engine.checkpoint_files import local_checkpoint
 from engine.tokenization import PassageTokenizer
+
+#: What is scored: a text, or a conversation, of which only the assistant's answers count.
+Text = str | Sequence[Message]
 
 
 class ScoredText(NamedTuple):
@@ -57,7 +61,7 @@ def bits_per_byte(texts: Sequence[ScoredText]) -> float:
 
 def score_texts(
     checkpoint: str,
-    texts_by_domain: Mapping[str, Sequence[str]],
+    texts_by_domain: Mapping[str, Sequence[Text]],
     window_tokens: int,
     stride_tokens: int = 0,
     batch_tokens: int = 4096,
@@ -66,7 +70,8 @@ def score_texts(
     """Score one model on held-out texts of any length.
 
     Each text is tokenized whole and goes through the model in ``windows``. BOS stands in front of every window where
-    the model's own tokenizer puts it in front of a text. EOS is never scored: it covers no bytes. The model runs in
+    the model's own tokenizer puts it in front of a text. EOS is never scored: it covers no bytes. A conversation is
+    scored as the model's chat template renders it, and of that the contents of the answers alone. The model runs in
     float32; padding does not change the result: batches of any size agree to 1e-6 bits per byte.
 
     Args:
@@ -81,7 +86,7 @@ def score_texts(
         Domain to scored texts, in the order of the texts.
 
     Raises:
-        TokenizerError: the tokens of a text do not add up to its bytes.
+        TokenizerError: the tokens of a text do not add up to its bytes, or a template refuses a conversation.
     """
     tokenizer = PassageTokenizer.load(checkpoint)
     model = _load(checkpoint, device)
@@ -134,18 +139,23 @@ class _Piece(NamedTuple):
 def _scored(
     model: Any,
     tokenizer: PassageTokenizer,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     window_tokens: int,
     stride_tokens: int,
     batch_tokens: int,
 ) -> list[ScoredText]:
-    bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
-    encoded = [tokenizer.encode(text) for text in texts]
+    renderings = [None if isinstance(text, str) else ChatTemplate(tokenizer).encode(text) for text in texts]
+    # A rendering begins with BOS if the template has it: it is one of its tokens, and there is none in front of it.
+    bos = [tokenizer.bos_id] if tokenizer.adds_bos and not any(renderings) else []
+    encoded = [
+        (rendering.token_ids, rendering.end_bytes) if rendering else tokenizer.encode(text)
+        for text, rendering in zip(texts, renderings, strict=True)
+    ]
     nats = [np.zeros(len(ids)) for ids, _ in encoded]
     pieces = [
         _Piece(text, window, np.concatenate([bos, ids[window.begin : window.end]]).astype(np.int64))
         for text, (ids, _) in enumerate(encoded)
-        for window in windows(len(ids), window_tokens, stride_tokens, tokenizer.adds_bos)
+        for window in windows(len(ids), window_tokens, stride_tokens, bool(bos))
     ]
     pieces.sort(key=lambda piece: len(piece.ids))  # so that batches pad little
     for batch in _batches(pieces, batch_tokens):
@@ -153,9 +163,24 @@ def _scored(
             nats[text][window.first : window.end] = found[window.first - window.end :]
     unscored = 1 - len(bos)
     return [
-        ScoredText(np.append(0, end_bytes)[min(unscored, len(end_bytes)) :], values[unscored:])
-        for (_, end_bytes), values in zip(encoded, nats, strict=True)
+        _answers(rendering, values)
+        if rendering
+        else ScoredText(np.append(0, end_bytes)[min(unscored, len(end_bytes)) :], values[unscored:])
+        for rendering, (_, end_bytes), values in zip(renderings, encoded, nats, strict=True)
     ]
+
+
+def _answers(rendering: Rendering, nats: np.ndarray) -> ScoredText:
+    """A conversation's answers as one text: the tokens of their contents, but not those that end their turns."""
+    begin = rendering.end_bytes[rendering.answers[0][0]]
+    boundaries, found, before = [np.array([begin], np.int64)], [np.empty(0)], 0
+    for first, last in rendering.answers:
+        ends = rendering.end_bytes[first : last + 1].astype(np.int64)
+        behind = int(np.searchsorted(ends, ends[-1])) + 1
+        boundaries.append(before + ends[1:behind])
+        found.append(nats[first + 1 : first + behind])
+        before += int(ends[-1])
+    return ScoredText(np.concatenate(boundaries), np.concatenate(found))
 
 
 def _batches(pieces: Sequence[_Piece], batch_tokens: int) -> Iterator[Sequence[_Piece]]:

@@ -16,7 +16,7 @@ from actors.backends.vllm import BATCHED_TOKENS
 from engine.chat import ChatTemplate
 from engine.checkpoint_files import local_checkpoint, with_adapter, with_chat_template
 from engine.errors import Fault, FusionError, PreflightError
-from engine.spec import FusionSpec
+from engine.spec import FusionSpec, SourceModel, TargetModel
 from engine.tokenization import PassageTokenizer
 from pipelines.corpus import CorpusUnit, find_files, sample, units_of
 
@@ -79,11 +79,8 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
         windows.append(_collect(faults, f"source_models.{index}.checkpoint", _source_window, source))
     for label, checkpoint in spec.evaluation.models.items():
         _collect(faults, f"evaluation.models.{label}", _evaluation_window(spec), checkpoint)
-    models = (spec.target_model, *spec.source_models)
     if spec.corpus.messages_column and not faults:
-        names = ["target_model", *(f"source_models.{index}" for index in range(len(spec.source_models)))]
-        for name, model in zip(names, models, strict=True):
-            _collect(faults, f"{name}.chat_template", _chat_template, model, "give the path of a Jinja chat template")
+        _insist_on_chat_templates(spec, faults)
     if faults:
         raise PreflightError(faults)
     replicas = sum(source.replicas for source in spec.source_models)
@@ -94,7 +91,7 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
     aligners = max(1, replicas // 2)
     return FlowPlan(
         corpus_units=corpus_units,
-        checkpoints=tuple(with_chat_template(model.checkpoint, model.chat_template) for model in models),
+        checkpoints=tuple(_tokenizer_of(model) for model in (spec.target_model, *spec.source_models)),
         windows=tuple(windows),
         batch_blocks=_batch_blocks(spec),
         blocks_per_worker=training.global_batch_blocks // training.num_workers,
@@ -166,8 +163,20 @@ def _source_window(source: Any) -> int:
     return _window(source.checkpoint, context_limit(config, source.max_context_tokens, generated_tokens=1))
 
 
-def _chat_template(model: Any) -> ChatTemplate:
-    return ChatTemplate(PassageTokenizer.load(with_chat_template(model.checkpoint, model.chat_template)))
+def _tokenizer_of(model: TargetModel | SourceModel) -> str:
+    return with_chat_template(model.checkpoint, model.chat_template)
+
+
+def _insist_on_chat_templates(spec: FusionSpec, faults: list[Fault]) -> None:
+    """Every model that reads conversations needs a chat template that can be learned from."""
+    tokenizers = {"target_model.chat_template": _tokenizer_of(spec.target_model)}
+    for index, source in enumerate(spec.source_models):
+        tokenizers[f"source_models.{index}.chat_template"] = _tokenizer_of(source)
+    for label, checkpoint in spec.evaluation.models.items() if spec.evaluation.corpora else ():
+        tokenizers[f"evaluation.models.{label}"] = checkpoint
+    for where, tokenizer in tokenizers.items():
+        remedy = "give a Jinja chat template, or save one with the tokenizer"
+        _collect(faults, where, lambda name: ChatTemplate(PassageTokenizer.load(name)), tokenizer, remedy)
 
 
 def _load_config(checkpoint: str) -> Any:

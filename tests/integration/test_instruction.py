@@ -27,7 +27,7 @@ def test_the_example_learns_the_answers_of_every_conversation_and_nothing_else(t
     )
     result = run(spec)
     found = [conversation for unit in units_of(CORPUS) for conversation in read_conversations(unit, "messages")]
-    assert result.passages == len(found) == 26
+    assert result.passages == len(found) == 30
     answers = [message["content"] for item in found for message in item.messages if message["role"] == "assistant"]
     assert result.bytes == sum(len(answer.encode()) for answer in answers)
     # The export speaks the template that it has learned.

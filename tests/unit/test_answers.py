@@ -21,6 +21,7 @@ from engine.checkpoint_files import with_chat_template
 from engine.errors import RecordError
 from engine.records import MESSAGES, NO_TOKEN, PASSAGE, flat_values, rows_of, schema
 from engine.tokenization import PassageTokenizer
+from pipelines.evaluation import score_texts
 from pipelines.packing import Packer
 from tests.tiny_models import tiny_checkpoint
 from tests.tiny_tokenizers import tokenizer_folders
@@ -199,6 +200,20 @@ def test_the_source_is_scored_on_its_answers_alone(checkpoints, tmp_path):
         whole = [rendering.end_bytes[last] for first, last in rendering.answers for _ in range(first, last)]
         expected = nats[ends < whole].sum() / len(content_of(messages).encode())
         np.testing.assert_allclose(rows_of(table["cross_entropy"])[row], [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["inst", "chatml", "vicuna"])
+def test_held_out_conversations_are_scored_on_the_contents_of_answers(checkpoints, kind):
+    checkpoint = checkpoints["byte-level-with-bos"]
+    batch, name = scored(passages(), "one", checkpoint, style(kind)), with_chat_template(checkpoint, style(kind))
+    (found,) = score_texts(name, {"chats": CONVERSATIONS}, LENGTH, batch_tokens=200).values()
+    for row, messages in enumerate(CONVERSATIONS):
+        rendering = ChatTemplate(PassageTokenizer.load(name)).encode(messages)
+        whole = [rendering.end_bytes[last] for first, last in rendering.answers for _ in range(first, last)]
+        inside = rendering.end_bytes[rendering.rows()] < whole
+        np.testing.assert_allclose(found[row].nats, -rows_of(batch["one/token_logprobs"])[row][inside], atol=1e-4)
+        assert len(found[row].boundaries) == inside.sum() + 1
+        assert (found[row].boundaries[0], found[row].boundaries[-1]) == (0, len(content_of(messages).encode()))
 
 
 @given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), max_size=5), st.data())
