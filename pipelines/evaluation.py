@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from actors.backends import context_limit
-from engine.chat import ChatTemplate, Message, Rendering
+from engine.chat import ChatTemplate, Message
 from engine.checkpoint_files import local_checkpoint
 from engine.tokenization import PassageTokenizer
 
@@ -36,6 +36,21 @@ class ScoredText(NamedTuple):
 
     boundaries: np.ndarray
     nats: np.ndarray
+
+
+class TextTokens(NamedTuple):
+    """A text as one model reads it.
+
+    Attributes:
+        bos: int32 [0 or 1], in front of every window.
+        ids: int32 [T]. num_bytes: int64 [T], bytes of the text that each consumes; 0 for what a chat template writes.
+        is_scored: bool [T]: neither a first token with nothing before it, nor what the assistant does not say.
+    """
+
+    bos: np.ndarray
+    ids: np.ndarray
+    num_bytes: np.ndarray
+    is_scored: np.ndarray
 
 
 class Window(NamedTuple):
@@ -97,6 +112,26 @@ def score_texts(
     }
 
 
+def tokens_of(tokenizer: PassageTokenizer, text: Text) -> TextTokens:
+    """What of a text or conversation a model is asked for.
+
+    Raises:
+        TokenizerError: the tokens do not add up to the text's bytes, or a template refuses the conversation.
+    """
+    if isinstance(text, str):
+        bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
+        ids, end_bytes = tokenizer.encode(text)
+        num_bytes = np.diff(end_bytes, prepend=0)
+        return TextTokens(np.array(bos, np.int32), ids, num_bytes, np.arange(len(ids)) >= 1 - len(bos))
+    rendering = ChatTemplate(tokenizer).encode(text)  # it begins with BOS if the template has it
+    num_bytes, is_scored = np.zeros(len(rendering.token_ids), np.int64), np.zeros(len(rendering.token_ids), bool)
+    for first, last in rendering.answers:
+        ends = rendering.end_bytes[first : last + 1]
+        num_bytes[first : last + 1] = np.diff(ends, prepend=0)
+        is_scored[first + 1 : last + 1] = ends[:-1] < ends[-1]
+    return TextTokens(np.empty(0, np.int32), rendering.token_ids, num_bytes, is_scored)
+
+
 def windows(num_tokens: int, window_tokens: int, stride_tokens: int, has_bos: bool) -> Iterator[Window]:
     """The windows in which a text is scored, every token in exactly one of them.
 
@@ -144,43 +179,24 @@ def _scored(
     stride_tokens: int,
     batch_tokens: int,
 ) -> list[ScoredText]:
-    renderings = [None if isinstance(text, str) else ChatTemplate(tokenizer).encode(text) for text in texts]
-    # A rendering begins with BOS if the template has it: it is one of its tokens, and there is none in front of it.
-    bos = [tokenizer.bos_id] if tokenizer.adds_bos and not any(renderings) else []
-    encoded = [
-        (rendering.token_ids, rendering.end_bytes) if rendering else tokenizer.encode(text)
-        for text, rendering in zip(texts, renderings, strict=True)
-    ]
-    nats = [np.zeros(len(ids)) for ids, _ in encoded]
+    encoded = [tokens_of(tokenizer, text) for text in texts]
+    nats = [np.zeros(len(tokens.ids)) for tokens in encoded]
     pieces = [
-        _Piece(text, window, np.concatenate([bos, ids[window.begin : window.end]]).astype(np.int64))
-        for text, (ids, _) in enumerate(encoded)
-        for window in windows(len(ids), window_tokens, stride_tokens, bool(bos))
+        _Piece(text, window, np.concatenate([tokens.bos, tokens.ids[window.begin : window.end]]).astype(np.int64))
+        for text, tokens in enumerate(encoded)
+        for window in windows(len(tokens.ids), window_tokens, stride_tokens, len(tokens.bos) > 0)
     ]
     pieces.sort(key=lambda piece: len(piece.ids))  # so that batches pad little
     for batch in _batches(pieces, batch_tokens):
         for (text, window, _), found in zip(batch, _nats(model, [piece.ids for piece in batch]), strict=True):
             nats[text][window.first : window.end] = found[window.first - window.end :]
-    unscored = 1 - len(bos)
-    return [
-        _answers(rendering, values)
-        if rendering
-        else ScoredText(np.append(0, end_bytes)[min(unscored, len(end_bytes)) :], values[unscored:])
-        for rendering, (_, end_bytes), values in zip(renderings, encoded, nats, strict=True)
-    ]
+    return [_scored_text(tokens, values) for tokens, values in zip(encoded, nats, strict=True)]
 
 
-def _answers(rendering: Rendering, nats: np.ndarray) -> ScoredText:
-    """A conversation's answers as one text: the tokens of their contents, but not those that end their turns."""
-    begin = rendering.end_bytes[rendering.answers[0][0]]
-    boundaries, found, before = [np.array([begin], np.int64)], [np.empty(0)], 0
-    for first, last in rendering.answers:
-        ends = rendering.end_bytes[first : last + 1].astype(np.int64)
-        behind = int(np.searchsorted(ends, ends[-1])) + 1
-        boundaries.append(before + ends[1:behind])
-        found.append(nats[first + 1 : first + behind])
-        before += int(ends[-1])
-    return ScoredText(np.concatenate(boundaries), np.concatenate(found))
+def _scored_text(tokens: TextTokens, nats: np.ndarray) -> ScoredText:
+    begins = tokens.num_bytes[: int(np.argmax(np.append(tokens.is_scored, True)))].sum()
+    boundaries = np.cumsum(np.append(begins, tokens.num_bytes[tokens.is_scored]), dtype=np.int64)
+    return ScoredText(boundaries, nats[tokens.is_scored])
 
 
 def _batches(pieces: Sequence[_Piece], batch_tokens: int) -> Iterator[Sequence[_Piece]]:

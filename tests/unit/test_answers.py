@@ -148,7 +148,7 @@ def test_no_loss_on_what_the_assistant_does_not_say(checkpoints, tmp_path):
     target, source = checkpoints["byte-level-with-bos"], checkpoints["sentencepiece-like"]
     names = [with_chat_template(target, style("chatml")), with_chat_template(source, style("inst"))]
     table = fused(scored(passages(), "other", source, style("inst")), names[0], {"other": names[1]}, tmp_path)
-    blocks = Packer(LENGTH, TOP_K)(table)
+    blocks = Packer(LENGTH, TOP_K)(table, np.arange(len(table)))
     rows = hidden_gradients(target, blocks, tmp_path)
     learned = flat_values(blocks["loss_mask"])[0]
     assert 0 < learned.sum() < 0.7 * (flat_values(blocks["segment_ids"])[0] > 0).sum()
@@ -163,7 +163,8 @@ def hidden_gradients(checkpoint: str, blocks: pa.Table, tmp_path: Path) -> np.nd
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         training = spec.Training(block_length=LENGTH, global_batch_blocks=len(blocks))
-        target = TargetModel(checkpoint, training, spec.Objective(lm_loss_weight=0.5), TOP_K, torch.device("cpu"))
+        section, objective = spec.TargetModel(checkpoint=checkpoint), spec.Objective(lm_loss_weight=0.5)
+        target = TargetModel(section, training, objective, TOP_K, torch.device("cpu"))
         kept = []
         base_model = target.model.model.base_model
         base_model.register_forward_hook(lambda module, inputs, output: kept.append(output.last_hidden_state))

@@ -13,6 +13,8 @@ from engine.checkpoint_files import with_chat_template
 from engine.errors import PreflightError, RecordError, SpecError
 from engine.ledger import Ledger
 from engine.records import MESSAGES, PASSAGE, schema
+from pipelines.arrangement import Arrangement
+from pipelines.batches import of_row
 from pipelines.corpus import Conversation, Unreadable, read_conversations, units_of
 from pipelines.flow import derive_flow
 from pipelines.passages import PassageReader
@@ -88,6 +90,9 @@ class Skipped:
     def __init__(self):
         self.rows = []
 
+    def start_or_refuse(self):
+        pass
+
     def record(self, passages, tokens, busy_seconds):
         pass
 
@@ -98,9 +103,11 @@ class Skipped:
 def passages(tokenizers: list[str], path: Path, window: int, on_error: str) -> tuple[pa.Table, list]:
     meter = Skipped()
     windows = [window] * len(tokenizers)
-    reader = PassageReader(tokenizers, windows, 0, "text", on_error, Ledger(()), 10, 0, 0, meter, "messages")
-    units = pa.Table.from_pylist([{"path": str(path), "row_group": -1, "first_row": 1, "corpus_pass": 0}])
-    return pa.concat_tables([schema([*PASSAGE, MESSAGES]).empty_table(), *reader(units)]), meter.rows
+    arrangement = Arrangement(0, 0, block_length=1000, batch_blocks=1, checkpoint_blocks=1)
+    reader = PassageReader(tokenizers, windows, 0, "text", on_error, Ledger(()), arrangement, meter, "messages")
+    unit = {"path": str(path), "row_group": -1, "first_row": 1, "corpus_pass": 0}
+    batches = [of_row(row)[0] for row in reader(pa.Table.from_pylist([{"share": 0, "units": [unit]}]))]
+    return pa.concat_tables([schema([*PASSAGE, MESSAGES]).empty_table(), *batches]), meter.rows
 
 
 def test_turns_that_do_not_fit_are_counted_and_the_rest_is_learned(tokenizers, tmp_path):
