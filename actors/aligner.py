@@ -7,12 +7,23 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.run_monitor import Meter
 from engine.alignment import NO_ROW, ByteMatcher, EditMatcher, matcher
+from engine.answers import (
+    AnswerMatcher,
+    Answers,
+    answer_offsets,
+    answers_of,
+    passages_as_answers,
+    whole,
+    with_turn_end,
+)
+from engine.chat import ChatTemplate
 from engine.errors import RecordError
-from engine.fusion import FusedRows, SourceRows, TargetRows, fuse
-from engine.records import FUSED_PASSAGE, PASSAGE, check, flat_values, schema, source_columns
+from engine.fusion import FusedRows, SourceRows, TargetRows, fuse, next_tokens
+from engine.records import FUSED_PASSAGE, MESSAGES, NO_TOKEN, PASSAGE, check, flat_values, schema, source_columns
 from engine.spec import Alignment, Fusion
 from engine.tokenization import PassageTokenizer
 from engine.vocabulary import UNMAPPED, load_or_build
@@ -34,6 +45,7 @@ class Aligner:
         fusion, alignment: sections of the spec.
         sample: passages of the corpus, for a statistical vocabulary mapping.
         meter: of the stage ``align and fuse``.
+        conversations: whether passages have ``records.MESSAGES``; their answers are aligned by byte offsets.
 
     Raises:
         FusionError: the aligners have died too often.
@@ -47,6 +59,7 @@ class Aligner:
         alignment: Alignment,
         sample: Sequence[str],
         meter: Meter,
+        conversations: bool = False,
     ):
         meter.start_or_refuse()
         self._target = PassageTokenizer.load(target_checkpoint)
@@ -55,12 +68,17 @@ class Aligner:
         self._alignment = alignment
         self._meter = meter
         self._mappings = []
-        self._matchers: list[ByteMatcher | EditMatcher] = []
+        self._matchers: list[ByteMatcher | EditMatcher | AnswerMatcher] = []
+        self._template = ChatTemplate(self._target) if conversations else None
         for _, checkpoint in sources:
             source = PassageTokenizer.load(checkpoint)
             mapping = load_or_build(source, self._target, alignment.vocabulary, alignment.cache_dir, sample)
-            self._mappings.append(mapping)
-            self._matchers.append(matcher(source, self._target, alignment.tokens, mapping))
+            self._mappings.append(with_turn_end(mapping, source, self._target) if conversations else mapping)
+            self._matchers.append(
+                AnswerMatcher(source, self._target)
+                if conversations
+                else matcher(source, self._target, alignment.tokens, mapping)
+            )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """``records.PASSAGE`` and the columns of all sources to ``records.FUSED_PASSAGE``.
@@ -72,22 +90,32 @@ class Aligner:
                 source keeps maps nowhere.
         """
         started = time.perf_counter()
-        check(batch, [*PASSAGE, *(column for name in self._names for column in source_columns(name))], "align")
+        messages = [MESSAGES] if self._template else []
+        check(
+            batch, [*PASSAGE, *messages, *(column for name in self._names for column in source_columns(name))], "align"
+        )
         texts = batch["text"].to_pylist()
-        target = self._target_rows(texts, batch)
+        answers = self._answers(texts, batch)
+        target = answers.rows
         in_context = label_is_context(target)
         fused = fuse(
             target,
-            [self._source_rows(batch, index, texts, target, in_context) for index in range(len(self._names))],
+            [self._source_rows(batch, index, texts, answers, in_context) for index in range(len(self._names))],
             self._fusion,
             self._target.vocab_size,
             self._names,
             product=self._alignment.split_tokens == "product",
         )
-        table = _table(batch, target, fused, in_context)
-        tokens = len(target.token_ids)
+        table = _table(batch, answers, fused, in_context)
+        tokens = len(answers.token_ids)
         self._meter.record(passages=len(batch), tokens=tokens, busy_seconds=time.perf_counter() - started)
         return table
+
+    def _answers(self, texts: Sequence[str], batch: pa.Table) -> Answers:
+        """What the target learns of the batch; a plain passage is one answer."""
+        if self._template:
+            return answers_of([self._template.encode(messages) for messages in batch["messages"].to_pylist()])
+        return passages_as_answers(self._target_rows(texts, batch))
 
     def _target_rows(self, texts: Sequence[str], batch: pa.Table) -> TargetRows:
         encoded = [
@@ -104,7 +132,7 @@ class Aligner:
         )
 
     def _source_rows(
-        self, batch: pa.Table, index: int, texts: Sequence[str], target: TargetRows, in_context: np.ndarray
+        self, batch: pa.Table, index: int, texts: Sequence[str], answers: Answers, in_context: np.ndarray
     ) -> SourceRows:
         """One source's columns as arrays, without copies, and their alignment."""
         name, top_k = self._names[index], self._fusion.top_k
@@ -117,6 +145,9 @@ class Aligner:
         ):
             _insist_on_rows(batch, f"{name}/{column}", expected)
         token_ids = flat_values(batch[f"{name}/token_ids"])[0]
+        if self._template:
+            offsets = answer_offsets(end_bytes, offsets, answers.counts)
+        match = self._matchers[index](texts, answers.rows, token_ids, end_bytes, offsets)
         rows = SourceRows(
             offsets=offsets,
             token_ids=token_ids,
@@ -125,7 +156,7 @@ class Aligner:
             topk_logprobs=flat_values(batch[f"{name}/topk_logprobs"])[0].reshape(-1, top_k),
             token_logprobs=flat_values(batch[f"{name}/token_logprobs"])[0],
             mapping=self._mappings[index],
-            match=np.where(in_context, NO_ROW, self._matchers[index](texts, target, token_ids, end_bytes, offsets)),
+            match=np.where(in_context, NO_ROW, match),
         )
         self._insist_on_mapped_mass(name, rows)
         return rows
@@ -174,17 +205,18 @@ def label_is_context(target: TargetRows) -> np.ndarray:
     return in_context
 
 
-def _table(batch: pa.Table, target: TargetRows, fused: FusedRows, in_context: np.ndarray) -> pa.Table:
+def _table(batch: pa.Table, answers: Answers, fused: FusedRows, in_context: np.ndarray) -> pa.Table:
+    fused, is_learned = whole(answers, fused, ~in_context & (next_tokens(answers.rows) != NO_TOKEN))
     num_sources, top_k = fused.cross_entropy.shape[1], fused.ids.shape[1]
     per_source = np.arange(len(batch) + 1, dtype=np.int64) * num_sources
     columns = {
         "passage_id": batch["passage_id"],
-        "num_bytes": pa.array(target.num_bytes - target.first_bytes, pa.int32()),
-        "context_rows": pa.array(np.diff(np.append(0, np.cumsum(in_context))[target.offsets]), pa.int32()),
-        "token_ids": (target.token_ids, target.offsets),
-        "fused_ids": (fused.ids, target.offsets * top_k),
-        "fused_probs": (fused.probs, target.offsets * top_k),
-        "is_fused": (fused.is_fused, target.offsets),
+        "num_bytes": pc.subtract(batch["num_bytes"], batch["context_bytes"]),
+        "token_ids": (answers.token_ids, answers.offsets),
+        "fused_ids": (fused.ids, answers.offsets * top_k),
+        "fused_probs": (fused.probs, answers.offsets * top_k),
+        "is_fused": (fused.is_fused, answers.offsets),
+        "is_learned": (is_learned, answers.offsets),
         "win_share": (fused.win_share, per_source),
         "cross_entropy": (fused.cross_entropy.astype(np.float32), per_source),
         "covered_rows": (fused.covered_rows, per_source),

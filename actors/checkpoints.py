@@ -23,11 +23,11 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from actors.loading import add_adapters, merge_adapters
 from actors.target_model import TargetModel
-from engine.checkpoint_files import local_checkpoint
+from engine.checkpoint_files import load_tokenizer
 from engine.errors import TrainingError
 
 STATE_FILE = "state.json"
@@ -145,7 +145,7 @@ def _write_model(target: TargetModel, tokenizer_checkpoint: str, weights: dict[s
         # Not by save_pretrained: it refuses settings that it has itself loaded, such as Llama 2's temperature without
         # sampling, and a long run would end without its model.
         target.generation_config.to_json_file(os.path.join(folder, "generation_config.json"))
-    AutoTokenizer.from_pretrained(local_checkpoint(tokenizer_checkpoint, weights=False)).save_pretrained(folder)
+    load_tokenizer(tokenizer_checkpoint).save_pretrained(folder)
 
 
 def _merged(target: TargetModel, weights: dict[str, Any]) -> dict[str, Any]:

@@ -20,17 +20,22 @@ from actors.probe import (
 )
 from actors.run_monitor import Meter, NoMeter
 from engine import spec
-from engine.checkpoint_files import local_checkpoint, with_adapter
+from engine.chat import ChatTemplate
+from engine.checkpoint_files import local_checkpoint, with_adapter, with_chat_template
 from engine.errors import SourceModelError
-from engine.records import PASSAGE, check, ragged, source_columns
+from engine.records import MESSAGES, PASSAGE, check, ragged, source_columns
 from engine.tokenization import NO_ROLE, PassageTokenizer
+
+#: A passage's token ids, its end bytes, and which of its rows are sent on.
+Encoded = tuple[np.ndarray, np.ndarray, slice | np.ndarray]
 
 
 class SourceModel:
     """One replica of a source model: its tokenizer and its engine.
 
     Every passage is scored with EOS behind it, whether or not the document ends there: the row of the last text token
-    needs a successor to exist. The row of EOS itself does not exist, so S is one less than the number of tokens.
+    needs a successor to exist. The row of EOS itself does not exist, so S is one less than the number of tokens. A
+    conversation is scored as the model's chat template renders it, and begins with BOS if that has it.
 
     Args:
         source: the spec's section.
@@ -70,30 +75,38 @@ class SourceModel:
         """
         started = time.perf_counter()
         check(batch, PASSAGE, self._source.name)
-        encoded = [
-            self._tokenizer.encode_with_roles(text.as_py(), self._adds_bos, ends_document=True)
-            for text in batch["text"]
-        ]
+        encoded = self._encoded(batch)
         self._insist_on_context(batch, encoded)
-        rows = self._score([ids for ids, _ in encoded])
-        prompts = [ids for ids, _ in encoded]
+        rows = self._score([ids for ids, _, _ in encoded])
+        prompts = [ids for ids, _, _ in encoded]
         vocab_size, dtype = self._backend.vocab_size, self._source.dtype
         insist_on_distributions(self._source.name, batch["passage_id"], prompts, rows, vocab_size, dtype)
         if self._probed is not None and is_no_better_than_chance(self._probed, rows):
             again = probe(self._backend, self._tokenizer, self._adds_bos, self._context)
             insist_on_same_model(self._source.name, self._probed, again)
+        sent = [(row, kept) for row, (_, _, kept) in zip(rows, encoded, strict=True)]
         values = (
-            [ids[:-1] for ids, _ in encoded],
-            [end_bytes[:-1] for _, end_bytes in encoded],
-            [row.topk_ids for row in rows],
-            [tempered(row.topk_logprobs, self._source.temperature) for row in rows],
-            [row.token_logprobs for row in rows],
+            [ids[kept] for ids, _, kept in encoded],
+            [end_bytes[kept] for _, end_bytes, kept in encoded],
+            [row.topk_ids[kept] for row, kept in sent],
+            [tempered(row.topk_logprobs[kept], self._source.temperature) for row, kept in sent],
+            [row.token_logprobs[kept] for row, kept in sent],
         )
         for column, arrays in zip(source_columns(self._source.name), values, strict=True):
             batch = batch.append_column(column.name, ragged(arrays, column.dtype.value_type))
-        tokens = sum(len(ids) for ids, _ in encoded)
+        tokens = sum(len(ids) for ids in prompts)
         self._meter.record(passages=len(batch), tokens=tokens, busy_seconds=time.perf_counter() - started)
         return batch
+
+    def _encoded(self, batch: pa.Table) -> list[Encoded]:
+        """What each passage is for this model; of a conversation only the rows that predict its answers are sent."""
+        if MESSAGES.name not in batch.column_names:
+            texts = (text.as_py() for text in batch["text"])
+            found = [self._tokenizer.encode_with_roles(text, self._adds_bos, ends_document=True) for text in texts]
+            return [(ids, end_bytes, slice(0, len(ids) - 1)) for ids, end_bytes in found]
+        template = ChatTemplate(self._tokenizer)
+        renderings = [template.encode(messages) for messages in batch[MESSAGES.name].to_pylist()]
+        return [(rendering.token_ids, rendering.end_bytes, rendering.rows()) for rendering in renderings]
 
     def _insist_on_few_restarts(self, restarts: int) -> None:
         """Ray replaces a dead replica for ever, each time loading the model and scoring the same passages again."""
@@ -110,8 +123,8 @@ class SourceModel:
         by_prompt = dict(zip(order, rows, strict=True))
         return [by_prompt[index] for index in range(len(prompts))]
 
-    def _insist_on_context(self, batch: pa.Table, encoded: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        for passage_id, (ids, _) in zip(batch["passage_id"], encoded, strict=True):
+    def _insist_on_context(self, batch: pa.Table, encoded: Sequence[Encoded]) -> None:
+        for passage_id, (ids, _, _) in zip(batch["passage_id"], encoded, strict=True):
             if len(ids) > self._context:
                 raise SourceModelError(
                     f"{self._source.name}: passage {passage_id} has {len(ids)} tokens, "
@@ -138,7 +151,8 @@ def _read_checkpoint(source: spec.SourceModel) -> tuple[PassageTokenizer, Any]:
 
     try:
         folder = local_checkpoint(source.checkpoint, weights=False)
-        return PassageTokenizer.load(source.checkpoint), AutoConfig.from_pretrained(folder)
+        tokenizer = PassageTokenizer.load(with_chat_template(source.checkpoint, source.chat_template))
+        return tokenizer, AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise SourceModelError(f"{source.name}: {source.checkpoint} cannot be loaded: {error}") from error
 

@@ -18,6 +18,7 @@ import torch.distributed
 from actors import checkpoints
 from actors.held_out_loss import HeldOutBlocks, with_held_out_loss
 from actors.target_model import StepLosses, TargetModel
+from engine.checkpoint_files import with_chat_template
 from engine.ledger import Ledger
 from engine.records import flat_values, rows_of
 from engine.result import StepRecord
@@ -110,7 +111,8 @@ def _evaluate(target: TargetModel, spec: FusionSpec, held_out: dict[str, HeldOut
 
 
 def _export(target: TargetModel, spec: FusionSpec) -> None:
-    checkpoints.export(target, spec.target_model.checkpoint, os.path.join(spec.run.output_dir, "export"))
+    tokenizer = with_chat_template(spec.target_model.checkpoint, spec.target_model.chat_template)
+    checkpoints.export(target, tokenizer, os.path.join(spec.run.output_dir, "export"))
 
 
 def _tell(monitor: Any, journal: Journal) -> None:

@@ -30,6 +30,9 @@ CACHE_DIR = "~/.cache/knowledge-fusion-engine/checkpoints"
 #: Between a checkpoint and the adapter over it, where the two are named together.
 _ADAPTER = " + adapter "
 
+#: Between a checkpoint and the chat template that takes the place of its tokenizer's own.
+_CHAT_TEMPLATE = " + chat template "
+
 #: One of these makes a folder a model or an adapter. Asked for before anything is copied: it may be a whole bucket.
 _CONFIGURATIONS = ("config.json", "adapter_config.json")
 
@@ -47,6 +50,11 @@ _WEIGHTS = (*_READ, ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 def with_adapter(checkpoint: str, adapter: str) -> str:
     """The name, for ``local_checkpoint``, of a checkpoint with a LoRA adapter over it; empty: the checkpoint alone."""
     return checkpoint + _ADAPTER + adapter if adapter else checkpoint
+
+
+def with_chat_template(checkpoint: str, template: str) -> str:
+    """The name, for ``PassageTokenizer.load``, of a checkpoint with another chat template; empty: its own."""
+    return checkpoint + _CHAT_TEMPLATE + template if template else checkpoint
 
 
 def local_checkpoint(checkpoint: str, weights: bool = True, cache_dir: str = CACHE_DIR) -> str:
@@ -71,7 +79,7 @@ def local_checkpoint(checkpoint: str, weights: bool = True, cache_dir: str = CAC
         ValueError: transformers does not know this GGUF's architecture, tensors are missing, or the adapter does not
             fit the base.
     """
-    base, _, adapter = checkpoint.partition(_ADAPTER)
+    base, _, adapter = checkpoint.partition(_CHAT_TEMPLATE)[0].partition(_ADAPTER)
     cache_dir = os.path.expanduser(cache_dir)
     folder = _base_folder(base, weights, cache_dir)
     if not adapter:
@@ -85,6 +93,22 @@ def local_checkpoint(checkpoint: str, weights: bool = True, cache_dir: str = CAC
         return folder
     marks = [_identity(folder), _identity(adapter_folder), version("transformers"), version("peft")]
     return _made_once(cache_dir, adapter, marks, lambda part: merge_adapter(folder, adapter_folder, part))
+
+
+def load_tokenizer(checkpoint: str) -> Any:
+    """The Hugging Face tokenizer of a checkpoint, with the chat template that its name has, if any.
+
+    Raises:
+        OSError, ValueError: there is no such checkpoint, no tokenizer in it, or no such template.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(local_checkpoint(checkpoint, weights=False))
+    template = checkpoint.partition(_CHAT_TEMPLATE)[2]
+    if template:
+        with fsspec.open(template, "r", encoding="utf8") as file:
+            tokenizer.chat_template = file.read()
+    return tokenizer
 
 
 def _base_folder(base: str, weights: bool, cache_dir: str) -> str:

@@ -52,6 +52,17 @@ PASSAGE = (
 )
 
 
+#: What a passage has beside ``PASSAGE`` where the corpus is one of conversations. ``text`` is then what the assistant
+#: says in all, and the rows of sources are those that predict its answers, with bytes counted from each answer's
+#: beginning (``engine.chat``).
+MESSAGES = Column(
+    "messages",
+    pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())])),
+    "",
+    "the conversation, its contents without blanks around them",
+)
+
+
 def source_columns(source_name: str) -> tuple[Column, ...]:
     """The columns that the pool of one source model adds to its passages."""
     return (
@@ -73,13 +84,13 @@ def source_columns(source_name: str) -> tuple[Column, ...]:
 FUSED_PASSAGE = (
     Column("passage_id", pa.string(), "", "as in the passage"),
     Column("num_bytes", pa.int32(), "", "as in the passage, less its context"),
-    Column("context_rows", pa.int32(), "", "rows at its beginning whose labels are context and not learned"),
     Column("token_ids", _ragged(pa.int32()), "[T]", "the target model's tokens, BOS and EOS included"),
     Column(
         "fused_ids", _ragged(pa.int32()), "[T,K]", "target tokens of the fused distribution, NO_TOKEN behind the last"
     ),
     Column("fused_probs", _ragged(pa.float16()), "[T,K]", "their probabilities; rest mass = 1 - sum"),
     Column("is_fused", _ragged(pa.bool_()), "[T]", "whether the row has a fused distribution"),
+    Column("is_learned", _ragged(pa.bool_()), "[T]", "whether the row has a label that is learned, and is no context"),
     Column("win_share", _ragged(pa.float32()), "[N]", "share of the passage for which each source alone was chosen"),
     Column(
         "cross_entropy", _ragged(pa.float32()), "[N]", "of each source, nats per byte over the bytes all have scored"
@@ -91,13 +102,16 @@ TRAINING_BLOCK = (
     Column("input_ids", _ragged(pa.int32()), "[L]", "tokens of the passages, one after the other, then padding"),
     Column("segment_ids", _ragged(pa.int32()), "[L]", "1, 2, ... for the passages, 0 for padding"),
     Column(
-        "loss_mask", _ragged(pa.bool_()), "[L]", "whether token t+1 is of the same passage, so that row t has a label"
+        "loss_mask",
+        _ragged(pa.bool_()),
+        "[L]",
+        "whether token t+1 is of the same passage and learned, a label of row t",
     ),
     Column("fusion_mask", _ragged(pa.bool_()), "[L]", "whether row t has a fused distribution"),
     Column("fused_ids", _ragged(pa.int32()), "[L,K]", "as in the fused passage"),
     Column("fused_probs", _ragged(pa.float16()), "[L,K]", "as in the fused passage"),
     Column("passage_ids", _ragged(pa.string()), "[P]", "the passages inside, in order"),
-    Column("passage_tokens", _ragged(pa.int32()), "[P]", "their lengths in target tokens, less those of context"),
+    Column("passage_tokens", _ragged(pa.int32()), "[P]", "tokens that are learned, and the one before them"),
     Column("passage_bytes", _ragged(pa.int32()), "[P]", "their lengths in UTF-8 bytes, less those of context"),
     Column("win_share", _ragged(pa.float32()), "[P,N]", "as in the fused passage"),
     Column("cross_entropy", _ragged(pa.float32()), "[P,N]", "as in the fused passage"),

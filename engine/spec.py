@@ -8,18 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-#: Names become column prefixes, folder names and labels of metrics.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Text = Annotated[str, Field(min_length=1)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """A frozen part of the spec that refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+from engine.spec_section import Name, Section, Share, Text
 
 
 class Run(Section):
@@ -45,6 +36,9 @@ class Corpus(Section):
     """Files, globs or fsspec URLs of .parquet, .jsonl or .txt files, the last two plain, .gz or .zst."""
     text_column: Text = "text"
     """Column (Parquet) or key (JSONL) that holds a document. A .txt file is one document."""
+    messages_column: str = ""
+    """Column or key that holds a conversation, a list of {role, content}; empty: the corpus is of documents. Every
+    model reads its own chat template's rendering, and only what the assistant says is learned."""
     on_error: Literal["fail", "skip"] = "fail"
     """What to do about a file or row that cannot be read: stop with a sentence, or leave it out and count it."""
     passes: Annotated[int, Field(ge=1)] = 1
@@ -71,6 +65,9 @@ class TargetModel(Section):
     checkpoint: Text
     """The model to train, any causal language model that transformers loads: Hugging Face folder or hub name, fsspec
     URL of such a folder (copied once to each node), or path or URL of a .gguf file (converted once on each node)."""
+    chat_template: str = ""
+    """Path or fsspec URL of a Jinja chat template to take for the tokenizer's own; empty: its own. Only conversations
+    need one. The target's is written into the export."""
     lora: Lora = Lora()
     """Low-rank adapters (peft) to train instead of the whole model; the export has them merged in."""
 
@@ -82,6 +79,8 @@ class SourceModel(Section):
     """As target_model.checkpoint."""
     adapter: str = ""
     """Folder or fsspec URL of a LoRA adapter, as peft saves it, to merge into the checkpoint; empty: none."""
+    chat_template: str = ""
+    """As target_model.chat_template."""
     backend: Literal["vllm", "transformers"] = "vllm"
     """What runs the model: vLLM, or transformers where vLLM does not know the architecture."""
     replicas: Annotated[int, Field(ge=1)] = 1
@@ -239,7 +238,7 @@ class Merge(Section):
 class Evaluation(Section):
     corpora: dict[Name, Annotated[tuple[Text, ...], Field(min_length=1)]] = {}
     """Held-out domains: name to paths, read like corpus.paths. Each model scores each document whole, in windows of
-    training.block_length tokens, or of as many as it takes."""
+    training.block_length tokens, or of as many as it takes; of a conversation, what the assistant says."""
     models: dict[Text, Text] = {}
     """Further models beside the target, the sources and the run's own export: label to checkpoint, as
     target_model.checkpoint."""

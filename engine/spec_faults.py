@@ -28,6 +28,8 @@ def cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
         yield from _repeated_labels(sections["evaluation"])
     if "training" in sections and "evaluation" in sections:
         yield from _long_stride(sections["evaluation"].stride_tokens, sections["training"].block_length)
+    if "corpus" in sections and sections["corpus"].messages_column:
+        yield from _not_for_conversations(sections["corpus"], sections.get("alignment"))
     if sources is not None and "fusion" in sections:
         yield from _single_source(sources, sections["fusion"])
     if sources is not None and "alignment" in sections and "fusion" in sections:
@@ -99,6 +101,15 @@ def _long_overlap(overlap_bytes: int, block_length: int) -> Iterator[Fault]:
     if overlap_bytes > block_length:
         reason = f"{overlap_bytes} bytes of context would crowd out the text of a passage of {block_length} tokens"
         yield Fault("corpus.overlap_bytes", reason, f"set it to {block_length} or less")
+
+
+def _not_for_conversations(corpus: Any, alignment: Any) -> Iterator[Fault]:
+    if corpus.overlap_bytes:
+        reason = f"is {corpus.overlap_bytes}, but a conversation is cut between turns"
+        yield Fault("corpus.overlap_bytes", reason, "set it to 0, or leave corpus.messages_column empty")
+    if alignment and alignment.tokens != "byte_offset":
+        reason = f"{alignment.tokens} aligns whole texts, and each model reads a conversation as another text"
+        yield Fault("alignment.tokens", reason, "set it to byte_offset, or leave corpus.messages_column empty")
 
 
 def _uneven_batch(training: Any) -> Iterator[Fault]:

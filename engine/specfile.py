@@ -193,7 +193,8 @@ def as_located_spec(spec: FusionSpec | Mapping[str, Any] | str | Path) -> Fusion
 
 
 def _with_located_checkpoint(model: Any) -> Any:
-    return model.model_copy(update={"checkpoint": _located_checkpoint(model.checkpoint)})
+    template = _absolute(model.chat_template) if model.chat_template else ""
+    return model.model_copy(update={"checkpoint": _located_checkpoint(model.checkpoint), "chat_template": template})
 
 
 def _with_located_adapter(source: Any) -> Any:

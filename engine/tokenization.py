@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from engine import character_offsets
-from engine.checkpoint_files import local_checkpoint
+from engine.checkpoint_files import load_tokenizer, local_checkpoint
 from engine.errors import TokenizerError
 from engine.token_bytes import (
     BYTE_TO_CHARACTER,
@@ -34,6 +34,9 @@ from engine.token_bytes import (
 #: The id of a role that a tokenizer does not have.
 NO_ROLE = -1
 
+#: Where each token begins and ends, in characters of the text.
+Offsets = Sequence[tuple[int, int]]
+
 
 class PassageTokenizer:
     """One model's tokenizer, as alignment needs it.
@@ -47,24 +50,23 @@ class PassageTokenizer:
         adds_bos: whether the tokenizer puts BOS in front of a text by itself.
         normalizer_types: names of the parts of its normalizer, in order.
         fingerprint: changes with everything that changes ids or bytes.
+        hugging_face: the tokenizer as given, for its chat template. backend: the ``tokenizers.Tokenizer`` that takes
+            special strings for text.
+        special_tokens: the special ones of the added tokens, as tokenizer.json has them.
     """
 
     def __init__(self, tokenizer: Any, name: str, backend: Any = None):
-        """Wrap a Hugging Face tokenizer; see ``load``.
-
-        Args:
-            tokenizer: for the roles.
-            backend: the ``tokenizers.Tokenizer`` behind it, where ``tokenizer`` itself does not have it.
-        """
+        """Wrap a Hugging Face tokenizer (see ``load``); ``backend`` is its ``tokenizers.Tokenizer``, if not its own."""
         from tokenizers import Tokenizer, processors
 
         serialized = (backend or tokenizer.backend_tokenizer).to_str()
-        self._tokenizer = Tokenizer.from_str(serialized)
-        self._tokenizer.encode_special_tokens = True  # a special string inside the text is text
-        self._tokenizer.post_processor = processors.TemplateProcessing(single="$A")  # GPT-2's would trim the offsets
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self.backend = Tokenizer.from_str(serialized)
+        self.backend.encode_special_tokens = True  # a special string inside the text is text
+        self.backend.post_processor = processors.TemplateProcessing(single="$A")  # GPT-2's would trim the offsets
+        self.backend.no_truncation()
+        self.backend.no_padding()
         self.name = name
+        self.hugging_face = tokenizer
         layout = json.loads(serialized)
         self._model = {key: value for key, value in layout["model"].items() if key not in ("vocab", "merges")}
         self._kind = kind_of(layout, name)
@@ -75,18 +77,19 @@ class PassageTokenizer:
         self.turn_end_id = _turn_end(tokenizer)
         self.adds_bos = self.bos_id != NO_ROLE and tokenizer("a")["input_ids"][0] == self.bos_id
         self.normalizer_types = part_types(layout.get("normalizer"), "normalizers")
-        pieces = self._tokenizer.get_vocab(with_added_tokens=True)
+        pieces = self.backend.get_vocab(with_added_tokens=True)
         self.token_bytes = token_bytes(layout, self._kind, pieces)
         self.vocab_size = len(self.token_bytes)
         self._added = [token["id"] for token in layout["added_tokens"]]
-        self._specials = {token["id"] for token in layout["added_tokens"] if token["special"]}
-        self._specials -= {self._tokenizer.token_to_id(unknown_piece(layout["model"]) or "")}
+        self.special_tokens = [token for token in layout["added_tokens"] if token["special"]]
+        self._specials = {token["id"] for token in self.special_tokens}
+        self._specials -= {self.backend.token_to_id(unknown_piece(layout["model"]) or "")}
         self._has_byte = np.zeros(256, bool)  # a byte-level vocabulary may lack bytes, which it then drops
         self._has_byte[[data[0] for data in self.token_bytes if data and len(data) == 1]] = self._kind == "byte_level"
         lengths = [len(data) if data is not None else 0 for data in self.token_bytes]
         self._byte_lengths = np.array(lengths, np.int32)
-        roles = f"{self.bos_id} {self.eos_id} {self.pad_id} {self.turn_end_id}"
-        self.fingerprint = hashlib.sha256((serialized + roles).encode("utf8")).hexdigest()
+        roles = f"{self.bos_id} {self.eos_id} {self.pad_id} {self.turn_end_id}".encode()
+        self.fingerprint = hashlib.sha256(serialized.encode() + roles).hexdigest()
         self._dummy_prefix_before = {blank: self._joined(blank + "a") == f" {blank}a".encode() for blank in ("", " ")}
 
     @staticmethod
@@ -94,14 +97,17 @@ class PassageTokenizer:
     def load(checkpoint: str) -> PassageTokenizer:
         """The tokenizer of a checkpoint (``checkpoint_files``); one object a process and checkpoint.
 
+        Args:
+            checkpoint: its name, where wanted ``with_chat_template``.
+
         Raises:
             OSError, ValueError: there is no such checkpoint, or no tokenizer in it.
             TokenizerError: it is of a kind whose tokens cannot be told as bytes.
         """
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+        from transformers import PreTrainedTokenizerFast
 
         folder = local_checkpoint(checkpoint, weights=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(checkpoint)
         if hasattr(tokenizer, "backend_tokenizer"):
             return PassageTokenizer(tokenizer, checkpoint)
         try:  # Mistral's own class runs tekken.json by itself; the fast class reads the same file
@@ -124,18 +130,55 @@ class PassageTokenizer:
             TokenizerError: the tokens do not add up to the text; names the first character that is lost.
         """
         tokens = self._tokens(text)
+        return np.array(tokens, np.int32), self.end_bytes(text, tokens)
+
+    def tokens(self, text: str, backend: Any) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character offsets of ``text``, special strings in it taken apart.
+
+        Args:
+            backend: ``self.backend``, or a copy of it that knows further tokens.
+
+        The library keeps special strings from being *added* tokens; a model that has them in its vocabulary, such as
+        Unigram, finds them all the same.
+        """
+        encoding = backend.encode(text, add_special_tokens=False)
+        if self._specials.isdisjoint(encoding.ids):
+            return encoding.ids, encoding.offsets
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for token, piece, span in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True):
+            parts = [token]
+            if token in self._specials:
+                model = self.backend.model
+                parts = [found.id for part in (piece[:1], piece[1:]) for found in model.tokenize(part)]
+            ids += parts
+            offsets += [span] * len(parts)
+        return ids, offsets
+
+    def end_bytes(self, text: str, tokens: Sequence[int], offsets: Offsets | None = None) -> np.ndarray:
+        """UTF-8 bytes of ``text`` consumed after each of its tokens, int32 [n]; see ``encode``.
+
+        Args:
+            offsets: where each token begins and ends, in characters, as the library tells it; None: asked for where the
+                tokens' own bytes do not say.
+
+        Raises:
+            TokenizerError: as ``encode``.
+        """
         ids = np.array(tokens, np.int32)
         data = text.encode("utf8")
         joined = b"".join([self.token_bytes[token] or b"" for token in tokens])
         if joined == data:
-            return ids, np.cumsum(self._byte_lengths[ids], dtype=np.int32)
+            return np.cumsum(self._byte_lengths[ids], dtype=np.int32)
         if joined == b" " + data and self._kind == "space_marker":  # a dummy prefix: a blank that is not in the text
-            return ids, np.cumsum(self._byte_lengths[ids], dtype=np.int32) - 1
+            return np.cumsum(self._byte_lengths[ids], dtype=np.int32) - 1
         kept = np.flatnonzero(self._has_byte[np.frombuffer(data, np.uint8)])
         if joined and len(kept) == len(joined) and bytes(data[place] for place in kept) == joined:
             ends = kept[np.cumsum(self._byte_lengths[ids]) - 1].astype(np.int32) + 1
-            return ids, np.append(ends[:-1], np.int32(len(data)))
-        return ids, self._ends_by_characters(text)
+            return np.append(ends[:-1], np.int32(len(data)))
+        if offsets is None:
+            tokens, offsets = self.tokens(text, self.backend)
+        return self._ends_by_characters(text, tokens, offsets)
 
     def encode_with_roles(self, text: str, add_bos: bool, ends_document: bool) -> tuple[np.ndarray, np.ndarray]:
         """As ``encode``, with BOS in front (end 0) and EOS behind (end = all bytes) where wanted and there is one."""
@@ -167,7 +210,7 @@ class PassageTokenizer:
                 piece = data.decode("utf8").replace(" ", SPACE_MARKER)
             except UnicodeDecodeError:
                 return self._longest_beginning(data)
-        return [token.id for token in self._tokenizer.model.tokenize(piece)]
+        return [token.id for token in self.backend.model.tokenize(piece)]
 
     @cached_property
     def id_of_bytes(self) -> dict[bytes, int]:
@@ -207,7 +250,7 @@ class PassageTokenizer:
     @cached_property
     def _raw_pieces(self) -> list[str]:
         pieces = [""] * self.vocab_size
-        for piece, token in self._tokenizer.get_vocab(with_added_tokens=True).items():
+        for piece, token in self.backend.get_vocab(with_added_tokens=True).items():
             pieces[token] = piece
         return pieces
 
@@ -219,36 +262,15 @@ class PassageTokenizer:
 
     def _tokens(self, text: str) -> list[int]:
         """Ids of ``text``, special strings in it taken apart; without offsets, which cost a fifth more."""
-        tokens = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return tokens if self._specials.isdisjoint(tokens) else self._tokens_and_offsets(text)[0]
-
-    def _tokens_and_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and character offsets of ``text``, special strings in it taken apart.
-
-        The library keeps special strings from being *added* tokens; a model that has them in its vocabulary, such as
-        Unigram, finds them all the same.
-        """
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        if self._specials.isdisjoint(encoding.ids):
-            return encoding.ids, encoding.offsets
-        ids: list[int] = []
-        offsets: list[tuple[int, int]] = []
-        for token, piece, span in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True):
-            parts = [token]
-            if token in self._specials:
-                model = self._tokenizer.model
-                parts = [found.id for part in (piece[:1], piece[1:]) for found in model.tokenize(part)]
-            ids += parts
-            offsets += [span] * len(parts)
-        return ids, offsets
+        tokens = self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return tokens if self._specials.isdisjoint(tokens) else self.tokens(text, self.backend)[0]
 
     def _joined(self, text: str) -> bytes:
         """The bytes that the tokens of ``text`` stand for."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self.backend.encode(text, add_special_tokens=False).ids
         return b"".join(self.token_bytes[token] or b"" for token in ids)
 
-    def _ends_by_characters(self, text: str) -> np.ndarray:
-        tokens, offsets = self._tokens_and_offsets(text)
+    def _ends_by_characters(self, text: str, tokens: Sequence[int], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
         if text and not tokens:
             raise TokenizerError(f"{self.name}: the text {text[:12]!r} has no token at all")
         try:

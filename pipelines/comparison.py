@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from engine.checkpoint_files import with_adapter
+from engine.checkpoint_files import with_adapter, with_chat_template
 from engine.errors import Fault, FusionError
 from engine.spec import FusionSpec
 from engine.tokenization import PassageTokenizer
@@ -53,9 +53,11 @@ def comparison_faults(spec: FusionSpec, trains_first: bool) -> list[Fault]:
 
 
 def _models_before(spec: FusionSpec) -> dict[str, str]:
-    models = {"target before": spec.target_model.checkpoint}
+    target = spec.target_model
+    models = {"target before": with_chat_template(target.checkpoint, target.chat_template)}
     for source in spec.source_models:
-        models[f"source {source.name}"] = with_adapter(source.checkpoint, source.adapter)
+        adapted = with_adapter(source.checkpoint, source.adapter)
+        models[f"source {source.name}"] = with_chat_template(adapted, source.chat_template)
     return models | spec.evaluation.models
 
 

@@ -1,4 +1,4 @@
-"""From fsspec paths to documents: Parquet, JSONL and plain text, plain or compressed, local or at any fsspec URL.
+"""From fsspec paths to documents or conversations: Parquet, JSONL and plain text, compressed or not, at any fsspec URL.
 
 A corpus is read in units, a file or a row group of a Parquet file, so that many readers can share one big file. Nothing
 is lost on bad input: whatever cannot be read becomes an ``Unreadable`` that names file, row and reason.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -18,6 +18,7 @@ import fsspec
 import pyarrow.parquet
 import zstandard
 
+from engine.chat import ASSISTANT, Message
 from engine.errors import Fault
 
 SUFFIXES = (".parquet", ".jsonl", ".txt")
@@ -49,6 +50,23 @@ class Document:
     path: str
     row: int
     text: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One conversation: where it stands in the corpus, and its messages, without blanks around their contents.
+
+    At least one message is an answer of the assistant, and no answer is empty.
+    """
+
+    path: str
+    row: int
+    messages: tuple[Message, ...]
+
+    @property
+    def text(self) -> str:
+        """All contents, a line each."""
+        return "\n".join(message["content"] for message in self.messages)
 
 
 @dataclass(frozen=True)
@@ -105,10 +123,25 @@ def units_of(path: str) -> list[CorpusUnit]:
 
 def read_documents(unit: CorpusUnit, text_column: str) -> Iterator[Document | Unreadable]:
     """The documents of one unit, in order, each checked: a non-empty string that is valid UTF-8."""
+    return _read(unit, text_column, _document)
+
+
+def read_conversations(unit: CorpusUnit, messages_column: str) -> Iterator[Conversation | Unreadable]:
+    """The conversations of one unit, in order, each checked: messages of role and content, an answer among them."""
+    return _read(unit, messages_column, _conversation)
+
+
+def read(unit: CorpusUnit, text_column: str, messages_column: str) -> Iterator[Document | Conversation | Unreadable]:
+    """The conversations of one unit, or where ``messages_column`` is empty its documents."""
+    return read_conversations(unit, messages_column) if messages_column else read_documents(unit, text_column)
+
+
+def _read(unit: CorpusUnit, column: str, checked: Callable[[str, int, Any], Any]) -> Iterator[Any]:
     readers = {".parquet": _parquet_rows, ".jsonl": _json_rows, ".txt": _text_rows}
     try:
-        for row, value in readers[_kind(unit.path)](unit, text_column):
-            yield _checked(unit.path, row, value)
+        for row, value in readers[_kind(unit.path)](unit, column):
+            bad = isinstance(value, _BadRow)
+            yield Unreadable(unit.path, row, str(value)) if bad else checked(unit.path, row, value)
     except Exception as error:  # every filesystem, codec and format has errors of its own, and all mean the same here
         yield Unreadable(unit.path, 0, f"the file cannot be read: {type(error).__name__}: {error}")
 
@@ -117,18 +150,46 @@ class _BadRow(str):
     """Why a row has no text; travels in the place of the text."""
 
 
-def _checked(path: str, row: int, value: Any) -> Document | Unreadable:
-    if isinstance(value, _BadRow):
-        return Unreadable(path, row, str(value))
+def _document(path: str, row: int, value: Any) -> Document | Unreadable:
     if not isinstance(value, str):
         return Unreadable(path, row, f"the text is {type(value).__name__}, not a string")
     if not value:
         return Unreadable(path, row, "the document is empty")
+    reason = _not_utf8(value)
+    return Unreadable(path, row, reason) if reason else Document(path, row, value)
+
+
+def _not_utf8(text: str) -> str:
     try:
-        value.encode("utf8")
+        text.encode("utf8")
     except UnicodeEncodeError as error:
-        return Unreadable(path, row, f"character {error.start} is half of a surrogate pair, which UTF-8 cannot hold")
-    return Document(path, row, value)
+        return f"character {error.start} is half of a surrogate pair, which UTF-8 cannot hold"
+    return ""
+
+
+def _conversation(path: str, row: int, value: Any) -> Conversation | Unreadable:
+    if not isinstance(value, list):
+        return Unreadable(path, row, f"the messages are {type(value).__name__}, not a list of {{role, content}}")
+    messages: list[Message] = []
+    for number, message in enumerate(value, start=1):
+        reason = _message_fault(message)
+        if reason:
+            return Unreadable(path, row, f"message {number} {reason}")
+        messages.append({"role": message["role"], "content": message["content"].strip()})
+        if messages[-1] == {"role": ASSISTANT, "content": ""}:
+            return Unreadable(path, row, f"message {number}, an answer, is empty")
+    if not any(message["role"] == ASSISTANT for message in messages):
+        return Unreadable(path, row, f"no message has the role {ASSISTANT!r}, so that there is nothing to learn")
+    return Conversation(path, row, tuple(messages))
+
+
+def _message_fault(message: Any) -> str:
+    if not isinstance(message, dict):
+        return f"is {type(message).__name__}, not {{role, content}}"
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            return f"has a {key} that is {type(message.get(key)).__name__}, not a string; it has {', '.join(message)}"
+    return _not_utf8(message["content"])
 
 
 def _parquet_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
@@ -197,7 +258,7 @@ def _kind(path: str) -> str:
     return next((suffix for suffix in SUFFIXES if path.endswith(suffix)), "")
 
 
-def sample(units: Sequence[CorpusUnit], text_column: str, num_bytes: int) -> list[str]:
+def sample(units: Sequence[CorpusUnit], text_column: str, messages_column: str, num_bytes: int) -> list[str]:
     """About ``num_bytes`` of the corpus: an equal share from the beginning of every unit, or of as many as fill it.
 
     The same units give the same sample. What cannot be read is passed over: the run itself reports it.
@@ -209,8 +270,8 @@ def sample(units: Sequence[CorpusUnit], text_column: str, num_bytes: int) -> lis
         if taken >= num_bytes:
             break
         of_unit = 0
-        for document in read_documents(unit, text_column):
-            if isinstance(document, Document):
+        for document in read(unit, text_column, messages_column):
+            if not isinstance(document, Unreadable):
                 text = document.text[: share - of_unit]  # characters for bytes: near enough, and never half of one
                 texts.append(text)
                 of_unit += len(text.encode("utf8"))

@@ -17,8 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from actors.backends import context_limit
+from engine.chat import ChatTemplate, Message
 from engine.checkpoint_files import local_checkpoint
 from engine.tokenization import PassageTokenizer
+
+#: What is scored: a text, or a conversation, of which only the assistant's answers count.
+Text = str | Sequence[Message]
 
 
 class ScoredText(NamedTuple):
@@ -32,6 +36,21 @@ class ScoredText(NamedTuple):
 
     boundaries: np.ndarray
     nats: np.ndarray
+
+
+class TextTokens(NamedTuple):
+    """A text as one model reads it.
+
+    Attributes:
+        bos: int32 [0 or 1], in front of every window.
+        ids: int32 [T]. num_bytes: int64 [T], bytes of the text that each consumes; 0 for what a chat template writes.
+        is_scored: bool [T]: neither a first token with nothing before it, nor what the assistant does not say.
+    """
+
+    bos: np.ndarray
+    ids: np.ndarray
+    num_bytes: np.ndarray
+    is_scored: np.ndarray
 
 
 class Window(NamedTuple):
@@ -57,7 +76,7 @@ def bits_per_byte(texts: Sequence[ScoredText]) -> float:
 
 def score_texts(
     checkpoint: str,
-    texts_by_domain: Mapping[str, Sequence[str]],
+    texts_by_domain: Mapping[str, Sequence[Text]],
     window_tokens: int,
     stride_tokens: int = 0,
     batch_tokens: int = 4096,
@@ -66,7 +85,8 @@ def score_texts(
     """Score one model on held-out texts of any length.
 
     Each text is tokenized whole and goes through the model in ``windows``. BOS stands in front of every window where
-    the model's own tokenizer puts it in front of a text. EOS is never scored: it covers no bytes. The model runs in
+    the model's own tokenizer puts it in front of a text. EOS is never scored: it covers no bytes. A conversation is
+    scored as the model's chat template renders it, and of that the contents of the answers alone. The model runs in
     float32; padding does not change the result: batches of any size agree to 1e-6 bits per byte.
 
     Args:
@@ -81,7 +101,7 @@ def score_texts(
         Domain to scored texts, in the order of the texts.
 
     Raises:
-        TokenizerError: the tokens of a text do not add up to its bytes.
+        TokenizerError: the tokens of a text do not add up to its bytes, or a template refuses a conversation.
     """
     tokenizer = PassageTokenizer.load(checkpoint)
     model = _load(checkpoint, device)
@@ -90,6 +110,26 @@ def score_texts(
         domain: _scored(model, tokenizer, texts, longest, stride_tokens, batch_tokens)
         for domain, texts in texts_by_domain.items()
     }
+
+
+def tokens_of(tokenizer: PassageTokenizer, text: Text) -> TextTokens:
+    """What of a text or conversation a model is asked for.
+
+    Raises:
+        TokenizerError: the tokens do not add up to the text's bytes, or a template refuses the conversation.
+    """
+    if isinstance(text, str):
+        bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
+        ids, end_bytes = tokenizer.encode(text)
+        num_bytes = np.diff(end_bytes, prepend=0)
+        return TextTokens(np.array(bos, np.int32), ids, num_bytes, np.arange(len(ids)) >= 1 - len(bos))
+    rendering = ChatTemplate(tokenizer).encode(text)  # it begins with BOS if the template has it
+    num_bytes, is_scored = np.zeros(len(rendering.token_ids), np.int64), np.zeros(len(rendering.token_ids), bool)
+    for first, last in rendering.answers:
+        ends = rendering.end_bytes[first : last + 1]
+        num_bytes[first : last + 1] = np.diff(ends, prepend=0)
+        is_scored[first + 1 : last + 1] = ends[:-1] < ends[-1]
+    return TextTokens(np.empty(0, np.int32), rendering.token_ids, num_bytes, is_scored)
 
 
 def windows(num_tokens: int, window_tokens: int, stride_tokens: int, has_bos: bool) -> Iterator[Window]:
@@ -134,28 +174,29 @@ class _Piece(NamedTuple):
 def _scored(
     model: Any,
     tokenizer: PassageTokenizer,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     window_tokens: int,
     stride_tokens: int,
     batch_tokens: int,
 ) -> list[ScoredText]:
-    bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
-    encoded = [tokenizer.encode(text) for text in texts]
-    nats = [np.zeros(len(ids)) for ids, _ in encoded]
+    encoded = [tokens_of(tokenizer, text) for text in texts]
+    nats = [np.zeros(len(tokens.ids)) for tokens in encoded]
     pieces = [
-        _Piece(text, window, np.concatenate([bos, ids[window.begin : window.end]]).astype(np.int64))
-        for text, (ids, _) in enumerate(encoded)
-        for window in windows(len(ids), window_tokens, stride_tokens, tokenizer.adds_bos)
+        _Piece(text, window, np.concatenate([tokens.bos, tokens.ids[window.begin : window.end]]).astype(np.int64))
+        for text, tokens in enumerate(encoded)
+        for window in windows(len(tokens.ids), window_tokens, stride_tokens, len(tokens.bos) > 0)
     ]
     pieces.sort(key=lambda piece: len(piece.ids))  # so that batches pad little
     for batch in _batches(pieces, batch_tokens):
         for (text, window, _), found in zip(batch, _nats(model, [piece.ids for piece in batch]), strict=True):
             nats[text][window.first : window.end] = found[window.first - window.end :]
-    unscored = 1 - len(bos)
-    return [
-        ScoredText(np.append(0, end_bytes)[min(unscored, len(end_bytes)) :], values[unscored:])
-        for (_, end_bytes), values in zip(encoded, nats, strict=True)
-    ]
+    return [_scored_text(tokens, values) for tokens, values in zip(encoded, nats, strict=True)]
+
+
+def _scored_text(tokens: TextTokens, nats: np.ndarray) -> ScoredText:
+    begins = tokens.num_bytes[: int(np.argmax(np.append(tokens.is_scored, True)))].sum()
+    boundaries = np.cumsum(np.append(begins, tokens.num_bytes[tokens.is_scored]), dtype=np.int64)
+    return ScoredText(boundaries, nats[tokens.is_scored])
 
 
 def _batches(pieces: Sequence[_Piece], batch_tokens: int) -> Iterator[Sequence[_Piece]]:

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from actors.backends import context_limit
 from actors.backends.vllm import BATCHED_TOKENS
-from engine.checkpoint_files import local_checkpoint, with_adapter
+from engine.chat import ChatTemplate
+from engine.checkpoint_files import local_checkpoint, with_adapter, with_chat_template
 from engine.errors import Fault, FusionError, PreflightError
-from engine.spec import FusionSpec
+from engine.spec import FusionSpec, SourceModel, TargetModel
 from engine.tokenization import PassageTokenizer
 from pipelines.corpus import CorpusUnit, find_files, sample, units_of
 
@@ -42,7 +43,8 @@ class FlowPlan:
 
     Attributes:
         corpus_units: what readers share out, as the fields of ``corpus.CorpusUnit``; one pass.
-        checkpoints, windows: of the target and all sources: the text tokens that each can take in one passage.
+        checkpoints, windows: of the target and all sources: the names of their tokenizers, chat templates included, and
+            the text tokens that each can take in one passage.
         batch_blocks: training blocks whose passages are one call of a source model, an aligner or the packer.
         blocks_per_worker: training blocks of one worker in one step.
         reader_replicas, reader_cpus, aligner_replicas, aligner_cpus, packing_cpus: of the stages between the models.
@@ -79,6 +81,8 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
             faults += _uneven_heads(f"source_models.{index}.tensor_parallel_size", source)
     for label, checkpoint in spec.evaluation.models.items():
         _collect(faults, f"evaluation.models.{label}", _evaluation_window(spec), checkpoint)
+    if spec.corpus.messages_column and not faults:
+        _insist_on_chat_templates(spec, faults)
     if faults:
         raise PreflightError(faults)
     replicas = sum(source.replicas for source in spec.source_models)
@@ -89,7 +93,7 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
     aligners = max(1, replicas // 2)
     return FlowPlan(
         corpus_units=corpus_units,
-        checkpoints=(spec.target_model.checkpoint, *(source.checkpoint for source in spec.source_models)),
+        checkpoints=tuple(_tokenizer_of(model) for model in (spec.target_model, *spec.source_models)),
         windows=tuple(windows),
         batch_blocks=_batch_blocks(spec),
         blocks_per_worker=training.global_batch_blocks // training.num_workers,
@@ -114,7 +118,7 @@ def mapping_sample(spec: FusionSpec, flow: FlowPlan) -> list[str]:
     if spec.alignment.vocabulary != "statistical":
         return []
     units = [CorpusUnit(**unit) for unit in flow.corpus_units]
-    return sample(units, spec.corpus.text_column, spec.alignment.sample_bytes)
+    return sample(units, spec.corpus.text_column, spec.corpus.messages_column, spec.alignment.sample_bytes)
 
 
 def scoring_window(checkpoint: str, limit: int) -> int:
@@ -133,12 +137,17 @@ def _batch_blocks(spec: FusionSpec) -> int:
     return max(1, budget // spec.training.block_length)
 
 
-def _collect(faults: list[Fault], where: str, look: Callable[[Any], Result], subject: Any) -> Result | None:
+def _collect(
+    faults: list[Fault],
+    where: str,
+    look: Callable[[Any], Result],
+    subject: Any,
+    remedy: str = "give a Hugging Face folder, its URL, a hub name, or a .gguf file",
+) -> Result | None:
     """``look(subject)``, its failure turned into a fault at ``where``."""
     try:
         return look(subject)
     except (OSError, ValueError, FusionError) as error:
-        remedy = "give a Hugging Face folder, its URL, a hub name, or a .gguf file"
         faults.append(Fault(where, str(error).strip().splitlines()[0], remedy))
         return None
 
@@ -165,6 +174,22 @@ def _uneven_heads(where: str, source: Any) -> list[Fault]:
     divisors = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
     reason = f"{size} GPUs cannot share the {heads} attention heads of {source.checkpoint} evenly"
     return [Fault(where, reason, f"choose one of {divisors}")]
+
+
+def _tokenizer_of(model: TargetModel | SourceModel) -> str:
+    return with_chat_template(model.checkpoint, model.chat_template)
+
+
+def _insist_on_chat_templates(spec: FusionSpec, faults: list[Fault]) -> None:
+    """Every model that reads conversations needs a chat template that can be learned from."""
+    tokenizers = {"target_model.chat_template": _tokenizer_of(spec.target_model)}
+    for index, source in enumerate(spec.source_models):
+        tokenizers[f"source_models.{index}.chat_template"] = _tokenizer_of(source)
+    for label, checkpoint in spec.evaluation.models.items() if spec.evaluation.corpora else ():
+        tokenizers[f"evaluation.models.{label}"] = checkpoint
+    for where, tokenizer in tokenizers.items():
+        remedy = "give a Jinja chat template, or save one with the tokenizer"
+        _collect(faults, where, lambda name: ChatTemplate(PassageTokenizer.load(name)), tokenizer, remedy)
 
 
 def _load_config(checkpoint: str) -> Any:

@@ -58,12 +58,13 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
     stream = stream.map_batches(
         on_batches(Aligner),
         fn_constructor_kwargs={
-            "target_checkpoint": spec.target_model.checkpoint,
-            "sources": [(source.name, source.checkpoint) for source in spec.source_models],
+            "target_checkpoint": flow.checkpoints[0],
+            "sources": list(zip([source.name for source in spec.source_models], flow.checkpoints[1:], strict=True)),
             "fusion": spec.fusion,
             "alignment": spec.alignment,
             "sample": mapping_sample(spec, flow),
             "meter": Meter("align and fuse", monitor, spec.training.max_restarts),
+            "conversations": bool(spec.corpus.messages_column),
         },
         **ONE_BATCH,
         num_cpus=flow.aligner_cpus,
@@ -103,6 +104,7 @@ def _read_passages(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: A
             "windows": flow.windows,
             "overlap_bytes": spec.corpus.overlap_bytes,
             "text_column": spec.corpus.text_column,
+            "messages_column": spec.corpus.messages_column,
             "on_error": spec.corpus.on_error,
             "learned": learned,
             "arrangement": Arrangement.of(spec, flow.batch_blocks),

@@ -12,9 +12,9 @@ from engine.errors import RecordError
 from engine.result import EvaluationResult
 from engine.spec import FusionSpec
 from pipelines.comparison import compared_models
-from pipelines.corpus import Unreadable, find_files, read_documents, units_of
+from pipelines.corpus import Conversation, Document, find_files, read, units_of
 from pipelines.ensemble import ensemble
-from pipelines.evaluation import ScoredText, bits_per_byte, score_texts
+from pipelines.evaluation import ScoredText, Text, bits_per_byte, score_texts
 from pipelines.merges import parts_of, write_merge
 from pipelines.tasks import TaskScores, run_tasks
 
@@ -42,8 +42,8 @@ def evaluate_models(spec: FusionSpec) -> EvaluationResult:
     )
 
 
-def held_out_documents(spec: FusionSpec) -> dict[str, list[str]]:
-    """The documents of every held-out domain.
+def held_out_documents(spec: FusionSpec) -> dict[str, list[Text]]:
+    """The documents, or conversations, of every held-out domain.
 
     Raises:
         RecordError: a file or row cannot be read and ``corpus.on_error`` is ``fail``.
@@ -51,12 +51,14 @@ def held_out_documents(spec: FusionSpec) -> dict[str, list[str]]:
     return {domain: _documents(spec, paths) for domain, paths in spec.evaluation.corpora.items()}
 
 
-def _documents(spec: FusionSpec, paths: Sequence[str]) -> list[str]:
-    texts: list[str] = []
+def _documents(spec: FusionSpec, paths: Sequence[str]) -> list[Text]:
+    texts: list[Text] = []
     for path in find_files(paths, "evaluation.corpora")[0]:
         for unit in units_of(path):
-            for document in read_documents(unit, spec.corpus.text_column):
-                if not isinstance(document, Unreadable):
+            for document in read(unit, spec.corpus.text_column, spec.corpus.messages_column):
+                if isinstance(document, Conversation):
+                    texts.append(document.messages)
+                elif isinstance(document, Document):
                     texts.append(document.text)
                 elif spec.corpus.on_error == "fail":
                     raise RecordError(f"{document}; mend it, or set corpus.on_error: skip to go on without it")

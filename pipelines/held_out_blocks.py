@@ -8,20 +8,21 @@ from typing import NamedTuple
 import numpy as np
 
 from actors.held_out_loss import HeldOutBlocks
+from engine.checkpoint_files import with_chat_template
 from engine.losses import NO_LABEL
 from engine.spec import FusionSpec
 from engine.tokenization import PassageTokenizer
-from pipelines.evaluation import windows
+from pipelines.evaluation import Text, tokens_of, windows
 from pipelines.flow import SPECIAL_TOKENS, scoring_window
 from pipelines.held_out import held_out_documents
 from pipelines.packing import best_fit
 
 
 class _Piece(NamedTuple):
-    """A window of a text: token ids [S], BOS included, the place of the first that is scored, and the scored bytes."""
+    """A window of a text: token ids [S], BOS included, which of them are scored, and the bytes of these."""
 
     ids: np.ndarray
-    first: int
+    is_scored: np.ndarray
     scored_bytes: int
 
 
@@ -31,8 +32,9 @@ def held_out_blocks(spec: FusionSpec) -> dict[str, HeldOutBlocks]:
     Raises:
         RecordError: a file or row cannot be read and ``corpus.on_error`` is ``fail``.
     """
-    tokenizer = PassageTokenizer.load(spec.target_model.checkpoint)
-    places = scoring_window(spec.target_model.checkpoint, spec.training.block_length) + SPECIAL_TOKENS
+    target = spec.target_model
+    tokenizer = PassageTokenizer.load(with_chat_template(target.checkpoint, target.chat_template))
+    places = scoring_window(target.checkpoint, spec.training.block_length) + SPECIAL_TOKENS
     stride = spec.evaluation.stride_tokens
     return {
         domain: _blocks(
@@ -42,13 +44,15 @@ def held_out_blocks(spec: FusionSpec) -> dict[str, HeldOutBlocks]:
     }
 
 
-def _pieces(tokenizer: PassageTokenizer, text: str, places: int, stride: int) -> Iterator[_Piece]:
-    bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
-    ids, end_bytes = tokenizer.encode(text)
-    boundaries = np.append(0, end_bytes)
-    for begin, first, end in windows(len(ids), places, stride, tokenizer.adds_bos):
-        scored_bytes = int(boundaries[end] - boundaries[first])
-        yield _Piece(np.concatenate([bos, ids[begin:end]]), first - begin + len(bos), scored_bytes)
+def _pieces(tokenizer: PassageTokenizer, text: Text, places: int, stride: int) -> Iterator[_Piece]:
+    tokens = tokens_of(tokenizer, text)
+    for begin, first, end in windows(len(tokens.ids), places, stride, len(tokens.bos) > 0):
+        is_scored = tokens.is_scored & (np.arange(len(tokens.ids)) >= first)
+        yield _Piece(
+            np.concatenate([tokens.bos, tokens.ids[begin:end]]),
+            np.concatenate([np.zeros(len(tokens.bos), bool), is_scored[begin:end]]),
+            int(tokens.num_bytes[begin:end][is_scored[begin:end]].sum()),
+        )
 
 
 def _blocks(pieces: Sequence[_Piece], length: int) -> HeldOutBlocks:
@@ -66,6 +70,6 @@ def _blocks(pieces: Sequence[_Piece], length: int) -> HeldOutBlocks:
             end = start + len(piece.ids)
             blocks.input_ids[block, start:end] = piece.ids
             blocks.position_ids[block, start:] = np.arange(length - start)
-            blocks.labels[block, start + piece.first - 1 : end - 1] = piece.ids[piece.first :]
+            blocks.labels[block, start : end - 1] = np.where(piece.is_scored[1:], piece.ids[1:], NO_LABEL)
             start = end
     return blocks

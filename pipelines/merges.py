@@ -12,7 +12,7 @@ from typing import Any
 
 import fsspec
 
-from engine.checkpoint_files import local_checkpoint
+from engine.checkpoint_files import load_tokenizer, local_checkpoint
 from engine.errors import FusionError
 from engine.merging import linear, select_calculate_erase
 from engine.spec import Merge
@@ -60,8 +60,6 @@ def write_merge(merge: Merge, checkpoints: Sequence[str], url: str) -> str:
     Raises:
         FusionError: the models cannot be merged.
     """
-    from transformers import AutoTokenizer
-
     reasons = unlike(checkpoints)
     if reasons:
         raise FusionError(f"the merge {os.path.basename(url)} cannot be made: " + "; ".join(reasons))
@@ -72,7 +70,7 @@ def write_merge(merge: Merge, checkpoints: Sequence[str], url: str) -> str:
         filesystem.rm(place, recursive=True)
     with tempfile.TemporaryDirectory() as folder:
         models[0].save_pretrained(folder)
-        AutoTokenizer.from_pretrained(local_checkpoint(checkpoints[0], weights=False)).save_pretrained(folder)
+        load_tokenizer(checkpoints[0]).save_pretrained(folder)
         filesystem.put(folder + "/", place + "/", recursive=True)
     return url
 

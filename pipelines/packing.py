@@ -98,8 +98,7 @@ class Packer:
             end = start + len(columns["token_ids"][item])
             block["input_ids"][start:end] = columns["token_ids"][item]
             block["segment_ids"][start:end] = segment
-            # Neither have labels to learn: rows of context, and the passage's last row.
-            block["loss_mask"][start + columns["context_rows"][item] : end - 1] = True
+            block["loss_mask"][start:end] = columns["is_learned"][item]
             block["fusion_mask"][start:end] = columns["is_fused"][item]
             block["fused_ids"][start:end] = columns["fused_ids"][item].reshape(-1, top_k)
             block["fused_probs"][start:end] = columns["fused_probs"][item].reshape(-1, top_k)
@@ -116,7 +115,7 @@ class Packer:
 
     def _passages_inside(self, columns: dict, items: Sequence[int]) -> dict[str, np.ndarray]:
         """What the ledger and the metrics need to know of the passages in a block."""
-        tokens = [len(columns["token_ids"][item]) - columns["context_rows"][item] for item in items]
+        tokens = [1 + columns["is_learned"][item].sum() for item in items]
         return {
             "passage_ids": np.array([columns["passage_id"][item] for item in items], object),
             "passage_tokens": np.array(tokens, np.int32),

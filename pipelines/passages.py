@@ -14,22 +14,24 @@ import numpy as np
 import pyarrow as pa
 
 from actors.run_monitor import Meter
+from engine.chat import ChatTemplate, Message, content_of
 from engine.errors import RecordError, TokenizerError
 from engine.ledger import Ledger
-from engine.records import PASSAGE, schema
+from engine.records import MESSAGES, PASSAGE, schema
 from engine.result import SkippedRow
 from engine.tokenization import PassageTokenizer
 from pipelines.arrangement import Arrangement
 from pipelines.batches import as_row
-from pipelines.corpus import CorpusUnit, Unreadable, read_documents
+from pipelines.conversations import ConversationCutter
+from pipelines.corpus import Conversation, CorpusUnit, Unreadable, read
 
 #: Text that is tokenized at once to find one cut, in bytes a token of the smallest window. Text that a tokenizer knows
 #: has three to five bytes a token, so eight reach beyond the window; the cost is linear in the document's length.
 LOOKAHEAD_BYTES_PER_TOKEN = 8
 
 
-#: A row of ``records.PASSAGE``.
-Passage = tuple[str, str, int, int, bool]
+#: A row of ``records.PASSAGE``, and of a conversation ``records.MESSAGES``.
+Passage = tuple[str, str, int, int, bool] | tuple[str, str, int, int, bool, list[Message]]
 
 
 class PassageCutter:
@@ -125,7 +127,7 @@ class PassageReader:
     Args:
         checkpoints: of the target model and all source models, for their tokenizers.
         windows, overlap_bytes: see ``PassageCutter``.
-        text_column: see the spec.
+        text_column, messages_column: see the spec.
         on_error: ``fail`` or ``skip``.
         learned: passages that a checkpoint has learned already; they are left out.
         arrangement: of the passages.
@@ -145,12 +147,16 @@ class PassageReader:
         learned: Ledger,
         arrangement: Arrangement,
         meter: Meter,
+        messages_column: str = "",
     ):
         meter.start_or_refuse()
         tokenizers = {checkpoint: PassageTokenizer.load(checkpoint) for checkpoint in checkpoints}
         self._cutter = PassageCutter([tokenizers[checkpoint] for checkpoint in checkpoints], windows, overlap_bytes)
         self._target = tokenizers[checkpoints[0]]
         self._text_column = text_column
+        self._messages_column = messages_column
+        if messages_column:
+            self._conversations = ConversationCutter([tokenizers[name] for name in checkpoints], windows)
         self._on_error = on_error
         self._learned = learned
         self._arrangement = arrangement
@@ -173,19 +179,25 @@ class PassageReader:
     def _measured(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, int]]:
         """Each passage with T, as the aligner will find it."""
         for passage in passages:
-            _, text, _, _, ends_document = passage
-            yield passage, len(self._target.encode_with_roles(text, self._target.adds_bos, ends_document)[0])
+            _, text, _, _, ends_document, *messages = passage
+            if messages:
+                yield passage, len(ChatTemplate(self._target).encode(messages[0]).token_ids)
+            else:
+                yield passage, len(self._target.encode_with_roles(text, self._target.adds_bos, ends_document)[0])
 
     def _passages_of(self, unit: dict[str, Any]) -> Iterator[Passage]:
         corpus_pass = unit.pop("corpus_pass")
         return self._passages(CorpusUnit(**unit), corpus_pass)
 
     def _passages(self, unit: CorpusUnit, corpus_pass: int) -> Iterator[Passage]:
-        for document in read_documents(unit, self._text_column):
+        for document in read(unit, self._text_column, self._messages_column):
             if isinstance(document, Unreadable):
                 self._report(document)
                 continue
             try:
+                if isinstance(document, Conversation):
+                    yield self._conversation(document, corpus_pass)
+                    continue
                 passages = list(self._cutter.cut_with_context(document.text))
             except (TokenizerError, RecordError) as error:
                 self._report(Unreadable(document.path, document.row, str(error)))
@@ -194,6 +206,14 @@ class PassageReader:
                     passage_id = f"{corpus_pass}/{document.path}:{document.row}:{index}"
                     yield passage_id, text, len(text.encode("utf8")), context_bytes, index == len(passages) - 1
 
+    def _conversation(self, found: Conversation, corpus_pass: int) -> Passage:
+        messages = self._conversations.cut(found.messages)
+        if content_of(messages) != content_of(found.messages):
+            reason = f"messages {len(messages) + 1} to {len(found.messages)} do not fit every model and are left out"
+            self._meter.skip(SkippedRow(found.path, found.row, reason))
+        text = content_of(messages)
+        return f"{corpus_pass}/{found.path}:{found.row}:0", text, len(text.encode("utf8")), 0, True, messages
+
     def _report(self, unreadable: Unreadable) -> None:
         if self._on_error == "fail":
             raise RecordError(f"{unreadable}; mend it, or set corpus.on_error: skip to go on without it")
@@ -201,7 +221,7 @@ class PassageReader:
 
     def _table(self, rows: Sequence[Passage]) -> pa.Table:
         columns = list(zip(*rows, strict=True))
-        fields = schema(PASSAGE)
+        fields = schema([*PASSAGE, MESSAGES] if self._messages_column else PASSAGE)
         return pa.table([pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)], fields)
 
 

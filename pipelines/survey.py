@@ -6,21 +6,23 @@ The distributions are those of transformers on the CPU, so that a plan needs no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from math import nan
 
 import numpy as np
 import pyarrow as pa
 
-from engine.checkpoint_files import local_checkpoint
+from engine.chat import content_of
+from engine.checkpoint_files import local_checkpoint, with_chat_template
 from engine.errors import RecordError, TokenizerError
-from engine.records import PASSAGE, flat_values, rows_of, schema
-from engine.spec import FusionSpec, SourceModel
+from engine.records import MESSAGES, PASSAGE, flat_values, rows_of, schema
+from engine.spec import Corpus, FusionSpec, SourceModel
 from engine.tokenization import PassageTokenizer
 from engine.vocabulary import UNMAPPED, load_or_build
-from pipelines.corpus import CorpusUnit, Document, read_documents
+from pipelines.conversations import ConversationCutter
+from pipelines.corpus import Conversation, CorpusUnit, Document, Unreadable, read
 from pipelines.flow import SMALLEST_WINDOW, FlowPlan, mapping_sample
 from pipelines.passages import PassageCutter
 from pipelines.survey_examples import MappingSurvey, survey_mapping
@@ -98,7 +100,7 @@ def survey(spec: FusionSpec, flow: FlowPlan, score: bool = True) -> tuple[Source
     if not spec.source_models:
         return ()
     passages = sample_passages(spec, flow)
-    target = PassageTokenizer.load(spec.target_model.checkpoint)
+    target = PassageTokenizer.load(flow.checkpoints[0])
     target_tokens = tokenize(target, passages, target.adds_bos)
     scored = _spread(passages, SCORED_PASSAGES)
     target_scores = _scores(_target_section(spec), 1, scored, None) if score else None
@@ -119,7 +121,7 @@ def _survey_source(
     target_scores: Scores | None,
 ) -> SourceSurvey:
     target = target_tokens.tokenizer
-    source = PassageTokenizer.load(section.checkpoint)
+    source = PassageTokenizer.load(with_chat_template(section.checkpoint, section.chat_template))
     source_traits = traits(source, section.bos)
     source_tokens = tokenize(
         source, [replace(passage, ends_document=True) for passage in passages], source_traits.adds_bos
@@ -130,7 +132,7 @@ def _survey_source(
         name=section.name,
         passages=len(passages),
         num_bytes=sum(passage.num_bytes for passage in passages),
-        coverage=coverage([passage.text for passage in passages], target_tokens, source_tokens),
+        coverage=coverage(target_tokens, source_tokens),
         mapping=survey_mapping(source, target, mapping, source_tokens.counts()),
         traits=source_traits,
         target_traits=traits(target, "tokenizer"),
@@ -146,31 +148,45 @@ def sample_passages(spec: FusionSpec, flow: FlowPlan) -> list[SampledPassage]:
     tokenizers = [PassageTokenizer.load(checkpoint) for checkpoint in flow.checkpoints]
     # One token less than the window: the target may fill its context, a source leaves a place free.
     windows = [max(SMALLEST_WINDOW, min(window - 1, PASSAGE_TOKENS)) for window in flow.windows]
-    cutter = PassageCutter(tokenizers, windows)
+    cutter = (ConversationCutter if spec.corpus.messages_column else PassageCutter)(tokenizers, windows)
     units = [CorpusUnit(**unit) for unit in _spread(flow.corpus_units, SAMPLE_BYTES // SMALLEST_SHARE)]
     share = SAMPLE_BYTES // len(units) if units else 0
-    return [passage for unit in units for passage in _first_passages(unit, spec.corpus.text_column, cutter, share)]
+    return [passage for unit in units for passage in _first_passages(unit, spec.corpus, cutter, share)]
 
 
-def _first_passages(unit: CorpusUnit, text_column: str, cutter: PassageCutter, num_bytes: int) -> list[SampledPassage]:
+def _first_passages(
+    unit: CorpusUnit, corpus: Corpus, cutter: PassageCutter | ConversationCutter, num_bytes: int
+) -> list[SampledPassage]:
     """The first passages of one unit, until they have ``num_bytes``."""
     found: list[SampledPassage] = []
     left = num_bytes
-    for document in islice(read_documents(unit, text_column), MOST_DOCUMENTS):
-        if not isinstance(document, Document):
+    for document in islice(read(unit, corpus.text_column, corpus.messages_column), MOST_DOCUMENTS):
+        if isinstance(document, Unreadable):
             continue
-        of_document = len(document.text.encode("utf8"))
         try:
-            for text in cutter.cut(document.text):
-                size = len(text.encode("utf8"))
-                of_document -= size
-                left -= size
-                found.append(SampledPassage(text, size, ends_document=of_document == 0))
+            for passage in _passages_of(document, cutter):
+                left -= passage.num_bytes
+                found.append(passage)
                 if left <= 0:
                     return found
         except (TokenizerError, RecordError):
             continue
     return found
+
+
+def _passages_of(
+    document: Document | Conversation, cutter: PassageCutter | ConversationCutter
+) -> Iterator[SampledPassage]:
+    if isinstance(document, Conversation):
+        messages = tuple(cutter.cut(document.messages))
+        text = content_of(messages)
+        yield SampledPassage(text, len(text.encode("utf8")), ends_document=True, messages=messages)
+        return
+    of_document = len(document.text.encode("utf8"))
+    for text in cutter.cut(document.text):
+        size = len(text.encode("utf8"))
+        of_document -= size
+        yield SampledPassage(text, size, ends_document=of_document == 0)
 
 
 def _spread(items: Sequence, most: int) -> list:
@@ -197,13 +213,16 @@ def _scores(section: SourceModel, top_k: int, passages: Sequence[SampledPassage]
 
 
 def scores_of(batch: pa.Table, name: str, top_k: int, mapping: np.ndarray | None) -> Scores:
-    """The figures of one source's columns; without ``mapping`` nothing is unmapped."""
+    """The figures of one source's columns; without ``mapping`` nothing is unmapped. An answer counts as a passage."""
     masses = np.exp(flat_values(batch[f"{name}/topk_logprobs"])[0].reshape(-1, top_k).astype(np.float64))
     nats, covered = 0.0, 0
     ends, logprobs = rows_of(batch[f"{name}/end_bytes"]), rows_of(batch[f"{name}/token_logprobs"])
-    for consumed, following, num_bytes in zip(ends, logprobs, batch["num_bytes"].to_pylist(), strict=True):
-        nats -= float(following[consumed < num_bytes].sum(dtype=np.float64))
-        covered += num_bytes - int(consumed[0]) if len(consumed) else 0
+    for consumed, following in zip(ends, logprobs, strict=True):
+        starts = [0, *np.flatnonzero(np.diff(consumed) < 0) + 1, len(consumed)]  # offsets fall where an answer begins
+        for start, end in pairwise(starts if len(consumed) else ()):
+            num_bytes = consumed[end - 1]
+            nats -= float(following[start:end][consumed[start:end] < num_bytes].sum(dtype=np.float64))
+            covered += int(num_bytes - consumed[start])
     unmapped = np.zeros(len(masses))
     if mapping is not None:
         ids = flat_values(batch[f"{name}/topk_ids"])[0].reshape(-1, top_k)
@@ -221,21 +240,23 @@ def scores_of(batch: pa.Table, name: str, top_k: int, mapping: np.ndarray | None
 
 
 def _table(passages: Sequence[SampledPassage]) -> pa.Table:
-    """``records.PASSAGE``; nothing is context."""
+    """``records.PASSAGE``, of conversations with ``records.MESSAGES``; nothing is context."""
     columns = {
         "passage_id": [f"sample:{index}" for index in range(len(passages))],
         "text": [passage.text for passage in passages],
         "num_bytes": [passage.num_bytes for passage in passages],
         "context_bytes": [0] * len(passages),
         "ends_document": [passage.ends_document for passage in passages],
+        MESSAGES.name: [list(passage.messages) for passage in passages],
     }
-    fields = schema(PASSAGE)
+    fields = schema([*PASSAGE, MESSAGES] if passages[0].messages else PASSAGE)
     return pa.table([pa.array(columns[field.name], field.type) for field in fields], fields)
 
 
 def _target_section(spec: FusionSpec) -> SourceModel:
     """The target as if it were a source."""
-    return SourceModel(name="target", checkpoint=spec.target_model.checkpoint)
+    target = spec.target_model
+    return SourceModel(name="target", checkpoint=target.checkpoint, chat_template=target.chat_template)
 
 
 def _embedding_rows(checkpoint: str) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import nan
 from typing import Literal
 
 import numpy as np
 
 from engine.alignment import NO_ROW, match_end_bytes
+from engine.answers import answers_of, beginnings_beyond
+from engine.chat import ChatTemplate, Message
 from engine.errors import TokenizerError
 from engine.tokenization import NO_ROLE, PassageTokenizer
 
@@ -29,11 +32,15 @@ PROBES = (
 
 @dataclass(frozen=True)
 class SampledPassage:
-    """A passage of the sample: its text, its length in UTF-8 bytes, and whether its document ends with it."""
+    """A passage of the sample: its text, its length in UTF-8 bytes, and whether its document ends with it.
+
+    A conversation has ``messages``; its text is then what the assistant says.
+    """
 
     text: str
     num_bytes: int
     ends_document: bool
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,10 @@ class Traits:
 
 @dataclass(frozen=True)
 class Tokenization:
-    """A sample as one tokenizer has it: ids and end bytes of each passage, BOS and EOS included, int32 [T] each."""
+    """A sample as one tokenizer has it: ids and end bytes of each passage, BOS and EOS included, int32 [T] each.
+
+    Of conversations, the answers: what precedes an answer is there in the place of BOS, its turn's end in that of EOS.
+    """
 
     tokenizer: PassageTokenizer
     ids: tuple[np.ndarray, ...]
@@ -93,24 +103,44 @@ class Tokenization:
         """How often each id occurs, int64 [V]."""
         return np.bincount(np.concatenate([np.empty(0, np.int32), *self.ids]), minlength=self.tokenizer.vocab_size)
 
+    def beginnings(self) -> list[bytes]:
+        """What precedes each text in its first token; see ``answers.beginnings_beyond``."""
+        offsets = np.cumsum([0, *(len(ids) for ids in self.ids)])
+        none = np.empty(0, np.int32)
+        return beginnings_beyond(
+            self.tokenizer, np.concatenate([none, *self.ids]), np.concatenate([none, *self.end_bytes]), offsets
+        )
+
 
 def tokenize(tokenizer: PassageTokenizer, passages: Sequence[SampledPassage], add_bos: bool) -> Tokenization:
     """Tokenize a sample, with EOS where a passage ends its document."""
+    if any(passage.messages for passage in passages):
+        return _tokenized_answers(tokenizer, passages)
     encoded = [tokenizer.encode_with_roles(passage.text, add_bos, passage.ends_document) for passage in passages]
     return Tokenization(tokenizer, tuple(ids for ids, _ in encoded), tuple(ends for _, ends in encoded))
 
 
-def coverage(texts: Sequence[str], target: Tokenization, source: Tokenization) -> Coverage:
+def _tokenized_answers(tokenizer: PassageTokenizer, passages: Sequence[SampledPassage]) -> Tokenization:
+    answers = answers_of([ChatTemplate(tokenizer).encode(passage.messages) for passage in passages]).rows
+    places = [slice(start, end) for start, end in pairwise(answers.offsets)]
+    return Tokenization(
+        tokenizer,
+        tuple(answers.token_ids[place] for place in places),
+        tuple(answers.end_bytes[place] for place in places),
+    )
+
+
+def coverage(target: Tokenization, source: Tokenization) -> Coverage:
     """Count the kinds of the target's labelled rows.
 
     Args:
-        texts: the passages.
         target: with BOS and EOS as in the run. source: with EOS behind every passage, as sources score.
     """
     counts = np.zeros(len(KINDS), np.int64)
-    for text, target_ends, source_ends in zip(texts, target.end_bytes, source.end_bytes, strict=True):
-        alike = source.tokenizer.has_dummy_prefix(text) == target.tokenizer.has_dummy_prefix(text)
-        counts += np.bincount(row_kinds(target_ends, source_ends, alike), minlength=len(KINDS))
+    beginnings = zip(target.beginnings(), source.beginnings(), strict=True)
+    ends = zip(target.end_bytes, source.end_bytes, strict=True)
+    for (own, other), (target_ends, source_ends) in zip(beginnings, ends, strict=True):
+        counts += np.bincount(row_kinds(target_ends, source_ends, own == other), minlength=len(KINDS))
     rows = int(counts.sum())
     return Coverage(rows, *((counts / rows).tolist() if rows else [nan] * len(KINDS)))
 

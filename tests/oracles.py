@@ -196,7 +196,7 @@ def mapping(source, target, method: str) -> list[int]:
 
 def _is_byte_piece(tokenizer, token: int) -> bool:
     """Whether a token is written like ``<0x2E>``: it stands for a byte where there is no better piece."""
-    piece = tokenizer._tokenizer.id_to_token(token)
+    piece = tokenizer.backend.id_to_token(token)
     return piece.startswith("<0x") and len(piece) == 6 and len(tokenizer.token_bytes[token]) == 1
 
 

@@ -22,11 +22,11 @@ def training_blocks(seed: int, lengths: Sequence[int] = (20, 30, 12, 25, 16, 9))
             [f"{seed}/a:1:{index}" if seed != 1 else f"0/a:1:{index}" for index in range(len(rows))]
         ),
         "num_bytes": pa.array([3 * length for length in lengths], pa.int32()),
-        "context_rows": pa.array([0] * len(lengths), pa.int32()),
         "token_ids": ragged([random.integers(0, VOCABULARY, length) for length in lengths], pa.int32()),
         "fused_ids": ragged([ids for ids, _, _ in rows], pa.int32()),
         "fused_probs": ragged([probs for _, probs, _ in rows], pa.float16()),
         "is_fused": ragged([fused for _, _, fused in rows], pa.bool_()),
+        "is_learned": ragged([np.arange(1, length + 1) < length for length in lengths], pa.bool_()),
         "win_share": ragged([random.random(2).astype(np.float32) for _ in rows], pa.float32()),
         "cross_entropy": ragged([random.random(2) for _ in rows], pa.float32()),
         "covered_rows": ragged([random.integers(0, 9, 2) for _ in rows], pa.int32()),

@@ -176,7 +176,9 @@ def test_context_is_neither_fused_nor_compared(folders, tmp_path):
     whole, part = (aligner(folders, target, [name], tmp_path)(table) for table in (plain, batch))
     _, ends = PassageTokenizer.load(str(folders[target])).encode_with_roles(TEXTS[0], True, True)
     rows = int((ends <= len("The cat")).sum()) - 1
-    assert part["context_rows"].to_pylist() == [rows, 0]
+    for row, context_rows in ((0, rows), (1, 0)):
+        learned = rows_of(part["is_learned"])[row]
+        assert learned.tolist() == [False] * context_rows + [True] * (len(learned) - context_rows - 1) + [False]
     assert rows > 1
     assert part["num_bytes"].to_pylist() == [len(TEXTS[0]) - len("The cat"), len(TEXTS[1])]
     fused = [rows_of(table["is_fused"])[0] for table in (whole, part)]

@@ -19,11 +19,11 @@ def fused_passages(lengths: list[int], seed: int = 0) -> pa.Table:
     columns = {
         "passage_id": pa.array([f"0/a:1:{index}" for index in range(len(lengths))]),
         "num_bytes": pa.array([3 * length for length in lengths], pa.int32()),
-        "context_rows": pa.array(random.integers(0, [max(1, length - 1) for length in lengths]), pa.int32()),
         "token_ids": ragged([random.integers(0, 99, length) for length in lengths], pa.int32()),
         "fused_ids": ragged([random.integers(-1, 99, (length, TOP_K)) for length in lengths], pa.int32()),
         "fused_probs": ragged([random.random((length, TOP_K)) for length in lengths], pa.float16()),
         "is_fused": ragged(fused, pa.bool_()),
+        "is_learned": ragged([random.integers(0, 2, length).astype(bool) for length in lengths], pa.bool_()),
         "win_share": ragged([random.random(SOURCES).astype(np.float32) for _ in lengths], pa.float32()),
         "cross_entropy": ragged([random.random(SOURCES) for _ in lengths], pa.float32()),
         "covered_rows": ragged([random.integers(0, 9, SOURCES) for _ in lengths], pa.int32()),
@@ -75,8 +75,7 @@ def test_every_row_of_every_passage_is_found_again(lengths):
             assert np.array_equal(ids[where].ravel(), rows_of(passages["fused_ids"])[row])
             assert np.array_equal(probs[where].ravel(), rows_of(passages["fused_probs"])[row])
             assert np.array_equal(fusion_mask[where], rows_of(passages["is_fused"])[row])
-            context = passages["context_rows"][row].as_py()
-            assert loss_mask[where].tolist() == [False] * context + [True] * (where.sum() - context - 1) + [False]
+            assert np.array_equal(loss_mask[where], rows_of(passages["is_learned"])[row])
         padding = segments == 0
         assert not loss_mask[padding].any()
         assert not fusion_mask[padding].any()
@@ -88,10 +87,10 @@ def test_what_the_ledger_needs_travels_with_the_block():
     passages = fused_passages([20, 30, 12])
     blocks = Packer(LENGTH, TOP_K)(passages, placed(passages))
     assert [list(row) for row in rows_of(blocks["passage_ids"])] == [["0/a:1:0", "0/a:1:2"], ["0/a:1:1"]]
-    context = passages["context_rows"].to_pylist()
+    learned = [int(row.sum()) for row in rows_of(passages["is_learned"])]
     assert [row.tolist() for row in rows_of(blocks["passage_tokens"])] == [
-        [20 - context[0], 12 - context[2]],
-        [30 - context[1]],
+        [1 + learned[0], 1 + learned[2]],
+        [1 + learned[1]],
     ]
     assert [row.tolist() for row in rows_of(blocks["passage_bytes"])] == [[60, 36], [90]]
     cross_entropy = rows_of(passages["cross_entropy"])

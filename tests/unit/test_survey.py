@@ -119,7 +119,7 @@ def test_coverage_is_what_a_walk_over_the_bytes_finds(surveyed, folder):
             alike = target.has_dummy_prefix(text) == source.has_dummy_prefix(text)
             kinds.update(slow_kinds(target_ends, source_ends, alike))
         scored = [replace(passage, ends_document=True) for passage in passages]
-        found = coverage(texts, tokenize(target, passages, target.adds_bos), tokenize(source, scored, source.adds_bos))
+        found = coverage(tokenize(target, passages, target.adds_bos), tokenize(source, scored, source.adds_bos))
         rows = sum(kinds.values())
         assert found.rows == rows > 100
         for kind in KIND_NAMES:
@@ -136,7 +136,7 @@ def test_the_survey_counts_its_own_sample(surveyed, folder):
     texts = [passage.text for passage in passages]
     for bos in ("tokenizer", "always"):
         found = survey(spec_of(folder, f"source_models.0.bos={bos}"), derive_flow(spec), score=False)[0]
-        expected = coverage(texts, tokenize(target, passages, True), tokenize(plain, scored, bos == "always"))
+        expected = coverage(tokenize(target, passages, True), tokenize(plain, scored, bos == "always"))
         assert (found.coverage, found.scores, found.target_scores) == (expected, None, None)
         assert found.traits.adds_bos == (bos == "always")
     assert [(found.passages, found.num_bytes) for found in surveys] == [(6, len("".join(texts).encode()))] * 2
@@ -335,5 +335,5 @@ def test_the_command_line_without_scoring(monkeypatch, tmp_path, capsys):
 def test_coverage_of_nothing_is_not_a_number(folder):
     tokenizer = PassageTokenizer.load(str(folder / "plain"))
     empty = tokenize(tokenizer, [], add_bos=False)
-    assert math.isnan(coverage([], empty, empty).used)
+    assert math.isnan(coverage(empty, empty).used)
     assert not empty.counts().any()
