@@ -20,6 +20,7 @@ import torch.distributed
 
 from engine.ledger import Ledger
 from engine.spec import FusionSpec
+from pipelines.batches import of_row, on_batches
 from pipelines.flow import FlowPlan, mapping_sample
 
 #: Batches, and optimizer steps, that are done first and not counted: they compile, allocate and fill caches.
@@ -67,6 +68,7 @@ def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
 def read(spec: FusionSpec, flow: FlowPlan) -> tuple[StageCost, list[pa.Table]]:
     """The corpus, cut into passages."""
     from actors.run_monitor import NoMeter
+    from pipelines.arrangement import Arrangement
     from pipelines.passages import PassageReader
 
     reader = PassageReader(
@@ -76,14 +78,13 @@ def read(spec: FusionSpec, flow: FlowPlan) -> tuple[StageCost, list[pa.Table]]:
         spec.corpus.text_column,
         spec.corpus.on_error,
         Ledger(),
-        flow.batch_passages,
-        spec.corpus.shuffle_passages,
-        spec.run.seed,
+        Arrangement.of(spec, flow.batch_blocks),
         NoMeter(),
     )
-    units = pa.Table.from_pylist([{**unit, "corpus_pass": 0} for unit in flow.corpus_units])
+    units = [{**unit, "corpus_pass": 0} for unit in flow.corpus_units]
+    share = pa.Table.from_pylist([{"share": 0, "units": units}])
     started = time.process_time()
-    batches = list(reader(units))
+    batches = list(reader(share))
     return _cost("corpus", time.process_time() - started, batches, batches), batches
 
 
@@ -93,7 +94,7 @@ def score(spec: FusionSpec, index: int, batches: Sequence[pa.Table]) -> tuple[St
 
     torch.set_num_threads(1)
     source = spec.source_models[index]
-    return _timed(source.name, SourceModel(source, spec.fusion.top_k), batches)
+    return _timed(source.name, on_batches(SourceModel)(source=source, top_k=spec.fusion.top_k), batches)
 
 
 def align(spec: FusionSpec, flow: FlowPlan, batches: Sequence[pa.Table]) -> tuple[StageCost, list[pa.Table]]:
@@ -102,8 +103,14 @@ def align(spec: FusionSpec, flow: FlowPlan, batches: Sequence[pa.Table]) -> tupl
     from actors.run_monitor import NoMeter
 
     sources = [(source.name, source.checkpoint) for source in spec.source_models]
-    sample = mapping_sample(spec, flow)
-    aligner = Aligner(spec.target_model.checkpoint, sources, spec.fusion, spec.alignment, sample, NoMeter())
+    aligner = on_batches(Aligner)(
+        target_checkpoint=spec.target_model.checkpoint,
+        sources=sources,
+        fusion=spec.fusion,
+        alignment=spec.alignment,
+        sample=mapping_sample(spec, flow),
+        meter=NoMeter(),
+    )
     return _timed("align and fuse", aligner, batches)
 
 
@@ -111,7 +118,8 @@ def pack(spec: FusionSpec, batches: Sequence[pa.Table]) -> tuple[StageCost, list
     """Training blocks."""
     from pipelines.packing import Packer
 
-    return _timed("pack", Packer(spec.training.block_length, spec.fusion.top_k), batches)
+    packer = Packer(spec.training.block_length, spec.fusion.top_k)
+    return _timed("pack", lambda row: packer(*of_row(row)), batches)
 
 
 def train(spec: FusionSpec, batches: Sequence[pa.Table]) -> StageCost:
@@ -124,8 +132,8 @@ def train(spec: FusionSpec, batches: Sequence[pa.Table]) -> StageCost:
     with tempfile.TemporaryDirectory() as folder:
         store = f"file://{os.path.join(folder, 'store')}"
         torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-        checkpoint, top_k = spec.target_model.checkpoint, spec.fusion.top_k
-        target = TargetModel(checkpoint, spec.training, spec.objective, top_k, torch.device("cpu"))
+        settings = (spec.training, spec.objective, spec.fusion.top_k, torch.device("cpu"))
+        target = TargetModel(spec.target_model, *settings)
         for table in steps[:WARM_STEPS]:
             target.train_step(table)
         started = time.process_time()
@@ -155,4 +163,5 @@ def _timed(
 
 
 def _cost(name: str, seconds: float, batches: Iterable[pa.Table], made: Iterable[pa.Table]) -> StageCost:
-    return StageCost(name, seconds, sum(len(batch) for batch in batches), sum(table.nbytes for table in made))
+    passages = sum(len(of_row(batch)[0]) for batch in batches)
+    return StageCost(name, seconds, passages, sum(table.nbytes for table in made))
