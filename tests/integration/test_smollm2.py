@@ -85,13 +85,16 @@ def start(base: Path, program: str, *arguments: str) -> subprocess.Popen:
     )
 
 
-def output_of(process: subprocess.Popen) -> str:
+def outputs_of(*processes: subprocess.Popen) -> list[str]:
+    """What each prints; when one fails, none is left behind."""
     try:
-        output, errors = process.communicate(timeout=180)
+        printed = [process.communicate(timeout=180) for process in processes]
     finally:
-        process.kill()
-    assert process.returncode == 0, output[-3000:] + errors[-6000:]
-    return output
+        for process in processes:
+            process.kill()
+    for process, (output, errors) in zip(processes, printed, strict=True):
+        assert process.returncode == 0, output[-3000:] + errors[-6000:]
+    return [output for output, _ in printed]
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +108,7 @@ def outcome(tmp_path_factory) -> dict:
     file = gguf_file()
     fused = start(base, RUN, str(base / "spec.yaml"), str(base / "result.pickle"))
     plain = start(base, PLAIN_FORWARD, str(file.parent), file.name, str(base / "texts.json"))
-    nats = json.loads(output_of(plain))
-    output_of(fused)
+    nats = json.loads(outputs_of(plain, fused)[0])
     result = pickle.loads((base / "result.pickle").read_bytes())
     return {"result": result, "plain": nats, "base": base, "bytes": [len(text.encode()) for text in texts]}
 
