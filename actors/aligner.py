@@ -28,9 +28,10 @@ from engine.spec import Alignment, Fusion
 from engine.tokenization import PassageTokenizer
 from engine.vocabulary import UNMAPPED, load_or_build
 
-#: Largest share of a batch's kept mass that may map nowhere. Real pairs of tokenizers lose at most two thirds, a large
-#: vocabulary mapped to a small one by exact bytes alone; a table or tokenizer of another model loses nearly all.
-MOST_UNMAPPED = 0.95
+#: Largest share of a batch's kept mass that may map nowhere. Real pairs of tokenizers lose at most two thirds where the
+#: source knows the text, a large vocabulary mapped to a small one by exact bytes alone, and 98.5 % where it guesses at
+#: random; a table of another model or an empty one loses all.
+MOST_UNMAPPED = 0.995
 
 #: Rows of a batch that are looked at; with fewer, one passage in another script could be all.
 FEWEST_ROWS, MOST_ROWS = 256, 1024
@@ -167,7 +168,7 @@ class Aligner:
         if len(rows.topk_ids) >= FEWEST_ROWS and unmapped > MOST_UNMAPPED:
             raise RecordError(
                 f"align: {unmapped:.1%} of the mass that source model {name} keeps in a batch of {len(rows.topk_ids)} "
-                f"rows maps to no target token, {MOST_UNMAPPED:.0%} at most can be right; look whether its checkpoint "
+                f"rows maps to no target token, {MOST_UNMAPPED:.1%} at most can be right; look whether its checkpoint "
                 f"has its own tokenizer, set alignment.vocabulary (now {self._alignment.vocabulary}) to prefix, or "
                 f"delete alignment.cache_dir {self._alignment.cache_dir}"
             )

@@ -81,6 +81,7 @@ class VllmBackend:
         if device == "cpu":
             os.environ["TORCHDYNAMO_DISABLE"] = "1"  # its compiler wants g++, and scoring is exact without
             _keep_freed_memory()
+            _hide_native_attributes()
         from vllm import LLM, SamplingParams
 
         try:
@@ -146,6 +147,27 @@ def _keep_freed_memory() -> None:
     if adjust is not None:
         adjust(_M_MMAP_MAX, 0)
         adjust(_M_TRIM_THRESHOLD, -1)
+
+
+def _hide_native_attributes() -> None:
+    """Let vLLM's search for kernels pass by numba's compiler, where the process has loaded it before.
+
+    On the CPU vLLM looks into every object of every module that has a ``__dict__``. The handle of llvmlite's library
+    claims to have every name, this one too, and what it returns is no dictionary. Ray gives actors processes that have
+    run other tasks, so that it is chance whether numba is there.
+    """
+    handles = getattr(sys.modules.get("llvmlite.binding.ffi"), "_lib_wrapper", None)
+    if handles is None or getattr(handles.__getattr__, "hides_private_names", False):
+        return
+    native = handles.__getattr__
+
+    def public_names_alone(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return native(self, name)
+
+    public_names_alone.hides_private_names = True
+    handles.__getattr__ = public_names_alone
 
 
 @contextmanager

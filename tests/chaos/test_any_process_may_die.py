@@ -1,6 +1,6 @@
 """Whatever dies and whenever: every passage is learned exactly once, and the losses are those of an undisturbed run.
 
-One moment for each victim; all of them with KNOWLEDGE_FUSION_CHAOS=full.
+All who are replaced in a single run, by itself; each alone and at three moments with KNOWLEDGE_FUSION_CHAOS=full.
 """
 
 import os
@@ -19,7 +19,12 @@ only_full = pytest.mark.skipif(not FULL, reason="one of the many: KNOWLEDGE_FUSI
 TRANSFORMERS, VLLM = (f"source_models.0.backend={backend}" for backend in ("transformers", "vllm"))
 
 #: Names of processes whose work Ray does again elsewhere: the run itself goes on.
-REPLACED = {"training worker": "RayTrainWorker", "aligner": "Aligner", "reader": "PassageReader"}
+REPLACED = {
+    "training worker": "RayTrainWorker",
+    "aligner": "Aligner",
+    "reader": "PassageReader",
+    "source replica": "SourceModel",
+}
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -41,12 +46,24 @@ def undisturbed(tmp_path_factory):
 
 
 def wait_for_moment(run: InterruptedRun, victim: str, moment: int) -> None:
-    """A drawn checkpoint and a drawn time after it: somewhere in the middle of the corpus."""
+    """A drawn checkpoint and a drawn time after it: somewhere in the middle of the corpus.
+
+    The reader is done before the first step; its moment is counted from its start.
+    """
     draw = random.Random(f"{victim} {moment}")
+    if victim == "reader":
+        run.wait_for(lambda: run.processes(REPLACED[victim]))
+        time.sleep(draw.uniform(0.0, 6.0))
+        return
     step, seconds = draw.randrange(2, 13), draw.uniform(0.0, 0.5)
     print(f"{victim}, moment {moment}: {seconds:.2f} s after the checkpoint of step {step}")
     run.wait_for_step(step)
     time.sleep(seconds)
+
+
+def kill_one(run: InterruptedRun, victim: str) -> None:
+    """Kill the youngest process of a kind, as soon as there is one."""
+    os.kill(run.wait_for(lambda: run.processes(REPLACED[victim]))[-1].pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -63,24 +80,37 @@ def test_the_driver(tmp_path, undisturbed, moment):
         assert run.curve == undisturbed(TRANSFORMERS)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("victim", REPLACED if FULL else [name for name in REPLACED if name != "reader"])
-def test_a_process_that_is_replaced(tmp_path, undisturbed, victim, moment):
-    with InterruptedRun(tmp_path, TRANSFORMERS).start() as run:
-        wait_for_moment(run, victim, moment)
-        os.kill(run.wait_for(lambda: run.processes(REPLACED[victim]))[-1].pid, signal.SIGKILL)
+def test_all_that_are_replaced(tmp_path, undisturbed):
+    with InterruptedRun(tmp_path, TRANSFORMERS).start("source_models.0.replicas=2") as run:
+        for moment, victim in enumerate(("source replica", "aligner", "training worker")):
+            wait_for_moment(run, victim, moment)
+            kill_one(run, victim)
         assert run.wait() == 0, run.log
         run.insist_on_exactly_once()
         assert run.curve == undisturbed(TRANSFORMERS)
         assert "1 replaced" in run.report
 
 
+@only_full
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("backend", [TRANSFORMERS, VLLM] if FULL else [TRANSFORMERS])
+@pytest.mark.parametrize("victim", ["training worker", "aligner", "reader"])
+def test_a_process_that_is_replaced(tmp_path, undisturbed, victim, moment):
+    with InterruptedRun(tmp_path, TRANSFORMERS).start() as run:
+        wait_for_moment(run, victim, moment)
+        kill_one(run, victim)
+        assert run.wait() == 0, run.log
+        run.insist_on_exactly_once()
+        assert run.curve == undisturbed(TRANSFORMERS)
+        assert "1 replaced" in run.report
+
+
+@only_full
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("backend", [TRANSFORMERS, VLLM])
 def test_one_of_two_source_replicas(tmp_path, undisturbed, backend, moment):
     with InterruptedRun(tmp_path, backend).start("source_models.0.replicas=2") as run:
         wait_for_moment(run, "source replica", moment)
-        os.kill(run.wait_for(lambda: run.processes("SourceModel"))[-1].pid, signal.SIGKILL)
+        kill_one(run, "source replica")
         assert run.wait() == 0, run.log
         run.insist_on_exactly_once()
         assert run.curve == undisturbed(backend), "one replica, undisturbed, has the same losses"
