@@ -1,7 +1,7 @@
 """Checkpoints: sharded weights, optimizer and journal in one unit, through fsspec; export to Hugging Face format.
 
 A checkpoint is a folder of torch DCP files and ``state.json``, which the first worker writes last. A folder without it
-is the remains of a crash and counts for nothing.
+is the remains of a crash and counts for nothing. Training waits until its state is copied, not until it is written.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import fsspec
@@ -36,24 +37,76 @@ STATE_FILE = "state.json"
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
-def save(target: TargetModel, folder: str, state: dict[str, Any]) -> None:
-    """Write one checkpoint; all workers take part.
+#: Waits for torch to have written, then says so.
+_MARKING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+
+
+class CheckpointWriter:
+    """A run's checkpoints, written while training goes on, one at a time; all workers call it alike.
+
+    Args:
+        folder: of all checkpoints; local or an fsspec path.
+        keep: so many complete ones stay.
+    """
+
+    def __init__(self, folder: str, keep: int):
+        self._folder, self._keep = folder, keep
+        # Its messages pass between the training's, so it has a group of its own; on CPUs, where the copies are.
+        self._group = dist.new_group(backend="gloo")
+        self._pending: Future[None] | None = None
+
+    def save(self, target: TargetModel, state: dict[str, Any]) -> None:
+        """Begin a checkpoint of the target as it is now; waits for the one before.
+
+        Raises:
+            TrainingError: the one before could not be written.
+        """
+        self.finish()
+        self._pending = save(target, os.path.join(self._folder, f"step-{target.step:08d}"), state, self._group)
+
+    def finish(self) -> None:
+        """Wait until the checkpoint is complete that was begun last, and delete those that are too old.
+
+        Raises:
+            TrainingError: it could not be written.
+        """
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+            prune(self._folder, self._keep)
+
+
+def save(
+    target: TargetModel, folder: str, state: dict[str, Any], group: dist.ProcessGroup | None = None
+) -> Future[None]:
+    """Copy what one checkpoint holds, and write it in a thread; all workers take part.
 
     Args:
         folder: local or fsspec path, one for each step.
         state: what JSON can hold; must be equal on all workers.
+        group: of all workers, on CPUs; the default one if nothing else uses that until the checkpoint is complete.
+
+    Returns:
+        Done when all workers have written, and on the first one not before the checkpoint counts. A ``TrainingError``
+        if it could not be written.
     """
     if dist.get_rank() == 0:
         _delete(folder)  # a run that went back to an earlier step comes here again: no old marker beside new files
     dist.barrier()
-    dcp.save(_content(target), storage_writer=FsspecWriter(folder))
-    dist.barrier()
-    if dist.get_rank() == 0:
+    written = dcp.async_save(_content(target), storage_writer=FsspecWriter(folder), process_group=group)
+    journal = json.dumps({**state, "step": target.step}).encode("utf8")
+    return _MARKING.submit(_mark_complete, written, folder, journal, dist.get_rank() == 0)
+
+
+def _mark_complete(written: Future, folder: str, journal: bytes, is_first: bool) -> None:
+    try:
+        written.result()
+    except (CheckpointException, OSError) as error:
+        raise TrainingError(f"checkpoint {folder}: cannot be written: {_first_failure(error)}") from error
+    if is_first:
         filesystem, path = fsspec.core.url_to_fs(folder)
-        data = json.dumps({**state, "step": target.step}).encode("utf8")
-        filesystem.pipe_file(os.path.join(path, STATE_FILE + ".part"), data)
+        filesystem.pipe_file(os.path.join(path, STATE_FILE + ".part"), journal)
         filesystem.mv(os.path.join(path, STATE_FILE + ".part"), os.path.join(path, STATE_FILE))
-    dist.barrier()
 
 
 def load(target: TargetModel, folder: str) -> dict[str, Any]:
@@ -67,8 +120,9 @@ def load(target: TargetModel, folder: str) -> dict[str, Any]:
         dcp.load(content, storage_reader=FsspecReader(folder))
     except CheckpointException as error:  # a BaseException: it would pass by every handler above
         raise TrainingError(
-            f"checkpoint {folder}: does not fit the target model {target.config.model_type}, or is damaged: {error}. "
-            f"Choose another run.output_dir, or delete this checkpoint to go on from the one before"
+            f"checkpoint {folder}: does not fit the target model {target.config.model_type}, or is damaged: "
+            f"{_first_failure(error)}. Choose another run.output_dir, or delete this checkpoint to go on from the one "
+            f"before"
         ) from error
     set_state_dict(
         target.model,
@@ -80,6 +134,12 @@ def load(target: TargetModel, folder: str) -> dict[str, Any]:
     state = read_state(folder)
     target.step = state["step"]
     return state
+
+
+def _first_failure(error: BaseException) -> BaseException:
+    """The error of the first worker that had one, without the traceback that torch writes into its own."""
+    failures = getattr(error, "failures", {})
+    return next((failure for failure, _ in failures.values()), error)
 
 
 def _content(target: TargetModel) -> dict[str, Any]:

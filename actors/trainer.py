@@ -78,6 +78,7 @@ def train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
         ray.train.torch.get_device(),
     )
     journal = restore(target, spec.run.output_dir)
+    writer = checkpoints.CheckpointWriter(checkpoints_folder(spec.run.output_dir), spec.training.keep_checkpoints)
     held_out = config["held_out"]() if spec.evaluation.every_steps else {}
     blocks = _blocks(spec)
     while reached(spec, journal.history) is None:
@@ -88,12 +89,13 @@ def train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
             _evaluate(target, spec, held_out, journal)
         _tell(config["monitor"], journal)
         if target.step % spec.training.checkpoint_every_steps == 0:
-            commit(target, spec, journal)
+            commit(target, journal, writer)
     if held_out and journal.history and not journal.history[-1].held_out:
         _evaluate(target, spec, held_out, journal)
         _tell(config["monitor"], journal)
     if target.step % spec.training.checkpoint_every_steps:
-        commit(target, spec, journal)
+        commit(target, journal, writer)
+    writer.finish()
     if not (spec.evaluation.patience and best_step(spec, journal.history)):  # else the best is there already
         _export(target, spec)
     return tuple(journal.history)
@@ -128,7 +130,7 @@ def _seed(seed: int, step: int) -> None:
 
 def restore(target: TargetModel, output_dir: str) -> Journal:
     """Bring the target to the last complete checkpoint and return its journal; a new one if there is none."""
-    folder = checkpoints.latest(os.path.join(output_dir, "checkpoints"))
+    folder = checkpoints.latest(checkpoints_folder(output_dir))
     if folder is None:
         return Journal()
     state = checkpoints.load(target, folder)
@@ -137,21 +139,24 @@ def restore(target: TargetModel, output_dir: str) -> Journal:
 
 def learned_passages(output_dir: str) -> Ledger:
     """The ledger of the last complete checkpoint, read without the weights; an empty one if there is none."""
-    folder = checkpoints.latest(os.path.join(output_dir, "checkpoints"))
+    folder = checkpoints.latest(checkpoints_folder(output_dir))
     return Ledger(checkpoints.read_state(folder)["learned"]) if folder else Ledger()
 
 
-def commit(target: TargetModel, spec: FusionSpec, journal: Journal) -> None:
+def commit(target: TargetModel, journal: Journal, writer: checkpoints.CheckpointWriter) -> None:
     """Save weights, optimizer and journal as one checkpoint; all workers take part."""
     shares: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(shares, journal.fresh)
     for share in shares:
         journal.ledger.learn(share)
     journal.fresh.clear()
-    folder = os.path.join(spec.run.output_dir, "checkpoints")
-    state = {"history": [asdict(record) for record in journal.history], "learned": journal.ledger.passage_ids()}
-    checkpoints.save(target, os.path.join(folder, f"step-{target.step:08d}"), state)
-    checkpoints.prune(folder, spec.training.keep_checkpoints)
+    history = [asdict(record) for record in journal.history]
+    writer.save(target, {"history": history, "learned": journal.ledger.passage_ids()})
+
+
+def checkpoints_folder(output_dir: str) -> str:
+    """Where a run's checkpoints are."""
+    return os.path.join(output_dir, "checkpoints")
 
 
 def next_blocks(blocks: Iterator[pa.Table]) -> tuple[pa.Table | None, float]:

@@ -16,8 +16,8 @@ import psutil
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "pipelines/quickstart/corpus/train.jsonl"
 
-#: Documents in the corpus: about seventy steps, so that the sources still score when the first steps are done.
-DOCUMENTS = 100
+#: Documents in the corpus: about forty steps.
+DOCUMENTS = 60
 
 SECONDS_TO_WAIT = 240.0
 

@@ -51,7 +51,7 @@ def train(rank: int, run: Run, model: str, store: str) -> list[tuple]:
         checkpoints.load(target, checkpoints.latest(run.folder))
     losses = [tuple(target.train_step(share(step, rank, run.workers))) for step in range(run.first, run.end)]
     if run.end < STEPS:
-        checkpoints.save(target, f"{run.folder}/step-{target.step:08d}", {})
+        checkpoints.save(target, f"{run.folder}/step-{target.step:08d}", {}).result()
     dist.destroy_process_group()
     return losses
 

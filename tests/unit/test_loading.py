@@ -109,7 +109,7 @@ def test_adapters_alone_are_trained_and_stored_and_the_export_has_them_merged(tm
     trained = [name for name, parameter in model.model.named_parameters() if parameter.requires_grad]
     assert trained and all(".lora_" in name for name in trained)
     folder = tmp_path / "checkpoints" / "step-00000004"
-    checkpoints.save(model, str(folder), {})
+    checkpoints.save(model, str(folder), {}).result()
     stored = checkpoints.FsspecReader(str(folder)).read_metadata().state_dict_metadata
     weights = [name for name in stored if name.startswith("model.")]
     assert sorted(weights) == sorted(f"model.{name}" for name in trained)

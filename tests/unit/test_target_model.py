@@ -1,6 +1,7 @@
 """The target model in one process: masks, positions, schedule, checkpoints, export, and what it refuses."""
 
 import json
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -203,7 +204,7 @@ def test_a_checkpoint_brings_everything_back(tmp_path):
     for seed in range(3):
         model.train_step(training_blocks(seed=seed))
     folder = str(tmp_path / "checkpoints" / "step-00000003")
-    checkpoints.save(model, folder, {"learned": ["a"]})
+    checkpoints.save(model, folder, {"learned": ["a"]}).result()
     ahead = [model.train_step(training_blocks(seed=seed)).loss for seed in (3, 4)]
     again = target(checkpoint)
     assert checkpoints.latest(str(tmp_path / "checkpoints")) is not None
@@ -218,11 +219,38 @@ def test_half_a_checkpoint_counts_for_nothing_and_old_ones_go(tmp_path):
     folder = tmp_path / "checkpoints"
     assert checkpoints.latest(str(folder)) is None
     for step in (1, 2, 3):
-        checkpoints.save(model, str(folder / f"step-{step:08d}"), {"at": step})
+        checkpoints.save(model, str(folder / f"step-{step:08d}"), {"at": step}).result()
     (folder / "step-00000003" / "state.json").unlink()
     assert checkpoints.read_state(checkpoints.latest(str(folder)))["at"] == 2
     checkpoints.prune(str(folder), keep=1)
     assert [path.name for path in folder.iterdir()] == ["step-00000002"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    checkpoint = tiny_checkpoint(tmp_path / "model", "llama")
+    model = target(checkpoint)
+    model.train_step(training_blocks(seed=0))
+    goes_on, write_data = threading.Event(), checkpoints.FsspecWriter.write_data
+
+    def write_later(*arguments):
+        assert goes_on.wait(60)
+        return write_data(*arguments)
+
+    monkeypatch.setattr(checkpoints.FsspecWriter, "write_data", write_later)
+    writer = checkpoints.CheckpointWriter(str(tmp_path / "checkpoints"), keep=1)
+    writer.save(model, {"at": 1})
+    ahead = [model.train_step(training_blocks(seed=seed)).loss for seed in (1, 2)]
+    assert checkpoints.latest(str(tmp_path / "checkpoints")) is None
+    goes_on.set()
+    writer.finish()
+    again = target(checkpoint)
+    assert checkpoints.load(again, checkpoints.latest(str(tmp_path / "checkpoints"))) == {"at": 1, "step": 1}
+    assert [again.train_step(training_blocks(seed=seed)).loss for seed in (1, 2)] == ahead
+    for _ in range(2):
+        writer.save(model, {})
+        model.train_step(training_blocks(seed=3))
+    writer.finish()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
 
 
 EXPORTED = [("llama", True), ("mistral", False), ("gpt2", True), ("gpt-neox", False)]
@@ -249,21 +277,21 @@ def test_the_export_is_what_transformers_loads(tmp_path, architecture, tied):
 def test_a_save_that_breaks_off_over_an_older_checkpoint_leaves_none(tmp_path, monkeypatch):
     model = target(tiny_checkpoint(tmp_path / "model", "llama"))
     folder = tmp_path / "run [1]" / "checkpoints"
-    checkpoints.save(model, str(folder / "step-00000001"), {"at": 1})
-    checkpoints.save(model, str(folder / "step-00000002"), {"at": 2})
+    checkpoints.save(model, str(folder / "step-00000001"), {"at": 1}).result()
+    checkpoints.save(model, str(folder / "step-00000002"), {"at": 2}).result()
 
     def break_off(*_arguments, **_options):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(checkpoints.dcp, "save", break_off)
-    with pytest.raises(OSError, match="disk is full"):
-        checkpoints.save(model, str(folder / "step-00000002"), {"at": 2})
+    monkeypatch.setattr(checkpoints.FsspecWriter, "write_data", break_off)
+    with pytest.raises(TrainingError, match=r"step-00000002: cannot be written: the disk is full"):
+        checkpoints.save(model, str(folder / "step-00000002"), {"at": 2}).result()
     assert checkpoints.read_state(checkpoints.latest(str(folder)))["at"] == 1
 
 
 def test_a_checkpoint_of_another_model_is_named(tmp_path):
     model = target(tiny_checkpoint(tmp_path / "llama", "llama"))
-    checkpoints.save(model, str(tmp_path / "step-00000000"), {})
+    checkpoints.save(model, str(tmp_path / "step-00000000"), {}).result()
     with pytest.raises(TrainingError, match=r"step-00000000: does not fit the target model gpt2"):
         checkpoints.load(target(tiny_checkpoint(tmp_path / "gpt2", "gpt2")), str(tmp_path / "step-00000000"))
 
@@ -296,7 +324,7 @@ def test_the_export_holds_what_was_learned(tmp_path, tied):
 
 def test_checkpoints_can_lie_at_any_fsspec_path(tmp_path):
     model = target(tiny_checkpoint(tmp_path, "llama"))
-    checkpoints.save(model, "memory://runs/checkpoints/step-00000000", {"learned": []})
+    checkpoints.save(model, "memory://runs/checkpoints/step-00000000", {"learned": []}).result()
     found = checkpoints.latest("memory://runs/checkpoints")
     assert found is not None
     assert checkpoints.load(model, found)["learned"] == []
