@@ -79,7 +79,7 @@ def quickstart(folder: Path, passes: int, tiny_sources: bool = False, tiny_targe
 
 def efficiency(spec: FusionSpec) -> None:
     """The machine's time, the bytes between the stages, and shared memory."""
-    costs = costs_alone(spec, derive_flow(spec))
+    costs, by_one_worker = costs_alone(spec, derive_flow(spec))
     result, looks = watched_run(spec)
     first, last = window(looks, spec)
     seconds, cores = last.now - first.now, os.cpu_count() or 1
@@ -90,7 +90,8 @@ def efficiency(spec: FusionSpec) -> None:
         "window_seconds": round(seconds, 1),
         "tokens_per_second": round(_tokens(last) / seconds - _tokens(first) / seconds, 1),
         "passes": spec.corpus.passes,
-        "milliseconds_alone": {cost.name: round(1000 * cost.cpu_seconds_per_passage, 3) for cost in costs},
+        "milliseconds_alone": _milliseconds(costs),
+        "training_by_one_worker": round(1000 * by_one_worker.cpu_seconds_per_passage, 3),
         "cpu_seconds": {kind: round(spent, 1) for kind, spent in used.most_common() if spent > 0.5},
         "exposed_wait": round(_exposed_wait(result), 3),
     }
@@ -117,11 +118,10 @@ def data_moved(spec: FusionSpec, costs: Sequence[StageCost], result: RunResult, 
 
 def fast_sources(spec: FusionSpec) -> None:
     """How long training waits when the sources are no obstacle."""
-    costs = costs_alone(spec, derive_flow(spec))
+    costs, _ = costs_alone(spec, derive_flow(spec))
     result, _ = watched_run(spec)
     wait = _exposed_wait(result)
-    alone = {cost.name: round(1000 * cost.cpu_seconds_per_passage, 3) for cost in costs}
-    on = {"passes": spec.corpus.passes, "milliseconds_alone": alone, "steps": result.steps}
+    on = {"passes": spec.corpus.passes, "milliseconds_alone": _milliseconds(costs), "steps": result.steps}
     say("exposed_wait_fast_sources", wait, "of the step time", f"{MOST_WAIT:.0%}", MOST_WAIT / max(wait, 1e-9), **on)
 
 
@@ -150,6 +150,11 @@ def memory(spec: FusionSpec) -> None:
         spilled_bytes=result.spilled_bytes,
         private_mib_by_process={kind: peaks for kind, peaks in by_kind.items() if max(peaks) > 50},
     )
+
+
+def _milliseconds(costs: Sequence[StageCost]) -> dict[str, float]:
+    """CPU time that a passage needs in each stage."""
+    return {cost.name: round(1000 * cost.cpu_seconds_per_passage, 3) for cost in costs}
 
 
 def _peak(quarter: Sequence[Look], kind: str) -> int:

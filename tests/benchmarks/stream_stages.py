@@ -47,8 +47,12 @@ class StageCost:
         return self.cpu_seconds / self.passages
 
 
-def costs_alone(spec: FusionSpec, flow: FlowPlan) -> list[StageCost]:
-    """All stages in the order of the stream; each works on what the one before has handed on."""
+def costs_alone(spec: FusionSpec, flow: FlowPlan) -> tuple[list[StageCost], StageCost]:
+    """All stages in the order of the stream; each works on what the one before has handed on.
+
+    Training is done by as many workers as in the run; what it costs one worker that holds the whole target comes
+    besides.
+    """
     cost, batches = _alone(read, spec, flow)
     costs = [cost]
     for index in range(len(spec.source_models)):
@@ -57,7 +61,7 @@ def costs_alone(spec: FusionSpec, flow: FlowPlan) -> list[StageCost]:
     for stage, *arguments in ((align, flow), (pack,)):
         cost, batches = _alone(stage, spec, *arguments, batches)
         costs.append(cost)
-    return [*costs, _alone(train, spec, batches)]
+    return [*costs, train(spec, batches, spec.training.num_workers)], train(spec, batches, 1)
 
 
 def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -122,27 +126,38 @@ def pack(spec: FusionSpec, batches: Sequence[pa.Table]) -> tuple[StageCost, list
     return _timed("pack", lambda row: packer(*of_row(row)), batches)
 
 
-def train(spec: FusionSpec, batches: Sequence[pa.Table]) -> StageCost:
-    """Optimizer steps of one worker that holds the whole target."""
+def train(spec: FusionSpec, batches: Sequence[pa.Table], workers: int) -> StageCost:
+    """Optimizer steps of so many workers that share the target."""
+    steps = list(_steps(pa.concat_tables(batches).combine_chunks(), spec.training.global_batch_blocks))
+    share = spec.training.global_batch_blocks // workers
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as processes,
+    ):
+        store = f"file://{os.path.join(folder, 'store')}"
+        shares = [[step.slice(rank * share, share).combine_chunks() for step in steps] for rank in range(workers)]
+        done = [processes.submit(_train, spec, shares[rank], store, rank, workers) for rank in range(workers)]
+        costs = [worker.result() for worker in done]
+    return StageCost("train", sum(seconds for seconds, _ in costs), sum(passages for _, passages in costs), 0)
+
+
+def _train(spec: FusionSpec, steps: Sequence[pa.Table], store: str, rank: int, workers: int) -> tuple[float, int]:
+    """One worker's CPU seconds and passages."""
     from actors.target_model import TargetModel
     from actors.trainer import count
 
     torch.set_num_threads(1)
-    steps = list(_steps(pa.concat_tables(batches).combine_chunks(), spec.training.global_batch_blocks))
-    with tempfile.TemporaryDirectory() as folder:
-        store = f"file://{os.path.join(folder, 'store')}"
-        torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-        settings = (spec.training, spec.objective, spec.fusion.top_k, torch.device("cpu"))
-        target = TargetModel(spec.target_model, *settings)
-        for table in steps[:WARM_STEPS]:
-            target.train_step(table)
-        started = time.process_time()
-        for table in steps[WARM_STEPS:]:
-            target.train_step(table)
-        seconds = time.process_time() - started
-        torch.distributed.destroy_process_group()
-    passages = sum(count(table, len(spec.source_models)).passages for table in steps[WARM_STEPS:])
-    return StageCost("train", seconds, passages, 0)
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=workers)
+    settings = (spec.training, spec.objective, spec.fusion.top_k, torch.device("cpu"))
+    target = TargetModel(spec.target_model, *settings)
+    for table in steps[:WARM_STEPS]:
+        target.train_step(table)
+    started = time.process_time()
+    for table in steps[WARM_STEPS:]:
+        target.train_step(table)
+    seconds = time.process_time() - started
+    torch.distributed.destroy_process_group()
+    return seconds, sum(count(table, len(spec.source_models)).passages for table in steps[WARM_STEPS:])
 
 
 def _steps(blocks: pa.Table, blocks_per_step: int) -> Iterator[pa.Table]:

@@ -1,6 +1,6 @@
 """Whatever dies and whenever: every passage is learned exactly once, and the losses are those of an undisturbed run.
 
-All who are replaced in a single run, by itself; each alone and at three moments with KNOWLEDGE_FUSION_CHAOS=full.
+By itself all of them in two runs; each alone and at three moments with KNOWLEDGE_FUSION_CHAOS=full.
 """
 
 import os
@@ -13,7 +13,7 @@ import pytest
 from tests.interrupted_runs import InterruptedRun, kill_group
 
 FULL = os.environ.get("KNOWLEDGE_FUSION_CHAOS") == "full"
-MOMENTS = range(3 if FULL else 1)
+MOMENTS = range(3)
 only_full = pytest.mark.skipif(not FULL, reason="one of the many: KNOWLEDGE_FUSION_CHAOS=full")
 #: With transformers the numbers depend on what else is in the batch, so that equal losses prove equal batches.
 TRANSFORMERS, VLLM = (f"source_models.0.backend={backend}" for backend in ("transformers", "vllm"))
@@ -67,6 +67,30 @@ def kill_one(run: InterruptedRun, victim: str) -> None:
     os.kill(run.processes(REPLACED[victim])[-1].pid, signal.SIGKILL)
 
 
+def interrupt(run: InterruptedRun) -> None:
+    """Ctrl-C, as a terminal sends it."""
+    kill_group(run.process, signal.SIGINT)
+    assert run.wait() == 1, run.log
+    assert "stopped; the same command goes on from the last checkpoint" in run.log
+    assert "Traceback" not in run.log
+
+
+def test_ctrl_c_and_then_the_driver(tmp_path, undisturbed):
+    with InterruptedRun(tmp_path, TRANSFORMERS).start() as run:
+        run.wait_for_step(4)
+        interrupt(run)
+        run.start().wait_for_step(20)
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.wait()
+        before = run.state
+        assert run.start().wait() == 0, run.log
+        assert 20 <= before["step"] < run.state["step"]
+        assert run.state["history"][: before["step"]] == before["history"]
+        run.insist_on_exactly_once()
+        assert run.curve == undisturbed(TRANSFORMERS)
+
+
+@only_full
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_the_driver(tmp_path, undisturbed, moment):
     with InterruptedRun(tmp_path, TRANSFORMERS).start() as run:
@@ -130,15 +154,13 @@ def test_the_training_controller(tmp_path, undisturbed):
         assert run.curve == undisturbed(TRANSFORMERS)
 
 
-@pytest.mark.parametrize("workers", [(2, 1), (1, 2)] if FULL else [(2, 1)])
+@only_full
+@pytest.mark.parametrize("workers", [(2, 1), (1, 2)])
 def test_ctrl_c_and_another_number_of_workers(tmp_path, undisturbed, workers):
     first, then = workers
     with InterruptedRun(tmp_path, TRANSFORMERS).start(f"training.num_workers={first}") as run:
         wait_for_moment(run, "Ctrl-C", first)
-        kill_group(run.process, signal.SIGINT)
-        assert run.wait() == 1, run.log
-        assert "stopped; the same command goes on from the last checkpoint" in run.log
-        assert "Traceback" not in run.log
+        interrupt(run)
         assert run.start(f"training.num_workers={then}").wait() == 0, run.log
         run.insist_on_exactly_once()
         for seen, expected in zip(run.curve, undisturbed(TRANSFORMERS), strict=True):

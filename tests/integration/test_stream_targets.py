@@ -63,39 +63,41 @@ def spec(tmp_path, fusion: dict, alignment: dict) -> dict:
     }
 
 
-def scored(spec, passages: pa.Table) -> pa.Table:
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory) -> pa.Table:
     """The passages with all sources' columns, each source called directly in a process of its own."""
-    for source in spec.source_models:
+    located = as_located_spec(spec(tmp_path_factory.mktemp("distributions"), *METHODS[0]))
+    passages = pa.table(
+        {
+            "passage_id": [str(row) for row in range(len(TEXTS))],
+            "text": pa.array(TEXTS, pa.large_string()),
+            "num_bytes": pa.array([len(text.encode()) for text in TEXTS], pa.int32()),
+            "context_bytes": pa.array([0] * len(TEXTS), pa.int32()),
+            "ends_document": [True] * len(TEXTS),
+        }
+    )
 
-        @ray.remote(num_cpus=1)
-        def score(source, passages):
-            return SourceModel(source, spec.fusion.top_k, NoMeter())(passages)
+    @ray.remote(num_cpus=1)
+    def score(source, passages):
+        return SourceModel(source, located.fusion.top_k, NoMeter())(passages)
 
-        passages = ray.get(score.remote(source, passages))
+    with cluster.session(located, len(located.source_models), 0):
+        for source in located.source_models:
+            passages = ray.get(score.remote(source, passages))
     return passages
 
 
 @pytest.mark.parametrize(("fusion", "alignment"), METHODS)
-def test_the_stream_equals_the_slow_path(tmp_path, fusion, alignment):
+def test_the_stream_equals_the_slow_path(tmp_path, distributions, fusion, alignment):
     located = as_located_spec(spec(tmp_path, fusion, alignment))
     flow = derive_flow(located)
     with cluster.session(located, flow.logical_cpus, flow.gpus):
         monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
         blocks = fused_blocks(located, flow, Ledger(), monitor).take_all()
-        passages = pa.table(
-            {
-                "passage_id": [f"0/{located.corpus.paths[0]}:{row}:0" for row in range(1, len(TEXTS) + 1)],
-                "text": pa.array(TEXTS, pa.large_string()),
-                "num_bytes": pa.array([len(text.encode()) for text in TEXTS], pa.int32()),
-                "context_bytes": pa.array([0] * len(TEXTS), pa.int32()),
-                "ends_document": [True] * len(TEXTS),
-            }
-        )
-        distributions = scored(located, passages)
     target = PassageTokenizer.load(located.target_model.checkpoint)
     sources = [PassageTokenizer.load(source.checkpoint) for source in located.source_models]
     streamed = passages_inside(blocks, located.fusion.top_k)
-    assert set(streamed) == set(passages["passage_id"].to_pylist())
+    assert set(streamed) == {f"0/{located.corpus.paths[0]}:{row + 1}:0" for row in range(len(TEXTS))}
     for row, text in enumerate(TEXTS):
         expected = fused_passage(
             text,
