@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from actors.held_out_loss import HeldOutBlocks, with_held_out_loss
 from actors.target_model import StepLosses, TargetModel
 from engine.checkpoint_files import with_chat_template
 from engine.ledger import Ledger
-from engine.records import flat_values, rows_of
+from engine.records import SHARE, flat_values, of_list, rows_of
 from engine.result import StepRecord
 from engine.spec import FusionSpec
 from engine.stopping import best_step, reached
@@ -193,10 +193,24 @@ def count(table: pa.Table | None, num_sources: int) -> StepCounts:
 
 
 def _blocks(spec: FusionSpec) -> Iterator[pa.Table]:
-    """This worker's share of the stream, one table a step."""
+    """This worker's share of the stream, one table a step; the last one may be smaller."""
     shard = ray.train.get_dataset_shard("train")
-    blocks_per_worker = spec.training.global_batch_blocks // spec.training.num_workers
-    return iter(shard.iter_batches(batch_size=blocks_per_worker, batch_format="pyarrow", prefetch_batches=1))
+    rows = shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1)
+    return in_steps(
+        (of_list(row[SHARE]) for row in rows), spec.training.global_batch_blocks // spec.training.num_workers
+    )
+
+
+def in_steps(shares: Iterable[pa.Table], blocks_per_step: int) -> Iterator[pa.Table]:
+    """Training blocks as they come, cut into tables of so many; the last one may be smaller."""
+    waiting: pa.Table | None = None
+    for share in shares:
+        waiting = pa.concat_tables([waiting, share]) if waiting else share
+        while len(waiting) >= blocks_per_step:
+            yield waiting.slice(0, blocks_per_step).combine_chunks()
+            waiting = waiting.slice(blocks_per_step)
+    if waiting:
+        yield waiting.combine_chunks()
 
 
 def _step(

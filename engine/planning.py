@@ -46,7 +46,7 @@ class Plan:
             "fusion": _fusion_line(spec),
             "batch": f"passages of {flow.batch_blocks} blocks in a call of a source model",
             "step": f"{training.global_batch_blocks} blocks of {training.block_length} = {step_tokens:,} tokens, "
-            f"{flow.blocks_per_worker} blocks a worker on {training.num_workers} workers",
+            f"{training.global_batch_blocks // training.num_workers} blocks a worker on {training.num_workers} workers",
             "length": _length_line(spec, step_tokens),
             "traffic": f"{BYTES_PER_ENTRY * spec.fusion.top_k:,} bytes a token from each source",
             "Ray reserves": f"{flow.logical_cpus:g} logical CPUs, {flow.gpus:g} GPUs",

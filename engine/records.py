@@ -124,6 +124,23 @@ def schema(columns: Sequence[Column]) -> pa.Schema:
     return pa.schema([(column.name, column.dtype) for column in columns])
 
 
+#: Column of the rows that training workers get: what one of them learns of a batch, a list of ``TRAINING_BLOCK``.
+SHARE = "share"
+
+
+def as_list(rows: pa.Table) -> pa.LargeListArray:
+    """One value that holds a whole table, ragged columns not copied."""
+    arrays = [column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() for column in rows.columns]
+    together = pa.StructArray.from_arrays(arrays, fields=list(rows.schema))
+    return pa.LargeListArray.from_arrays(pa.array([0, len(rows)], pa.int64()), together)
+
+
+def of_list(column: pa.ChunkedArray) -> pa.Table:
+    """The table in a column of one such value."""
+    (together,) = column.chunks
+    return pa.Table.from_struct_array(together.flatten())
+
+
 def check(table: pa.Table, columns: Sequence[Column], stage: str) -> None:
     """Insist that ``table`` has all of ``columns`` with their types.
 

@@ -31,8 +31,6 @@ STEPS_IN_A_BATCH = 8
 READER_CPUS = 0.5
 ALIGNER_CPUS = 1.0
 PACKING_CPUS = 0.5
-#: Ray Data's own repartition task reserves one CPU, which cannot be set.
-REPARTITION_CPUS = 1.0
 
 Result = TypeVar("Result")
 
@@ -45,8 +43,8 @@ class FlowPlan:
         corpus_units: what readers share out, as the fields of ``corpus.CorpusUnit``; one pass.
         checkpoints, windows: of the target and all sources: the names of their tokenizers, chat templates included, and
             the text tokens that each can take in one passage.
-        batch_blocks: training blocks whose passages are one call of a source model, an aligner or the packer.
-        blocks_per_worker: training blocks of one worker in one step.
+        batch_blocks: training blocks whose passages are one call of a source model, an aligner or the packer; as many
+            for one training worker as for the other.
         reader_replicas, reader_cpus, aligner_replicas, aligner_cpus, packing_cpus: of the stages between the models.
         logical_cpus, gpus: what Ray must be able to reserve for all stages and workers at once.
     """
@@ -55,7 +53,6 @@ class FlowPlan:
     checkpoints: tuple[str, ...]
     windows: tuple[int, ...]
     batch_blocks: int
-    blocks_per_worker: int
     reader_replicas: int
     reader_cpus: float
     aligner_replicas: int
@@ -96,7 +93,6 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
         checkpoints=tuple(_tokenizer_of(model) for model in (spec.target_model, *spec.source_models)),
         windows=tuple(windows),
         batch_blocks=_batch_blocks(spec),
-        blocks_per_worker=training.global_batch_blocks // training.num_workers,
         reader_replicas=readers,
         reader_cpus=READER_CPUS,
         aligner_replicas=aligners,
@@ -106,8 +102,7 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
         + sum(source.replicas * source.num_cpus for source in spec.source_models)
         + readers * READER_CPUS
         + aligners * ALIGNER_CPUS
-        + PACKING_CPUS
-        + REPARTITION_CPUS,
+        + PACKING_CPUS,
         gpus=training.num_workers * training.num_gpus_per_worker
         + sum(source.replicas * source.num_gpus * source.tensor_parallel_size for source in spec.source_models),
     )
@@ -134,7 +129,8 @@ def _batch_blocks(spec: FusionSpec) -> int:
     """Training blocks that hold about as many tokens as keep an engine busy for ``STEPS_IN_A_BATCH`` of its steps."""
     on_gpu = any(source.num_gpus for source in spec.source_models)
     budget = STEPS_IN_A_BATCH * BATCHED_TOKENS["cuda" if on_gpu else "cpu"]
-    return max(1, budget // spec.training.block_length)
+    workers = spec.training.num_workers
+    return workers * max(1, budget // (workers * spec.training.block_length))
 
 
 def _collect(

@@ -8,6 +8,8 @@ so several passes over the corpus repeat its *units* inside one execution.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pyarrow as pa
 import ray
 import ray.data
@@ -22,7 +24,7 @@ from engine.ledger import Ledger
 from engine.spec import FusionSpec
 from engine.spec import SourceModel as SourceSpec
 from pipelines.arrangement import Arrangement
-from pipelines.batches import of_row, on_batches
+from pipelines.batches import of_row, on_batches, shares
 from pipelines.flow import FlowPlan, mapping_sample
 from pipelines.packing import Packer
 from pipelines.passages import PassageReader
@@ -32,7 +34,7 @@ ONE_BATCH = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
 def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: ActorHandle) -> Dataset:
-    """The stream of training blocks (``records.TRAINING_BLOCK``), one Arrow block for each worker and step.
+    """The stream of training blocks (``records.TRAINING_BLOCK``); a row is what a worker learns of a batch.
 
     Args:
         spec: of the run.
@@ -70,17 +72,16 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
         num_cpus=flow.aligner_cpus,
         compute=ActorPoolStrategy(size=flow.aligner_replicas),
     )
-    stream = stream.map_batches(
+    return stream.map_batches(
         _packed,
-        fn_args=(Packer(spec.training.block_length, spec.fusion.top_k),),
+        fn_args=(Packer(spec.training.block_length, spec.fusion.top_k), spec.training.num_workers),
         **ONE_BATCH,
         num_cpus=flow.packing_cpus,
     )
-    return stream.repartition(target_num_rows_per_block=flow.blocks_per_worker, strict=True)
 
 
-def _packed(row: pa.Table, packer: Packer) -> pa.Table:
-    return packer(*of_row(row))
+def _packed(row: pa.Table, packer: Packer, num_workers: int) -> Iterator[pa.Table]:
+    yield from shares(packer(*of_row(row)), num_workers)
 
 
 def _pool(source: SourceSpec) -> ActorPoolStrategy:

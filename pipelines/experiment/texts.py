@@ -30,11 +30,16 @@ VALIDATION_SHARE = 10
 def quickstart_parts() -> tuple[list[Document], list[Document]]:
     """What setting A's targets and its larger source are made from: no module of the stored files, in any Python."""
     parts = split_documents(QUOTAS, rest="sources", seed=SEED)
-    stored = {_module(row["id"]) for path in sorted((FOLDER / "corpus").glob("*.jsonl")) for row in _rows(path)}
+    files = [FOLDER / "corpus" / "train.jsonl", *_held_out_files()]
+    stored = {_module(row["id"]) for path in files for row in _rows(path)}
     target, sources = (
         [document for document in parts[part] if _module(document.name) not in stored] for part in ("target", "sources")
     )
     return target, sources
+
+
+def _held_out_files() -> list[Path]:
+    return sorted((FOLDER / "corpus").glob("heldout_*.jsonl"))
 
 
 def expert_parts(corpora: Path | None) -> dict[str, list[Document]]:
@@ -53,7 +58,7 @@ def write_texts(folder: Path, experts: dict[str, list[Document]]) -> None:
     rows = _rows(FOLDER / "corpus" / "train.jsonl")
     validation = [row for row in rows if _is_for_validation(row["id"])]
     _write(folder / "a" / "corpus.jsonl", [row for row in rows if row not in validation])
-    for path in sorted((FOLDER / "corpus").glob("heldout_*.jsonl")):
+    for path in _held_out_files():
         domain = path.stem.removeprefix("heldout_")
         _write(folder / "a" / f"{HELD_OUT}_{domain}.jsonl", _rows(path))
         _write(folder / "a" / f"{VALIDATION}_{domain}.jsonl", [row for row in validation if row["domain"] == domain])

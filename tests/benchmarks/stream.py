@@ -1,6 +1,6 @@
 """The stream as a whole: does it keep the machine busy, does training wait, does memory grow? The quickstart's shapes.
 
-    python -m tests.benchmarks.stream [--passes 4]
+    python -m tests.benchmarks.stream [--passes 8]
     python -m tests.benchmarks.stream --corpus-copies 100
 
 Figures of the first: ``stream_efficiency``: CPU seconds that the stages need when each runs alone (``stream_stages``),
@@ -37,13 +37,16 @@ QUICKSTART = Path(__file__).parents[2] / "pipelines/specs/quickstart.yaml"
 #: The share of the steps that is left out at the beginning and at the end, where not all stages work.
 EDGE = 0.2
 
+#: So little that no stage can run far ahead of the others, as in a run that is longer than any store.
+OBJECT_STORE_BYTES = 2**28
+
 MOST_WAIT = 0.05
 
 
 def main() -> None:
     """All figures of one kind."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--passes", type=int, default=4, help="over the quickstart's corpus, 92,545 tokens each")
+    parser.add_argument("--passes", type=int, default=8, help="over the quickstart's corpus, 92,545 tokens each")
     parser.add_argument("--corpus-copies", type=int, default=0, help="run this many with tiny models, for memory alone")
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -63,6 +66,7 @@ def quickstart(folder: Path, passes: int, tiny_sources: bool = False, tiny_targe
         f"alignment.cache_dir={folder / 'tables'}",
         f"corpus.passes={passes}",
         "evaluation.corpora={}",
+        f"cluster.object_store_bytes={OBJECT_STORE_BYTES}",
         "training.max_steps=1000000",
         "training.checkpoint_every_steps=1000000",
     ]
@@ -73,7 +77,7 @@ def quickstart(folder: Path, passes: int, tiny_sources: bool = False, tiny_targe
         places, models = [*places, "target_model"], [*models, spec.target_model.checkpoint]
     for place, model in zip(places, models, strict=True):
         overrides.append(f"{place}.checkpoint={single_layer_checkpoint(folder / place, Path(model))}")
-    overrides += [f"source_models.{index}.probe=off" for index in range(len(spec.source_models)) if tiny_sources]
+    overrides += [f"source_models.{index}.probe='off'" for index in range(len(spec.source_models)) if tiny_sources]
     return as_located_spec(load_spec(QUICKSTART, overrides))
 
 

@@ -79,7 +79,7 @@ class LooksKept:
 
 def watched_run(spec: FusionSpec) -> tuple[RunResult, list[Look]]:
     """``engine.run``, looked at."""
-    from engine import runner  # brings numba, whose modules vLLM's start fails on in the stages' own processes
+    from engine import runner
 
     kept = LooksKept()
     with mock.patch.object(runner, "experiment_logs", lambda spec: [kept]):

@@ -9,7 +9,7 @@ from actors.run_monitor import NoMeter, RunMonitor
 from actors.source_model import SourceModel
 from engine import cluster
 from engine.ledger import Ledger
-from engine.records import rows_of
+from engine.records import SHARE, rows_of
 from engine.specfile import as_located_spec
 from engine.tokenization import PassageTokenizer
 from pipelines.flow import derive_flow
@@ -93,10 +93,10 @@ def test_the_stream_equals_the_slow_path(tmp_path, distributions, fusion, alignm
     flow = derive_flow(located)
     with cluster.session(located, flow.logical_cpus, flow.gpus):
         monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
-        blocks = fused_blocks(located, flow, Ledger(), monitor).take_all()
+        rows = fused_blocks(located, flow, Ledger(), monitor).take_all()
     target = PassageTokenizer.load(located.target_model.checkpoint)
     sources = [PassageTokenizer.load(source.checkpoint) for source in located.source_models]
-    streamed = passages_inside(blocks, located.fusion.top_k)
+    streamed = passages_inside([block for row in rows for block in row[SHARE]], located.fusion.top_k)
     assert set(streamed) == {f"0/{located.corpus.paths[0]}:{row + 1}:0" for row in range(len(TEXTS))}
     for row, text in enumerate(TEXTS):
         expected = fused_passage(

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
-from engine.records import PASSAGE, ragged, rows_of, schema
-from pipelines.batches import as_row, of_row, on_batches
+from actors.trainer import in_steps
+from engine.records import PASSAGE, SHARE, of_list, ragged, rows_of, schema
+from pipelines.batches import as_row, of_row, on_batches, shares
+from tests.training_blocks import training_blocks
 
 
 def passages(count: int) -> pa.Table:
@@ -57,3 +60,27 @@ def test_a_stage_changes_batches_inside_their_rows():
     batch, training_blocks = of_row(stage(as_row(passages(4), [7, 7, 8, 9])))
     assert [len(row) for row in rows_of(batch["m/longer"])] == [0, 6, 12, 18]
     assert training_blocks.tolist() == [7, 7, 8, 9]
+
+
+@pytest.mark.parametrize(("num_workers", "blocks_per_step", "batches"), [(1, 4, 3), (2, 2, 3), (2, 3, 4), (4, 1, 2)])
+def test_the_workers_steps_together_are_the_blocks_in_their_order(num_workers, blocks_per_step, batches):
+    """Whatever the workers' number, and whether a step takes part of a batch or several; only the last batch is odd."""
+    made = [training_blocks(seed=seed, lengths=[20] * (8 if seed + 1 < batches else 5)) for seed in range(batches)]
+    dealt = [[of_list(row[SHARE]) for row in shares(blocks, num_workers)] for blocks in made]
+    steps = [list(in_steps([row[worker] for row in dealt], blocks_per_step)) for worker in range(num_workers)]
+    expected = [names for blocks in made for names in blocks["passage_ids"].to_pylist()]
+    for step in range(len(steps[0])):
+        tables = [worker[step] for worker in steps if step < len(worker)]
+        seen = [names for table in tables for names in rows_of(table["passage_ids"])]
+        at_once = num_workers * blocks_per_step
+        assert sorted(map(list, seen)) == sorted(expected[step * at_once : (step + 1) * at_once])
+    for tables in steps:
+        assert all(len(table) == blocks_per_step for table in tables[:-1])
+        for table in tables:
+            assert len(rows_of(table["fused_probs"])) == len(table)
+
+
+def test_a_worker_may_get_nothing_of_a_batch():
+    rows = list(shares(training_blocks(seed=0, lengths=[20]), 3))
+    assert [len(of_list(row[SHARE])) for row in rows] == [1, 0, 0]
+    assert list(in_steps([of_list(row[SHARE]) for row in rows[1:]], 2)) == []
