@@ -26,12 +26,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import AutoModelForCausalLM
 
+from actors.checkpoint_folders import STATE_FILE, complete, read_state
 from actors.loading import add_adapters, merge_adapters
 from actors.target_model import TargetModel
 from engine.checkpoint_files import load_tokenizer
 from engine.errors import TrainingError
-
-STATE_FILE = "state.json"
 
 #: The weights that are trained: with adapters, nothing of what they stand beside.
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -151,23 +150,11 @@ def _content(target: TargetModel) -> dict[str, Any]:
     return {"model": weights, "optimizer": optimizer}
 
 
-def read_state(folder: str) -> dict[str, Any]:
-    """The state of a checkpoint, without its weights."""
-    filesystem, path = fsspec.core.url_to_fs(folder)
-    return json.loads(filesystem.cat_file(os.path.join(path, STATE_FILE)))
-
-
-def latest(folder: str) -> str | None:
-    """The newest complete checkpoint below ``folder``, None if there is none."""
-    complete = _complete(folder)
-    return complete[-1] if complete else None
-
-
 def prune(folder: str, keep: int) -> None:
     """Delete all but the newest ``keep`` complete checkpoints, and the remains of broken ones; one worker works."""
     if dist.get_rank() == 0:
         filesystem, path = fsspec.core.url_to_fs(folder)
-        kept = {os.path.basename(name) for name in _complete(folder)[-keep:]}
+        kept = {os.path.basename(name) for name in complete(folder)[-keep:]}
         for name in filesystem.ls(path, detail=False):
             if os.path.basename(name.rstrip("/")) not in kept:
                 _delete(filesystem.unstrip_protocol(name))
@@ -214,17 +201,6 @@ def _merged(target: TargetModel, weights: dict[str, Any]) -> dict[str, Any]:
     add_adapters(model, target.section.lora)
     model.load_state_dict(weights)
     return merge_adapters(model)
-
-
-def _complete(folder: str) -> list[str]:
-    """Complete checkpoints, oldest first: their names count the steps in digits of one width."""
-    filesystem, path = fsspec.core.url_to_fs(folder)
-    filesystem.invalidate_cache()
-    if not filesystem.exists(path):
-        return []
-    # Listed, not globbed: a bracket in the output folder's name would find nothing, and the run would begin anew.
-    names = sorted(name.rstrip("/") for name in filesystem.ls(path, detail=False))
-    return [filesystem.unstrip_protocol(name) for name in names if filesystem.exists(os.path.join(name, STATE_FILE))]
 
 
 def _delete(folder: str) -> None:

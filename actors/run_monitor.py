@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ class RunMonitor:
 
     def __init__(self) -> None:
         self._processes: dict[str, dict[tuple[str, str], StageTotals]] = {}
+        self._deaths: dict[tuple[str, str], int] = {}
         self._streams = 0
         self._earlier: set[tuple[str, str]] = set()
         self._steps: dict[int, StepRecord] = {}
@@ -39,9 +41,14 @@ class RunMonitor:
         """
         self._processes.setdefault(totals.name, {})[replica, process] = totals
 
-    def start(self, replica: str, process: str, stage: str) -> int:
-        """A replica's process has started. Returns how many of the stage's processes have replaced a dead one."""
+    def start(self, replica: str, process: str, stage: str, deaths: int = 0) -> int:
+        """A replica's process has started, after so many ``deaths`` of the same replica by Ray's count.
+
+        Returns:
+            How many of the stage's processes have replaced a dead one.
+        """
         self._processes.setdefault(stage, {}).setdefault((replica, process), StageTotals(stage))
+        self._deaths[stage, replica] = deaths
         total = self._sum(stage)
         return total.starts - total.replicas
 
@@ -74,7 +81,8 @@ class RunMonitor:
         """A stage over all processes that have worked for it; of its replicas those of the present stream."""
         processes = self._processes[name]
         totals = processes.values()
-        all_replicas = {replica for replica, _ in processes}
+        started = Counter(replica for replica, _ in processes)
+        deaths = [max(count - 1, self._deaths.get((name, replica), 0)) for replica, count in started.items()]
         replicas = {replica for replica, process in processes if (replica, process) not in self._earlier}
         return StageTotals(
             name=name,
@@ -83,7 +91,7 @@ class RunMonitor:
             busy_seconds=sum(total.busy_seconds for total in totals),
             wait_seconds=sum(total.wait_seconds for total in totals),
             replicas=len(replicas),
-            starts=len(replicas) + len(processes) - len(all_replicas),
+            starts=len(replicas) + sum(deaths),
         )
 
 
@@ -113,7 +121,9 @@ class Meter:
     def start(self) -> int:
         """Say that this process has started; how often a replica of this stage has been replaced so far."""
         ray = sys.modules["ray"]
-        return ray.get(self._monitor.start.remote(_actor_id() or self._process, self._process, self._stage))
+        replica = _actor_id()
+        started = self._monitor.start.remote(replica or self._process, self._process, self._stage, _deaths(replica))
+        return ray.get(started)
 
     def start_or_refuse(self) -> None:
         """As ``start``, but a dead replica is not replaced for ever, as Ray would do.
@@ -186,3 +196,12 @@ def _train_totals(steps: Collection[StepRecord], starts: int) -> StageTotals:
         replicas=1,
         starts=starts,
     )
+
+
+def _deaths(replica: str | None) -> int:
+    """How often Ray has replaced this actor's process: a process that dies while it imports tells nobody else."""
+    if replica is None:
+        return 0
+    from ray._private import state  # the public was_current_actor_reconstructed asks the same and says yes or no
+
+    return int(state.actors(replica)["NumRestarts"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,8 +14,10 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
+from ray.actor import ActorHandle
 
 from actors import checkpoints
+from actors.checkpoint_folders import checkpoints_folder, latest
 from actors.held_out_loss import HeldOutBlocks, with_held_out_loss
 from actors.target_model import StepLosses, TargetModel
 from engine.checkpoint_files import with_chat_template
@@ -57,18 +59,21 @@ class StepCounts:
     per_source: np.ndarray
 
 
-def train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
+def train_worker(
+    spec: FusionSpec, monitor: ActorHandle, threads: int, held_out_domains: Callable[[], dict[str, HeldOutBlocks]]
+) -> tuple[StepRecord, ...]:
     """The training loop of one worker; all workers run it in step.
 
     Args:
-        config: ``spec`` (FusionSpec), ``monitor`` (handle of the run's RunMonitor), ``threads`` (of torch) and
-            ``held_out`` (a function that reads the held-out domains as HeldOutBlocks).
+        spec: of the run.
+        monitor: the run's ``RunMonitor`` actor.
+        threads: of torch.
+        held_out_domains: reads the held-out text; called if the target is evaluated while it is trained.
 
     Returns:
         The records of all steps, those before a restart included.
     """
-    spec: FusionSpec = config["spec"]
-    torch.set_num_threads(config["threads"])
+    torch.set_num_threads(threads)
     torch.manual_seed(spec.run.seed)  # adapters begin at random
     target = TargetModel(
         spec.target_model,
@@ -79,7 +84,7 @@ def train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
     )
     journal = restore(target, spec.run.output_dir)
     writer = checkpoints.CheckpointWriter(checkpoints_folder(spec.run.output_dir), spec.training.keep_checkpoints)
-    held_out = config["held_out"]() if spec.evaluation.every_steps else {}
+    held_out = held_out_domains() if spec.evaluation.every_steps else {}
     blocks = _blocks(spec)
     while reached(spec, journal.history) is None:
         _seed(spec.run.seed, target.step)
@@ -87,12 +92,12 @@ def train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
             break
         if held_out and target.step % spec.evaluation.every_steps == 0:
             _evaluate(target, spec, held_out, journal)
-        _tell(config["monitor"], journal)
+        _tell(monitor, journal)
         if target.step % spec.training.checkpoint_every_steps == 0:
             commit(target, journal, writer)
     if held_out and journal.history and not journal.history[-1].held_out:
         _evaluate(target, spec, held_out, journal)
-        _tell(config["monitor"], journal)
+        _tell(monitor, journal)
     if target.step % spec.training.checkpoint_every_steps:
         commit(target, journal, writer)
     writer.finish()
@@ -117,7 +122,7 @@ def _export(target: TargetModel, spec: FusionSpec) -> None:
     checkpoints.export(target, tokenizer, os.path.join(spec.run.output_dir, "export"))
 
 
-def _tell(monitor: Any, journal: Journal) -> None:
+def _tell(monitor: ActorHandle, journal: Journal) -> None:
     """Report the last step; one worker speaks for all."""
     if torch.distributed.get_rank() == 0:
         monitor.step.remote(journal.history[-1])
@@ -130,17 +135,11 @@ def _seed(seed: int, step: int) -> None:
 
 def restore(target: TargetModel, output_dir: str) -> Journal:
     """Bring the target to the last complete checkpoint and return its journal; a new one if there is none."""
-    folder = checkpoints.latest(checkpoints_folder(output_dir))
+    folder = latest(checkpoints_folder(output_dir))
     if folder is None:
         return Journal()
     state = checkpoints.load(target, folder)
     return Journal([_step_record(record) for record in state["history"]], Ledger(state["learned"]))
-
-
-def learned_passages(output_dir: str) -> Ledger:
-    """The ledger of the last complete checkpoint, read without the weights; an empty one if there is none."""
-    folder = checkpoints.latest(checkpoints_folder(output_dir))
-    return Ledger(checkpoints.read_state(folder)["learned"]) if folder else Ledger()
 
 
 def commit(target: TargetModel, journal: Journal, writer: checkpoints.CheckpointWriter) -> None:
@@ -152,11 +151,6 @@ def commit(target: TargetModel, journal: Journal, writer: checkpoints.Checkpoint
     journal.fresh.clear()
     history = [asdict(record) for record in journal.history]
     writer.save(target, {"history": history, "learned": journal.ledger.passage_ids()})
-
-
-def checkpoints_folder(output_dir: str) -> str:
-    """Where a run's checkpoints are."""
-    return os.path.join(output_dir, "checkpoints")
 
 
 def next_blocks(blocks: Iterator[pa.Table]) -> tuple[pa.Table | None, float]:

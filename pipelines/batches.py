@@ -10,7 +10,7 @@ padding and the shape of a matrix product change the last bits.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ from engine.records import SHARE, as_list, flat_values, of_list, ragged
 
 PASSAGES = "passages"
 TRAINING_BLOCKS = "training_blocks"
+
+#: One row of the stream, or several, a table each.
+Rows = pa.Table | Iterator[pa.Table]
 
 
 def as_row(passages: pa.Table, training_blocks: Sequence[int] | np.ndarray) -> pa.Table:
@@ -47,16 +50,20 @@ def shares(blocks: pa.Table, num_workers: int) -> Iterator[pa.Table]:
         yield pa.table([as_list(dealt)], [SHARE])
 
 
-def on_batches(stage: type) -> type:
+def on_batches(stage: type, onward: Callable[[pa.Table, np.ndarray], Rows] = as_row) -> type:
     """A class like ``stage``, which takes a batch and returns it changed, for a stream of rows that are batches.
 
     It has the stage's name, which Ray shows for its processes.
+
+    Args:
+        stage: a class whose instances take passages.
+        onward: what goes down the stream, made of the changed passages and their ``training_blocks``.
     """
 
     class OnBatches(stage):
-        def __call__(self, row: pa.Table) -> pa.Table:
+        def __call__(self, row: pa.Table) -> Rows:
             passages, training_blocks = of_row(row)
-            return as_row(super().__call__(passages), training_blocks)
+            return onward(super().__call__(passages), training_blocks)
 
     OnBatches.__name__ = stage.__name__
     return OnBatches

@@ -30,7 +30,6 @@ STEPS_IN_A_BATCH = 8
 
 READER_CPUS = 0.5
 ALIGNER_CPUS = 1.0
-PACKING_CPUS = 0.5
 
 Result = TypeVar("Result")
 
@@ -45,7 +44,7 @@ class FlowPlan:
             the text tokens that each can take in one passage.
         batch_blocks: training blocks whose passages are one call of a source model, an aligner or the packer; as many
             for one training worker as for the other.
-        reader_replicas, reader_cpus, aligner_replicas, aligner_cpus, packing_cpus: of the stages between the models.
+        reader_replicas, reader_cpus, aligner_replicas, aligner_cpus: of the stages between the models.
         logical_cpus, gpus: what Ray must be able to reserve for all stages and workers at once.
     """
 
@@ -57,7 +56,6 @@ class FlowPlan:
     reader_cpus: float
     aligner_replicas: int
     aligner_cpus: float
-    packing_cpus: float
     logical_cpus: float
     gpus: float
 
@@ -97,12 +95,10 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
         reader_cpus=READER_CPUS,
         aligner_replicas=aligners,
         aligner_cpus=ALIGNER_CPUS,
-        packing_cpus=PACKING_CPUS,
         logical_cpus=training.num_workers * training.num_cpus_per_worker
         + sum(source.replicas * source.num_cpus for source in spec.source_models)
         + readers * READER_CPUS
-        + aligners * ALIGNER_CPUS
-        + PACKING_CPUS,
+        + aligners * ALIGNER_CPUS,
         gpus=training.num_workers * training.num_gpus_per_worker
         + sum(source.replicas * source.num_gpus * source.tensor_parallel_size for source in spec.source_models),
     )

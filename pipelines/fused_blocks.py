@@ -9,7 +9,9 @@ so several passes over the corpus repeat its *units* inside one execution.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -24,7 +26,7 @@ from engine.ledger import Ledger
 from engine.spec import FusionSpec
 from engine.spec import SourceModel as SourceSpec
 from pipelines.arrangement import Arrangement
-from pipelines.batches import of_row, on_batches, shares
+from pipelines.batches import on_batches, shares
 from pipelines.flow import FlowPlan, mapping_sample
 from pipelines.packing import Packer
 from pipelines.passages import PassageReader
@@ -57,8 +59,9 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
             label_selector=spec.cluster.source_model_labels,
             compute=_pool(source),
         )
-    stream = stream.map_batches(
-        on_batches(Aligner),
+    packer = Packer(spec.training.block_length, spec.fusion.top_k)
+    return stream.map_batches(
+        on_batches(Aligner, onward=partial(_shares, packer=packer, num_workers=spec.training.num_workers)),
         fn_constructor_kwargs={
             "target_checkpoint": flow.checkpoints[0],
             "sources": list(zip([source.name for source in spec.source_models], flow.checkpoints[1:], strict=True)),
@@ -72,16 +75,11 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
         num_cpus=flow.aligner_cpus,
         compute=ActorPoolStrategy(size=flow.aligner_replicas),
     )
-    return stream.map_batches(
-        _packed,
-        fn_args=(Packer(spec.training.block_length, spec.fusion.top_k), spec.training.num_workers),
-        **ONE_BATCH,
-        num_cpus=flow.packing_cpus,
-    )
 
 
-def _packed(row: pa.Table, packer: Packer, num_workers: int) -> Iterator[pa.Table]:
-    yield from shares(packer(*of_row(row)), num_workers)
+def _shares(passages: pa.Table, training_blocks: np.ndarray, packer: Packer, num_workers: int) -> Iterator[pa.Table]:
+    """Packed where they were fused: a stage of its own would send everything once more through the object store."""
+    return shares(packer(passages, training_blocks), num_workers)
 
 
 def _pool(source: SourceSpec) -> ActorPoolStrategy:

@@ -18,18 +18,16 @@ from typing import Any
 
 import ray.data
 import ray.train
-import ray.train.torch
 from ray.actor import ActorHandle
 from ray.data import DataContext, DataIterator, Dataset, ExecutionOptions
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from actors.trainer import learned_passages, train_worker
+from actors.checkpoint_folders import learned_passages
 from engine.errors import FusionError, causes
 from engine.result import StepRecord
 from engine.spec import FusionSpec
 from pipelines.flow import FlowPlan
 from pipelines.fused_blocks import fused_blocks
-from pipelines.held_out_blocks import held_out_blocks
 
 #: Far below the time of a batch, and long enough that the scheduler's own work does not show.
 SECONDS_BETWEEN_LOOKS = 0.02
@@ -85,6 +83,7 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         KeyboardInterrupt: by Ctrl-C; the workers have been ended.
         Whatever a stage or worker raised, inside Ray's own errors: see ``engine.runner``.
     """
+    from ray.train.torch import TorchConfig, TorchTrainer  # see _train_worker
 
     def stream() -> Dataset:
         """Called by Ray Train's controller at the start and again after every restart of the workers."""
@@ -98,15 +97,10 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         return fused_blocks(spec, flow, learned_passages(spec.run.output_dir), monitor)
 
     training = spec.training
-    trainer = ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "spec": spec,
-            "monitor": monitor,
-            "threads": max(1, int(training.num_cpus_per_worker)),
-            "held_out": partial(held_out_blocks, spec),
-        },
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if training.num_gpus_per_worker else "gloo"),
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"spec": spec, "monitor": monitor},
+        torch_config=TorchConfig(backend="nccl" if training.num_gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.num_workers,
             use_gpu=training.num_gpus_per_worker > 0,
@@ -124,6 +118,20 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
     )
     with _interruptible():
         return trainer.fit().return_value
+
+
+def _train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:
+    """The work of one worker.
+
+    It imports here what it needs: several processes of Ray Train and Ray Data import this module, and torch and
+    transformers take each of them seconds.
+    """
+    from actors.trainer import train_worker
+    from pipelines.held_out_blocks import held_out_blocks
+
+    spec: FusionSpec = config["spec"]
+    threads = max(1, int(spec.training.num_cpus_per_worker))
+    return train_worker(spec, config["monitor"], threads, partial(held_out_blocks, spec))
 
 
 @contextmanager

@@ -172,13 +172,11 @@ def _hide_native_attributes() -> None:
 
 @contextmanager
 def _scratch_folder() -> Iterator[None]:
-    """A folder, for as long as an engine is built, for what vLLM would leave in the home and the temporary folder.
+    """A folder, for as long as an engine is built, for the meeting point of its process group, which has one member.
 
-    These are its notes on the architecture and the meeting point of its process group, which has one member. An actor
-    is killed, not ended, so that nothing can be cleaned up later.
+    vLLM would leave it in the temporary folder: an actor is killed, not ended, so that nothing can be cleaned up later.
     """
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["VLLM_CACHE_ROOT"] = folder
         before, tempfile.tempdir = tempfile.tempdir, folder
         try:
             yield

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from actors import checkpoints
+from actors.checkpoint_folders import latest
 from actors.target_model import TargetModel
 from engine import spec
 from engine.spec import Objective, Optimizer, Training
@@ -48,7 +49,7 @@ def train(rank: int, run: Run, model: str, store: str) -> list[tuple]:
         spec.TargetModel(checkpoint=model), training, Objective(lm_loss_weight=0.5), TOP_K, torch.device("cpu")
     )
     if run.first:
-        checkpoints.load(target, checkpoints.latest(run.folder))
+        checkpoints.load(target, latest(run.folder))
     losses = [tuple(target.train_step(share(step, rank, run.workers))) for step in range(run.first, run.end)]
     if run.end < STEPS:
         checkpoints.save(target, f"{run.folder}/step-{target.step:08d}", {}).result()

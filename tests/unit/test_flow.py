@@ -32,7 +32,7 @@ def test_what_ray_must_reserve_is_counted():
     overrides = ["source_models.0.replicas=2", "source_models.0.most_replicas=4", "source_models.1.num_cpus=2"]
     flow = derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides))
     sources, workers, readers, aligners = 2 + 2 + 1, 2, 1 * 0.5, 2 * 1.0
-    assert flow.logical_cpus == workers + sources + readers + aligners + 0.5
+    assert flow.logical_cpus == workers + sources + readers + aligners
     assert flow.gpus == 0
 
 

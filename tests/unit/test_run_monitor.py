@@ -202,9 +202,10 @@ def test_a_process_that_takes_the_place_of_a_dead_one_is_counted():
     assert monitor.start("actor 1", "c", "gpt2-code") == 1
     assert monitor.start("actor 1", "c", "gpt2-code") == 1, "said twice, counted once"
     assert monitor.start("actor 9", "d", "llama-docs") == 0
+    assert monitor.start("actor 1", "e", "gpt2-code", deaths=4) == 4, "two have died before they could say a word"
     monitor.report("actor 1", "c", totals(3, 30, 1.0, 0.0))
     (stage,) = [stage for stage in monitor.snapshot().stages if stage.name == "gpt2-code"]
-    assert (stage.replicas, stage.starts, stage.passages) == (2, 3, 3)
+    assert (stage.replicas, stage.starts, stage.passages) == (2, 6, 3)
 
 
 def test_passages_without_a_source_are_listed_once():

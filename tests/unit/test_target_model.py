@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemm
 
 from actors import checkpoints
 from actors import target_model as target_model_module
+from actors.checkpoint_folders import latest, read_state
 from actors.target_model import TargetModel, _positions, learning_rate_at
 from engine import spec
 from engine.errors import TrainingError
@@ -207,7 +208,7 @@ def test_a_checkpoint_brings_everything_back(tmp_path):
     checkpoints.save(model, folder, {"learned": ["a"]}).result()
     ahead = [model.train_step(training_blocks(seed=seed)).loss for seed in (3, 4)]
     again = target(checkpoint)
-    assert checkpoints.latest(str(tmp_path / "checkpoints")) is not None
+    assert latest(str(tmp_path / "checkpoints")) is not None
     state = checkpoints.load(again, folder)
     assert state["learned"] == ["a"]
     assert again.step == 3
@@ -217,11 +218,11 @@ def test_a_checkpoint_brings_everything_back(tmp_path):
 def test_half_a_checkpoint_counts_for_nothing_and_old_ones_go(tmp_path):
     model = target(tiny_checkpoint(tmp_path / "model", "llama"))
     folder = tmp_path / "checkpoints"
-    assert checkpoints.latest(str(folder)) is None
+    assert latest(str(folder)) is None
     for step in (1, 2, 3):
         checkpoints.save(model, str(folder / f"step-{step:08d}"), {"at": step}).result()
     (folder / "step-00000003" / "state.json").unlink()
-    assert checkpoints.read_state(checkpoints.latest(str(folder)))["at"] == 2
+    assert read_state(latest(str(folder)))["at"] == 2
     checkpoints.prune(str(folder), keep=1)
     assert [path.name for path in folder.iterdir()] == ["step-00000002"]
 
@@ -240,11 +241,11 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     writer = checkpoints.CheckpointWriter(str(tmp_path / "checkpoints"), keep=1)
     writer.save(model, {"at": 1})
     ahead = [model.train_step(training_blocks(seed=seed)).loss for seed in (1, 2)]
-    assert checkpoints.latest(str(tmp_path / "checkpoints")) is None
+    assert latest(str(tmp_path / "checkpoints")) is None
     goes_on.set()
     writer.finish()
     again = target(checkpoint)
-    assert checkpoints.load(again, checkpoints.latest(str(tmp_path / "checkpoints"))) == {"at": 1, "step": 1}
+    assert checkpoints.load(again, latest(str(tmp_path / "checkpoints"))) == {"at": 1, "step": 1}
     assert [again.train_step(training_blocks(seed=seed)).loss for seed in (1, 2)] == ahead
     for _ in range(2):
         writer.save(model, {})
@@ -286,7 +287,7 @@ def test_a_save_that_breaks_off_over_an_older_checkpoint_leaves_none(tmp_path, m
     monkeypatch.setattr(checkpoints.FsspecWriter, "write_data", break_off)
     with pytest.raises(TrainingError, match=r"step-00000002: cannot be written: the disk is full"):
         checkpoints.save(model, str(folder / "step-00000002"), {"at": 2}).result()
-    assert checkpoints.read_state(checkpoints.latest(str(folder)))["at"] == 1
+    assert read_state(latest(str(folder)))["at"] == 1
 
 
 def test_a_checkpoint_of_another_model_is_named(tmp_path):
@@ -325,6 +326,6 @@ def test_the_export_holds_what_was_learned(tmp_path, tied):
 def test_checkpoints_can_lie_at_any_fsspec_path(tmp_path):
     model = target(tiny_checkpoint(tmp_path, "llama"))
     checkpoints.save(model, "memory://runs/checkpoints/step-00000000", {"learned": []}).result()
-    found = checkpoints.latest("memory://runs/checkpoints")
+    found = latest("memory://runs/checkpoints")
     assert found is not None
     assert checkpoints.load(model, found)["learned"] == []
