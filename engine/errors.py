@@ -5,6 +5,7 @@ They cross process borders (Ray pickles them), so every one can be rebuilt from 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -87,4 +88,19 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         inside = [getattr(current, "cause", None), current.__cause__, current.__context__]
         inside.append(getattr(current, "controller_failure", None))  # Ray Train's controller
         inside += list((getattr(current, "worker_failures", None) or {}).values())  # Ray Train: one for each rank
+        inside.append(_raised_while_made(current))
         waiting += [item for item in inside if isinstance(item, BaseException)]
+
+
+#: Where a traceback says which of our errors ended it; the message follows.
+_OURS = re.compile(r"^engine\.errors\.(\w+): ", re.MULTILINE)
+
+
+def _raised_while_made(error: BaseException) -> FusionError | None:
+    """What one of our classes has raised in an actor's constructor: Ray hands over the text of the traceback alone."""
+    text = str(error) if getattr(error, "actor_init_failed", False) else ""
+    *_, last = (None, *_OURS.finditer(text))
+    kind = globals().get(last[1]) if last else None
+    if not (isinstance(kind, type) and issubclass(kind, FusionError)) or issubclass(kind, _FaultsError):
+        return None
+    return kind(text[last.end() :].strip())

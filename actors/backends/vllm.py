@@ -33,6 +33,9 @@ _ENVIRONMENT = {
     "VLLM_CPU_CI_ENV": "1",  # no warm-up by compiling
 }
 
+#: For vLLM's notes on architectures, which cost it a process of several seconds each.
+_CACHE_DIR = "~/.cache/knowledge-fusion-engine/vllm"
+
 #: Prompt tokens in one step of the engine; a vocabulary row of each is held in float32 on the CPU runner.
 BATCHED_TOKENS = {"cpu": 2048, "cuda": 4096}
 
@@ -78,6 +81,7 @@ class VllmBackend:
         quantization: str = "",
     ):
         os.environ.update(_ENVIRONMENT)
+        os.environ.setdefault("VLLM_CACHE_ROOT", os.path.expanduser(_CACHE_DIR))
         if device == "cpu":
             os.environ["TORCHDYNAMO_DISABLE"] = "1"  # its compiler wants g++, and scoring is exact without
             _keep_freed_memory()

@@ -148,6 +148,10 @@ def _rates(found: Findings) -> Iterator[str]:
             f"**{bits:.4f}**" if rate == choice.rate else f"{bits:.4f}" for rate, bits in choice.validation.items()
         ]
         yield f"| {choice.arm} | {' | '.join(cells)} |"
+    at_the_edge = [choice.arm for choice in found.choices if choice.rate in (min(rates), max(rates))]
+    if at_the_edge:
+        yield ""
+        yield f"Chosen at the edge of the grid, so that a better one may lie beyond it: {', '.join(at_the_edge)}."
 
 
 def _commands(findings: Sequence[Findings]) -> Iterator[str]:

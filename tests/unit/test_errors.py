@@ -3,9 +3,17 @@
 import pickle
 
 import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from engine.errors import Fault, FusionError, PreflightError, RecordError, SourceModelError, SpecError
 from engine.failures import readable_errors
+
+TRACEBACK = """Traceback (most recent call last):
+  File "actors/source_model.py", line 53, in __init__
+engine.errors.RecordError: an earlier one
+During handling of the above exception, another exception occurred:
+engine.errors.SourceModelError: gpt2-code: its replicas have died;
+look into Ray's logs"""
 
 
 @pytest.mark.parametrize(
@@ -54,3 +62,17 @@ def test_a_failure_without_a_sentence_names_its_root():
 
     with pytest.raises(FusionError, match="ZeroDivisionError: division by zero"), readable_errors():
         fail()
+
+
+def test_the_sentence_of_an_actor_that_could_not_be_made_comes_out():
+    error = ActorDiedError(RayTaskError("__init__", TRACEBACK, SourceModelError("gone")))
+    sentence = r"^gpt2-code: its replicas have died;\nlook into Ray's logs$"
+    with pytest.raises(SourceModelError, match=sentence), readable_errors():
+        raise error
+
+
+def test_another_failure_of_an_actor_keeps_its_own_words():
+    error = ActorDiedError(RayTaskError("__init__", "Traceback\nValueError: no", ValueError("no")))
+    with pytest.raises(FusionError, match="ValueError: no") as raised, readable_errors():
+        raise error
+    assert type(raised.value) is FusionError
