@@ -11,7 +11,7 @@ from typing import Protocol
 
 from engine.result import Progress
 
-SECONDS_BETWEEN_PICTURES = 0.5
+SECONDS_BETWEEN_PICTURES = 1.0
 
 #: A cluster that no longer answers must not hold up the error that says so.
 MOST_SECONDS_TO_END = 5.0
