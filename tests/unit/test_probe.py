@@ -147,6 +147,8 @@ def test_sound_rows_pass(scored):
     insist(prompt, rows)
     insist(prompt[:1], PromptRows(rows.topk_ids[:0], rows.topk_logprobs[:0], rows.token_logprobs[:0]))
     insist_on_distributions("one", [], [], [], VOCABULARY, "float32")
+    with pytest.raises(SourceModelError):  # so they have been looked at
+        insist(prompt, PromptRows(rows.topk_ids, rows.topk_logprobs + 1.0, rows.token_logprobs + 1.0))
 
 
 @pytest.mark.parametrize("by", [-1, 1])
