@@ -5,26 +5,33 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from engine.errors import Fault, PreflightError
+from engine.scheduling import children_for_throughput
 from engine.spec import FusionSpec
 
 #: Set before Ray starts, so that all of its processes inherit them.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without GPUs keeps CUDA_VISIBLE_DEVICES as it is
     "TOKENIZERS_PARALLELISM": "false",  # one process a stage is Ray's business, not the tokenizer's
 }
 
-#: For a Ray that the run starts by itself: workers start when they are needed, not one for each logical CPU, and as
-#: many at once as the stream asks for.
-LOCAL = {"RAY_prestart_worker_first_driver": "0", "RAY_worker_maximum_startup_concurrency": "16"}
+#: For a Ray that the run starts by itself, whose processes share the cores with the stream.
+LOCAL = {
+    "RAY_prestart_worker_first_driver": "0",  # workers start when they are needed, not one for each logical CPU,
+    "RAY_worker_maximum_startup_concurrency": "16",  # and as many at once as the stream asks for
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine back
+    "LOG_NAME_UPDATE_INTERVAL_S": "10",  # of looking for new log files, which nobody follows
+}
+
+#: Ray Train's name for what the dashboard's Train tab shows; it takes a process.
+TRAIN_TAB = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 
 
 @contextmanager
@@ -40,6 +47,8 @@ def session(spec: FusionSpec, logical_cpus: float, gpus: float) -> Iterator[None
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     owns_connection = not ray.is_initialized()
+    starts_ray = owns_connection and "RAY_ADDRESS" not in os.environ
+    os.environ[TRAIN_TAB] = "0" if starts_ray and not spec.cluster.dashboard else "1"
     if owns_connection:
         _connect(spec, logical_cpus)
     try:
@@ -65,7 +74,7 @@ def _connect(spec: FusionSpec, logical_cpus: float) -> None:
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray protects a local cluster by a token; given one, it does not write its own into the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with _children_for_throughput():
+    with children_for_throughput():
         ray.init(
             address="local",
             # Logical CPUs are admission tickets, not cores: with fewer than the pools reserve, the stream would hang.
@@ -75,26 +84,6 @@ def _connect(spec: FusionSpec, logical_cpus: float) -> None:
             log_to_driver=False,
             logging_level="ERROR",
         )
-
-
-@contextmanager
-def _children_for_throughput() -> Iterator[None]:
-    """Processes that are started inside the block do not take a core from each other whenever they wake up.
-
-    With more stages than cores they would, and each time find the caches full of another model: an eighth of the
-    tokens per second of the quickstart. Where cores are many this changes nothing.
-    """
-    if not hasattr(os, "SCHED_BATCH"):  # Linux has it
-        yield
-        return
-    policy, settings = os.sched_getscheduler(0), os.sched_getparam(0)
-    with suppress(PermissionError):  # a sandbox may forbid it
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    try:
-        yield
-    finally:
-        with suppress(PermissionError):
-            os.sched_setscheduler(0, policy, settings)
 
 
 def _insist_on_room(logical_cpus: float, gpus: float) -> None:

@@ -90,7 +90,7 @@ class VllmBackend:
 
         try:
             folder = local_checkpoint(checkpoint)
-            with _scratch_folder(), _start_in_turn(device):
+            with _scratch_folder(), _start_in_turn(device), _one_process_group(device):
                 self._engine = LLM(
                     model=folder,
                     dtype=dtype,
@@ -186,6 +186,25 @@ def _scratch_folder() -> Iterator[None]:
             yield
         finally:
             tempfile.tempdir = before
+
+
+@contextmanager
+def _one_process_group(device: str) -> Iterator[None]:
+    """Let the dozen groups that an engine on the CPU makes, each of its one process, be the first.
+
+    A thread of gloo's for each would wake up a hundred times a second: a hundredth of a core, and what it interrupts.
+    """
+    if device != "cpu":
+        yield
+        return
+    import torch.distributed
+
+    make = torch.distributed.new_group
+    torch.distributed.new_group = lambda *_arguments, **_options: torch.distributed.group.WORLD
+    try:
+        yield
+    finally:
+        torch.distributed.new_group = make
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import torch
 import torch.distributed
 
 from engine.ledger import Ledger
+from engine.scheduling import children_for_throughput
 from engine.spec import FusionSpec
 from pipelines.batches import of_row, on_batches
 from pipelines.flow import FlowPlan, mapping_sample
@@ -51,17 +52,18 @@ def costs_alone(spec: FusionSpec, flow: FlowPlan) -> tuple[list[StageCost], Stag
     """All stages in the order of the stream; each works on what the one before has handed on.
 
     Training is done by as many workers as in the run; what it costs one worker that holds the whole target comes
-    besides.
+    besides. The processes share the cores as those of a run do.
     """
-    cost, batches = _alone(read, spec, flow)
-    costs = [cost]
-    for index in range(len(spec.source_models)):
-        cost, batches = _alone(score, spec, index, batches)
-        costs.append(cost)
-    for stage, *arguments in ((align, flow), (pack,)):
-        cost, batches = _alone(stage, spec, *arguments, batches)
-        costs.append(cost)
-    return [*costs, train(spec, batches, spec.training.num_workers)], train(spec, batches, 1)
+    with children_for_throughput():
+        cost, batches = _alone(read, spec, flow)
+        costs = [cost]
+        for index in range(len(spec.source_models)):
+            cost, batches = _alone(score, spec, index, batches)
+            costs.append(cost)
+        for stage, *arguments in ((align, flow), (pack,)):
+            cost, batches = _alone(stage, spec, *arguments, batches)
+            costs.append(cost)
+        return [*costs, train(spec, batches, spec.training.num_workers)], train(spec, batches, 1)
 
 
 def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
