@@ -90,7 +90,7 @@ class VllmBackend:
 
         try:
             folder = local_checkpoint(checkpoint)
-            with _scratch_folder(), _start_in_turn(device), _one_process_group(device):
+            with _scratch_folder(), _start_in_turn(device), _groups_of_one(device):
                 self._engine = LLM(
                     model=folder,
                     dtype=dtype,
@@ -189,18 +189,16 @@ def _scratch_folder() -> Iterator[None]:
 
 
 @contextmanager
-def _one_process_group(device: str) -> Iterator[None]:
-    """Let the dozen groups that an engine on the CPU makes, each of its one process, be the first.
-
-    A thread of gloo's for each would wake up a hundred times a second: a hundredth of a core, and what it interrupts.
-    """
+def _groups_of_one(device: str) -> Iterator[None]:
+    """Make the dozen groups of an engine on the CPU, each of its one process, without gloo's ever-waking threads."""
     if device != "cpu":
         yield
         return
     import torch.distributed
+    import torch.testing._internal.distributed.fake_pg  # registers what copies input to output
 
     make = torch.distributed.new_group
-    torch.distributed.new_group = lambda *_arguments, **_options: torch.distributed.group.WORLD
+    torch.distributed.new_group = lambda ranks, **options: make(ranks, **{**options, "backend": "fake"})
     try:
         yield
     finally:

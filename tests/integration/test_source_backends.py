@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -70,6 +71,13 @@ def install_in_another_vllm() -> tuple[bool, list[str]]:
             return _install_dense_capture(), [str(warning.message) for warning in caught]
     finally:
         LogprobsProcessor._update_prompt_logprobs = known
+
+
+def gloo_threads(checkpoint: str) -> int:
+    """That wake up a hundred times a second, for as long as the engine lives."""
+    vllm_backend(checkpoint, in_chunks=True)
+    names = [thread.read_text().strip() for thread in Path("/proc/self/task").glob("*/comm")]
+    return names.count("gloo_tcp_loop")
 
 
 def score_with_a_dead_engine(checkpoint: str) -> None:
@@ -191,6 +199,11 @@ def test_ids_outside_the_vocabulary_are_refused(scored, other_process):
     oracle = TransformersBackend(scored["checkpoint"], TOP_K, "float32", "cpu")
     with pytest.raises(SourceModelError, match=message):
         oracle.score([np.array([3, -1], np.int32)])
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux alone names its threads there")
+def test_an_engine_talks_to_itself_through_one_group(scored, other_process):
+    assert other_process.submit(gloo_threads, scored["checkpoint"]).result(timeout=100) == 1
 
 
 def test_a_dead_engine_ends_its_process(tokenizers, tmp_path):
