@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
+from actors.agreement import of_all_workers
 from actors.loading import empty_causal_lm, fill, read_causal_lm
 from actors.sharding import compile_blocks, recompute_activations, shard
 from engine.errors import TrainingError
@@ -176,11 +177,9 @@ class TargetModel:
     def _agree(self, table: pa.Table | None, blocks: Blocks) -> tuple[int, int, int]:
         """Rows with a label and fused rows over all workers, and the most micro batches that one of them has."""
         num_blocks = 0 if table is None else len(table)
-        counts = torch.stack([(blocks.labels >= 0).sum(), blocks.fusion_mask.sum()])
-        most = torch.tensor(-(-num_blocks // self._training.micro_batch_blocks), device=self.device)
-        dist.all_reduce(counts)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        return int(counts[0]), int(counts[1]), int(most)
+        micro_batches = torch.tensor(-(-num_blocks // self._training.micro_batch_blocks), device=self.device)
+        every = of_all_workers(torch.stack([(blocks.labels >= 0).sum(), blocks.fusion_mask.sum(), micro_batches]))
+        return int(every[:, 0].sum()), int(every[:, 1].sum()), int(every[:, 2].max())
 
     def _blocks(self, table: pa.Table | None) -> Blocks:
         length, top_k = self._training.block_length, self._top_k

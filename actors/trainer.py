@@ -17,6 +17,7 @@ import torch.distributed
 from ray.actor import ActorHandle
 
 from actors import checkpoints
+from actors.agreement import longest, of_all_workers
 from actors.checkpoint_folders import checkpoints_folder, latest
 from actors.held_out_loss import HeldOutBlocks, with_held_out_loss
 from actors.target_model import StepLosses, TargetModel
@@ -50,7 +51,7 @@ class Journal:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """Sums over the training blocks of one step; ``per_source`` is [4, N]: nats, bytes, wins and covered rows."""
+    """Sums over the blocks of one step; ``per_source`` is [5, N]: nats, bytes, wins, covered rows, left out."""
 
     tokens: int
     passages: int
@@ -88,7 +89,7 @@ def train_worker(
     blocks = _blocks(spec)
     while reached(spec, journal.history) is None:
         _seed(spec.run.seed, target.step)
-        if _step(target, next_blocks(blocks), len(spec.source_models), journal) is None:
+        if learn(target, next_blocks(blocks), len(spec.source_models), journal) is None:
             break
         if held_out and target.step % spec.evaluation.every_steps == 0:
             _evaluate(target, spec, held_out, journal)
@@ -207,7 +208,7 @@ def in_steps(shares: Iterable[pa.Table], blocks_per_step: int) -> Iterator[pa.Ta
         yield waiting.combine_chunks()
 
 
-def _step(
+def learn(
     target: TargetModel, waited: tuple[pa.Table | None, float], num_sources: int, journal: Journal
 ) -> StepRecord | None:
     """One optimizer step over all workers, written into the journal; None when every worker's share is used up."""
@@ -219,7 +220,7 @@ def _step(
     losses = target.train_step(table)
     seconds = wait_seconds + time.perf_counter() - started
     record = _record(target.step, losses, counts, seconds, wait_seconds)
-    record = replace(record, elapsed_seconds=_longest(time.monotonic() - journal.began, target.device))
+    record = replace(record, elapsed_seconds=longest(time.monotonic() - journal.began, target.device))
     journal.history.append(record)
     if table is not None:
         journal.fresh += [str(passage_id) for row in rows_of(table["passage_ids"]) for passage_id in row]
@@ -229,18 +230,11 @@ def _step(
 def _over_workers(counts: StepCounts, wait_seconds: float, device: torch.device) -> tuple[StepCounts, float]:
     """Counts summed over the workers, and the longest wait."""
     scalars = [counts.tokens, counts.passages, counts.bytes, counts.places]
-    sums = torch.tensor([*scalars, *counts.per_source.ravel()], dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(sums)
-    values = sums.cpu().numpy()
+    mine = torch.tensor([wait_seconds, *scalars, *counts.per_source.ravel()], dtype=torch.float64, device=device)
+    every = of_all_workers(mine).cpu().numpy()
+    values = every[:, 1:].sum(axis=0)
     per_source = values[len(scalars) :].reshape(counts.per_source.shape)
-    return StepCounts(*(int(value) for value in values[: len(scalars)]), per_source), _longest(wait_seconds, device)
-
-
-def _longest(seconds: float, device: torch.device) -> float:
-    """The longest of all workers' times, the same on all of them, who must agree when the time is up."""
-    longest = torch.tensor(seconds, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
-    return float(longest)
+    return StepCounts(*(int(value) for value in values[: len(scalars)]), per_source), float(every[:, 0].max())
 
 
 def _record(step: int, losses: StepLosses, counts: StepCounts, seconds: float, wait_seconds: float) -> StepRecord:

@@ -86,11 +86,11 @@ class InterruptedRun:
         self.wait_for(lambda: any(int(name.parent.name[5:]) >= step for name in self._checkpoints()))
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """The run's processes that have ``name`` in theirs."""
+        """The run's processes that have ``name`` in theirs, what these have just forked left out."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
-                if name in " ".join([process.name(), *process.cmdline()]):
+                if name in _title(process) and name not in _title(process.parent()):
                     found.append(process)
             except psutil.NoSuchProcess:
                 continue
@@ -126,6 +126,10 @@ class InterruptedRun:
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "out" / "checkpoints").glob("*/state.json"))
+
+
+def _title(process: psutil.Process | None) -> str:
+    return "" if process is None else " ".join([process.name(), *process.cmdline()])
 
 
 def kill_group(process: subprocess.Popen, signal_number: int) -> None:

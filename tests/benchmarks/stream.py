@@ -3,11 +3,12 @@
     python -m tests.benchmarks.stream [--passes 12]
     python -m tests.benchmarks.stream --corpus-copies 100
 
-Figures of the first: ``stream_efficiency``: CPU seconds that the stages need when each runs alone (``stream_stages``),
-over the cores' seconds of the streamed run of the same passages, while all of its stages work: start-up and the last
-batches are left out. ``stream_useful_cpu``: the same over the CPU seconds that the run has used, which holds on a
-shared machine too. ``stream_bytes_per_token``: what the stages hand on. ``stream_object_store``: the most that lay in
-shared memory. ``exposed_wait_fast_sources``: the time that training waits for data, where the sources are tiny.
+Figures of the first: ``stream_efficiency``: CPU seconds that the stages need when each runs alone (``stream_stages``;
+measured before and after, since machines become slower and faster), over the cores' seconds of the streamed run of the
+same passages, while all of its stages work: start-up and the last batches are left out. ``stream_useful_cpu``: the same
+over the CPU seconds that the run has used, which holds on a shared machine too. ``stream_bytes_per_token``: what the
+stages hand on. ``stream_object_store``: the most that lay in shared memory. ``exposed_wait_fast_sources``: how long
+training waits for data where the sources are tiny.
 
 Of the second: ``stream_memory_growth``, over that many copies of the corpus with tiny models: memory and spilling.
 """
@@ -86,8 +87,10 @@ def quickstart(folder: Path, passes: int, tiny_sources: bool = False, tiny_targe
 
 def efficiency(spec: FusionSpec) -> None:
     """The machine's time, the bytes between the stages, and shared memory."""
-    costs, by_one_worker = costs_alone(spec, derive_flow(spec))
+    before, by_one_worker = costs_alone(spec, derive_flow(spec))
     result, looks = watched_run(spec)
+    after, _ = costs_alone(spec, derive_flow(spec))
+    costs = [once + again for once, again in zip(before, after, strict=True)]
     first, last = window(looks, spec)
     seconds, cores = last.now - first.now, os.cpu_count() or 1
     useful = sum(cost.cpu_seconds_per_passage * _passages(looks, first, last, cost.name) for cost in costs)

@@ -1,6 +1,7 @@
 """What each stage of a stream costs when it runs alone: the same batches, one stage after the other, no Ray.
 
-Every stage gets a process of its own, as it has in a run: vLLM changes torch for all of its process.
+Every stage gets a process of its own, as it has in a run: vLLM changes torch for all of its process. The processes
+share the cores as those of a run do.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -42,6 +43,10 @@ class StageCost:
     passages: int
     bytes_out: int
 
+    def __add__(self, other: StageCost) -> StageCost:
+        """Of both measurements together; what is handed on is the same in both."""
+        return replace(self, cpu_seconds=self.cpu_seconds + other.cpu_seconds, passages=self.passages + other.passages)
+
     @property
     def cpu_seconds_per_passage(self) -> float:
         """All threads of its process together."""
@@ -52,7 +57,7 @@ def costs_alone(spec: FusionSpec, flow: FlowPlan) -> tuple[list[StageCost], Stag
     """All stages in the order of the stream; each works on what the one before has handed on.
 
     Training is done by as many workers as in the run; what it costs one worker that holds the whole target comes
-    besides. The processes share the cores as those of a run do.
+    besides.
     """
     with children_for_throughput():
         cost, batches = _alone(read, spec, flow)
@@ -146,20 +151,22 @@ def train(spec: FusionSpec, batches: Sequence[pa.Table], workers: int) -> StageC
 def _train(spec: FusionSpec, steps: Sequence[pa.Table], store: str, rank: int, workers: int) -> tuple[float, int]:
     """One worker's CPU seconds and passages."""
     from actors.target_model import TargetModel
-    from actors.trainer import count
+    from actors.trainer import Journal, learn
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=workers)
     settings = (spec.training, spec.objective, spec.fusion.top_k, torch.device("cpu"))
     target = TargetModel(spec.target_model, *settings)
+    journal = Journal()
     for table in steps[:WARM_STEPS]:
-        target.train_step(table)
+        learn(target, (table, 0.0), len(spec.source_models), journal)
+    warm = len(journal.fresh)
     started = time.process_time()
     for table in steps[WARM_STEPS:]:
-        target.train_step(table)
+        learn(target, (table, 0.0), len(spec.source_models), journal)
     seconds = time.process_time() - started
     torch.distributed.destroy_process_group()
-    return seconds, sum(count(table, len(spec.source_models)).passages for table in steps[WARM_STEPS:])
+    return seconds, len(journal.fresh) - warm
 
 
 def _steps(blocks: pa.Table, blocks_per_step: int) -> Iterator[pa.Table]:
