@@ -8,9 +8,9 @@ import torch.distributed as dist
 
 def of_all_workers(mine: torch.Tensor) -> torch.Tensor:
     """This worker's row [n] to the rows of all, [W,n], on each of them in the order of their ranks."""
-    every = mine.new_empty(dist.get_world_size() * len(mine))  # flat: gloo takes no other shape
-    dist.all_gather_into_tensor(every, mine)
-    return every.reshape(-1, len(mine))
+    every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, mine)
+    return torch.stack(every)
 
 
 def longest(seconds: float, device: torch.device) -> float:
