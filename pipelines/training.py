@@ -32,6 +32,9 @@ from pipelines.fused_blocks import fused_blocks
 #: Far below the time of a batch, and long enough that the scheduler's own work does not show.
 SECONDS_BETWEEN_LOOKS = 0.02
 
+#: Share of the shared memory that Ray Data plans with from which on an idle stage may go beyond its own part of it.
+MEMORY_PRESSURE = 0.5
+
 
 class _Unhurried(ExecutionCallback):
     """Lets Ray Data's scheduler rest between two looks at its tasks.
@@ -92,6 +95,9 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         context.enable_progress_bars = False
         # Ray Data keeps what a task yields until it fills a block: a batch must not wait for the next.
         context.target_max_block_size = 1
+        # Where a batch is large against shared memory, a stage may have no room left for its next one until the reader
+        # has read the corpus to its end; a stage that is idle and has work may then do a batch all the same.
+        context.object_store_memory_pressure_fraction = MEMORY_PRESSURE
         context.custom_execution_callback_classes = [_Unhurried]
         monitor.begin_stream.remote()
         return fused_blocks(spec, flow, learned_passages(spec.run.output_dir), monitor)
