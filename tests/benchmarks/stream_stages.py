@@ -172,7 +172,7 @@ def _train(spec: FusionSpec, steps: Sequence[pa.Table], store: str, rank: int, w
 def _steps(blocks: pa.Table, blocks_per_step: int) -> Iterator[pa.Table]:
     """The blocks of each step, the incomplete last one left out."""
     for start in range(0, len(blocks) - blocks_per_step + 1, blocks_per_step):
-        yield _rows(blocks, start, blocks_per_step)
+        yield blocks.slice(start, blocks_per_step)
 
 
 def _rows(table: pa.Table, start: int, rows: int) -> pa.Table:
