@@ -90,15 +90,7 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
 
     def stream() -> Dataset:
         """Called by Ray Train's controller at the start and again after every restart of the workers."""
-        context = DataContext.get_current()  # the driver's is not seen in the controller
-        context.execution_no_progress_timeout_s = -1  # loading a large model or a long evaluation is no hang
-        context.enable_progress_bars = False
-        # Ray Data keeps what a task yields until it fills a block: a batch must not wait for the next.
-        context.target_max_block_size = 1
-        # Where a batch is large against shared memory, a stage may have no room left for its next one until the reader
-        # has read the corpus to its end; a stage that is idle and has work may then do a batch all the same.
-        context.object_store_memory_pressure_fraction = MEMORY_PRESSURE
-        context.custom_execution_callback_classes = [_Unhurried]
+        tune(DataContext.get_current())  # the driver's is not seen in the controller
         monitor.begin_stream.remote()
         return fused_blocks(spec, flow, learned_passages(spec.run.output_dir), monitor)
 
@@ -124,6 +116,18 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
     )
     with _interruptible():
         return trainer.fit().return_value
+
+
+def tune(context: DataContext) -> None:
+    """Set how Ray Data runs the stream."""
+    context.execution_no_progress_timeout_s = -1  # loading a large model or a long evaluation is no hang
+    context.enable_progress_bars = False
+    # Ray Data keeps what a task yields until it fills a block: a batch must not wait for the next.
+    context.target_max_block_size = 1
+    # Where a batch is large against shared memory, a stage may have no room left for its next one until the reader
+    # has read the corpus to its end; a stage that is idle and has work may then do a batch all the same.
+    context.object_store_memory_pressure_fraction = MEMORY_PRESSURE
+    context.custom_execution_callback_classes = [_Unhurried]
 
 
 def _train_worker(config: dict[str, Any]) -> tuple[StepRecord, ...]:

@@ -1,0 +1,28 @@
+"""Stand-ins for a slow reader and for source models, with batches that are large against shared memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+BATCHES = 60
+BATCH_BYTES = 3 * 2**20
+
+
+class SlowReader:
+    """Yields all batches from one call, as the reader of a corpus does."""
+
+    def __call__(self, _share: dict) -> Iterator[dict]:
+        for _ in range(BATCHES):
+            time.sleep(0.1)
+            yield {"content": np.zeros((1, BATCH_BYTES // 8), np.uint8), "read_at": np.array([time.time()])}
+
+
+class Scorer:
+    """Hands on more than it gets, as a source model does."""
+
+    def __call__(self, batch: dict) -> dict:
+        added = np.zeros((1, BATCH_BYTES), np.uint8)
+        return {**batch, "content": np.concatenate([batch["content"], added], axis=1)}
