@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+from ray._raylet import AuthenticationTokenLoader
 
 from engine.errors import Fault, PreflightError
 from engine.scheduling import children_for_throughput
@@ -74,6 +75,7 @@ def _connect(spec: FusionSpec, logical_cpus: float) -> None:
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray protects a local cluster by a token; given one, it does not write its own into the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        AuthenticationTokenLoader.instance().reset_cache()  # this process may have used another Ray before
     with children_for_throughput():
         ray.init(
             address="local",
