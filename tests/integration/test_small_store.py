@@ -36,5 +36,5 @@ def test_what_is_read_first_is_learned_before_all_is_read(small_store):
         learned_at.append(time.time())
         read_at.append(batch["read_at"][0])
     assert len(read_at) == BATCHES
-    # With Ray Data's own settings the first one arrives only when the last one has been read.
+    # Without a fraction of memory pressure the first one arrives only when the last one has been read.
     assert sum(moment < max(read_at) for moment in learned_at) > BATCHES // 4
