@@ -28,7 +28,15 @@ LOCAL = {
     "RAY_prestart_worker_first_driver": "0",  # workers start when they are needed, not one for each logical CPU,
     "RAY_worker_maximum_startup_concurrency": "16",  # and as many at once as the stream asks for
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine back
-    "LOG_NAME_UPDATE_INTERVAL_S": "10",  # of looking for new log files, which nobody follows
+    "LOG_NAME_UPDATE_INTERVAL_S": "10",  # of looking for new log files, which nobody follows; heeded only where the
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # files are many, else it looks ten times a second
+    "RAY_event_stats": "0",  # no statistics of each small step of Ray's own processes
+}
+
+#: Where no dashboard is shown: what it alone would show, less often.
+UNSEEN = {
+    "REPORTER_UPDATE_INTERVAL_MS": "15000",  # of measuring every process of the machine
+    "RAY_task_events_report_interval_ms": "10000",  # of every process telling of its tasks
 }
 
 #: Ray Train's name for what the dashboard's Train tab shows; it takes a process.
@@ -70,7 +78,7 @@ def _connect(spec: FusionSpec, logical_cpus: float) -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level="ERROR")
         return
-    for name, value in LOCAL.items():
+    for name, value in (LOCAL if spec.cluster.dashboard else LOCAL | UNSEEN).items():
         os.environ.setdefault(name, value)
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray protects a local cluster by a token; given one, it does not write its own into the home folder.

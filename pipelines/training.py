@@ -29,22 +29,28 @@ from engine.spec import FusionSpec
 from pipelines.flow import FlowPlan
 from pipelines.fused_blocks import fused_blocks
 
-#: Far below the time of a batch, and long enough that the scheduler's own work does not show.
-SECONDS_BETWEEN_LOOKS = 0.02
+#: Of Ray Data's scheduler: the most that it takes of a core, and the longest that it rests between two looks.
+SCHEDULER_SHARE = 0.05
+MOST_REST_SECONDS = 0.1
 
 #: Share of the shared memory that Ray Data plans with from which on an idle stage may go beyond its own part of it.
 MEMORY_PRESSURE = 0.5
 
 
 class _Unhurried(ExecutionCallback):
-    """Lets Ray Data's scheduler rest between two looks at its tasks.
+    """Lets Ray Data's scheduler rest between two looks at its tasks, longer where a look costs more.
 
     Where training is the slowest stage, all the others have results that nobody may take yet. The scheduler finds them
     ready, can do nothing, and looks again at once: two fifths of a core, and workers that wait for its answers.
     """
 
+    def __init__(self) -> None:
+        self._used_seconds = 0.0
+
     def on_execution_step(self, _executor: Any) -> None:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        used_seconds = time.thread_time()  # of the scheduler's own thread, which begins with its first look
+        look_seconds, self._used_seconds = used_seconds - self._used_seconds, used_seconds
+        time.sleep(min(look_seconds * (1 / SCHEDULER_SHARE - 1), MOST_REST_SECONDS))
 
 
 class _SharedStream(ray.train.DataConfig):

@@ -1,4 +1,4 @@
-"""A running stream, looked at from outside once a second: what its stages have done, what its processes have used."""
+"""A running stream, looked at from outside: what its stages have done, and what its processes have used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 from engine.result import Progress, RunResult, StageTotals
 from engine.spec import FusionSpec
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_LOOKS = 2.0
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
-"""The hand-over to Ray Train: what is tried again, and how Ctrl-C ends it."""
+"""The hand-over to Ray Train: what is tried again, how Ctrl-C ends it, and how often the scheduler looks."""
 
 import signal
 import sys
+import time
 
 import pytest
 from ray.exceptions import RayActorError
 
 from engine.errors import RecordError, TrainingError
-from pipelines.training import _interruptible, _StopAtFusionError
+from pipelines.training import MOST_REST_SECONDS, SCHEDULER_SHARE, _interruptible, _StopAtFusionError, _Unhurried
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -36,3 +37,15 @@ def test_ctrl_c_is_an_interrupt_and_python_has_its_handler_back():
         signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray Train does
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_scheduler_takes_a_small_share_of_a_core_and_never_rests_for_long(monkeypatch):
+    used_after_each_look, rests = iter([0.001, 0.003, 0.503]), []
+    monkeypatch.setattr(time, "thread_time", lambda: next(used_after_each_look))
+    monkeypatch.setattr(time, "sleep", rests.append)
+    unhurried = _Unhurried()
+    for _ in range(3):
+        unhurried.on_execution_step(None)
+    shares = [look / (look + rest) for look, rest in zip([0.001, 0.002], rests, strict=False)]
+    assert shares == pytest.approx([SCHEDULER_SHARE, SCHEDULER_SHARE])
+    assert rests[2] == MOST_REST_SECONDS
