@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.result import TRAIN, Progress, StageTotals
@@ -15,6 +16,18 @@ WINDOW_SECONDS = 30.0
 
 #: Below this busy share no stage is what the others wait for.
 BOTTLENECK_SHARE = 0.5
+
+
+def in_stream_order(stages: Iterable[StageTotals], spec: FusionSpec) -> list[StageTotals]:
+    """Stages as passages go through them: the corpus, the sources of the spec, what lies behind them, training."""
+    first = ["corpus", *(source.name for source in spec.source_models)]
+
+    def position(stage: StageTotals) -> int:
+        if stage.name == TRAIN:
+            return len(first) + 1
+        return first.index(stage.name) if stage.name in first else len(first)
+
+    return sorted(stages, key=position)
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ class FlowRates:
     """Rates over the last ``WINDOW_SECONDS`` of pictures."""
 
     def __init__(self, spec: FusionSpec):
-        self._order = ["corpus", *(source.name for source in spec.source_models)]
+        self._spec = spec
         self._looks: deque[_Look] = deque()
 
     def update(self, picture: Progress, step: int, now: float) -> None:
@@ -60,7 +73,7 @@ class FlowRates:
 
     def stages(self) -> list[StageRate]:
         """All stages that have spoken, in the order of the stream."""
-        stages = sorted(self._looks[-1].stages.values() if self._looks else (), key=self._position)
+        stages = in_stream_order(self._looks[-1].stages.values() if self._looks else (), self._spec)
         arrived = [0, *(stage.passages for stage in stages)]
         return [self._rate(stage, before > stage.passages) for stage, before in zip(stages, arrived, strict=False)]
 
@@ -117,9 +130,3 @@ class FlowRates:
         if not math.isnan(share):
             return share
         return busy_share(stage) if has_input or len(self._looks) == 1 else 0.0
-
-    def _position(self, stage: StageTotals) -> int:
-        """Place in the stream: as the spec has it, then what lies behind the sources, training last."""
-        if stage.name == TRAIN:
-            return len(self._order) + 1
-        return self._order.index(stage.name) if stage.name in self._order else len(self._order)

@@ -105,7 +105,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Progress:
-    """A picture of a running run, taken by the driver about twice a second."""
+    """A picture of a running run, taken by the driver about once a second."""
 
     stages: tuple[StageTotals, ...] = ()
     steps: tuple[StepRecord, ...] = ()

@@ -19,6 +19,7 @@ from engine.errors import PreflightError
 from engine.evaluation_files import write_evaluation
 from engine.experiment_logs import experiment_logs
 from engine.failures import readable_errors
+from engine.flow_rates import in_stream_order
 from engine.metrics import RayMetrics
 from engine.model_card import write_model_card
 from engine.preflight import SPEC_FILE, preflight
@@ -114,7 +115,7 @@ def _result(spec: FusionSpec, history: Sequence[StepRecord], progress: Progress)
         exported_step=exported_step(spec, history),
         sources=tuple(_source_totals(spec, history, index) for index in range(len(spec.source_models))),
         history=tuple(history),
-        stages=progress.stages,
+        stages=tuple(in_stream_order(progress.stages, spec)),
         skipped=progress.skipped,
         left_out=progress.left_out,
     )

@@ -85,7 +85,8 @@ def test_the_result_says_what_was_done(outcome):
     for source in result.sources:
         assert 0.5 < source.coverage <= 1.0
         assert 0.5 < source.cross_entropy < 4.0
-    assert {stage.name for stage in result.stages} >= {"corpus", "llama-docs", "gpt2-code", "neox-mixed"}
+    in_order = ["corpus", "llama-docs", "gpt2-code", "neox-mixed", "align and fuse", "train"]
+    assert [stage.name for stage in result.stages] == in_order
     assert all(stage.passages >= result.passages for stage in result.stages if stage.name != "train")
 
 
