@@ -58,7 +58,7 @@ class CheckpointWriter:
         """Begin a checkpoint of the target as it is now; waits for the one before.
 
         Raises:
-            TrainingError: the one before could not be written.
+            OSError: the one before could not be written.
         """
         self.finish()
         self._pending = save(target, os.path.join(self._folder, f"step-{target.step:08d}"), state, self._group)
@@ -67,7 +67,7 @@ class CheckpointWriter:
         """Wait until the checkpoint is complete that was begun last, and delete those that are too old.
 
         Raises:
-            TrainingError: it could not be written.
+            OSError: it could not be written.
         """
         if self._pending is not None:
             self._pending.result()
@@ -86,8 +86,8 @@ def save(
         group: of all workers, on CPUs; the default one if nothing else uses that until the checkpoint is complete.
 
     Returns:
-        Done when all workers have written, and on the first one not before the checkpoint counts. A ``TrainingError``
-        if it could not be written.
+        Done when all workers have written, and on the first one not before the checkpoint counts. An ``OSError`` if it
+        could not be written: no ``FusionError``, so that Ray Train tries again from the checkpoint before.
     """
     if dist.get_rank() == 0:
         _delete(folder)  # a run that went back to an earlier step comes here again: no old marker beside new files
@@ -100,12 +100,15 @@ def save(
 def _mark_complete(written: Future, folder: str, journal: bytes, is_first: bool) -> None:
     try:
         written.result()
+        if is_first:
+            filesystem, path = fsspec.core.url_to_fs(folder)
+            filesystem.pipe_file(os.path.join(path, STATE_FILE + ".part"), journal)
+            filesystem.mv(os.path.join(path, STATE_FILE + ".part"), os.path.join(path, STATE_FILE))
+        return
     except (CheckpointException, OSError) as error:
-        raise TrainingError(f"checkpoint {folder}: cannot be written: {_first_failure(error)}") from error
-    if is_first:
-        filesystem, path = fsspec.core.url_to_fs(folder)
-        filesystem.pipe_file(os.path.join(path, STATE_FILE + ".part"), journal)
-        filesystem.mv(os.path.join(path, STATE_FILE + ".part"), os.path.join(path, STATE_FILE))
+        reason = str(_first_failure(error))
+    # Not from the error: the innermost one is what a person reads, and this one names the place.
+    raise OSError(f"checkpoint {folder}: cannot be written: {reason}")
 
 
 def load(target: TargetModel, folder: str) -> dict[str, Any]:

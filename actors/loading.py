@@ -22,7 +22,7 @@ def empty_causal_lm(section: TargetModel) -> PreTrainedModel:
     """The model without its weights; with ``lora.rank`` all but the adapters is frozen.
 
     Raises:
-        TrainingError: the model has no module that ``lora.target_modules`` names.
+        TrainingError: ``lora.target_modules`` names no module, or one that must not have an adapter.
     """
     config = AutoConfig.from_pretrained(local_checkpoint(section.checkpoint, weights=False))
     with torch.device("meta"):
@@ -64,10 +64,16 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
     """Put low-rank matrices beside the layers and freeze everything else; the model computes what it did before.
 
     Raises:
-        TrainingError: there is no module of the given names.
+        TrainingError: there is no module of the given names, or the lm_head or a weight tied to it is among them.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
+    without = _without_adapter(model)
+    parts = [(name, getattr(part, "weight", None)) for name, part in model.named_modules() if name not in without]
+    names = {name.rpartition(".")[2] for name, weight in parts if weight is not None and weight.ndim == 2}
+    where = f"target_model.lora.target_modules {list(lora.target_modules)}"
+    remedy = f"Choose from {', '.join(sorted(names))}, or leave it empty for all linear layers but the lm_head"
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -77,11 +83,23 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
     try:
         inject_adapter_in_model(config, model)
     except ValueError as error:
-        names = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "weight")})
-        raise TrainingError(
-            f"target_model.lora.target_modules {list(lora.target_modules)}: {error} "
-            f"Choose from {', '.join(names)}, or leave it empty for all linear layers"
-        ) from error
+        raise TrainingError(f"{where}: {error} {remedy}") from error
+    adapted = [name for name in without if isinstance(model.get_submodule(name), BaseTunerLayer)]
+    faults = [f"{name} {without[name]}" for name in adapted]
+    if faults:
+        raise TrainingError(f"{where}: {'; '.join(faults)}. {remedy}")
+
+
+def _without_adapter(model: PreTrainedModel) -> dict[str, str]:
+    """Names of the modules that must not have an adapter, and why not."""
+    head = model.get_output_embeddings()
+    untrained = "is the lm_head, of which the loss reads the weight alone: its adapter would never be trained"
+    untied = "shares the lm_head's weight: the export would merge its adapter into both, training has it in one"
+    return {
+        name: untrained if part is head else untied
+        for name, part in model.named_modules()
+        if getattr(part, "weight", None) is head.weight
+    }
 
 
 def merge_adapters(model: PreTrainedModel) -> dict[str, torch.Tensor]:

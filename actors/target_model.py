@@ -40,7 +40,10 @@ class StepLosses(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Training blocks as tensors: see ``records.TRAINING_BLOCK``. ``position_ids`` begin at 0 in every passage."""
+    """Training blocks as tensors: see ``records.TRAINING_BLOCK``.
+
+    ``position_ids`` begin at 0 in every passage and stay at 0 in padding, which may be longer than the model's context.
+    """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
@@ -140,7 +143,8 @@ class TargetModel:
         """One optimizer step on this worker's blocks; None when its share of the corpus is used up.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite; nothing was updated. Names the worker's passages.
+            TrainingError: the loss or the gradient is not finite; nothing was updated. The same on all workers: it
+                names those whose losses were not finite and their passages, everyone if only the gradient was not.
         """
         training = self._training
         blocks = self._blocks(table)
@@ -148,11 +152,12 @@ class TargetModel:
         lm_scale = self._lm_loss_weight / max(lm_rows, 1) * dist.get_world_size()  # FSDP averages over the workers
         fusion_scale = (1.0 - self._lm_loss_weight) / max(fused_rows, 1) * dist.get_world_size()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        # Every micro batch reduces its gradients: waiting for the last would keep the whole model's on each worker.
         for index in range(micro_batches):
-            self.model.set_requires_gradient_sync(index == micro_batches - 1)
             loss, loss_sums = self.model(blocks.micro_batch(index, training.micro_batch_blocks), lm_scale, fusion_scale)
             loss.backward()
             sums += loss_sums
+        is_finite = sums.isfinite().all()  # here alone; the sum over all workers no longer tells whose was not
         dist.all_reduce(sums)
         lm_loss = float(sums[0]) / max(lm_rows, 1)
         fusion_loss = float(sums[1]) / fused_rows if fused_rows else math.nan
@@ -161,7 +166,7 @@ class TargetModel:
         loss = self._lm_loss_weight * lm_loss + (1.0 - self._lm_loss_weight) * (fusion_loss if fused_rows else 0.0)
         if not math.isfinite(loss + grad_norm):
             self.optimizer.zero_grad()
-            raise TrainingError(self._not_finite(table, lm_loss, fusion_loss, grad_norm))
+            raise TrainingError(self._not_finite(table, bool(is_finite), lm_loss, fusion_loss, grad_norm))
         learning_rate = self._update()
         return StepLosses(loss, lm_loss, fusion_loss, grad_norm, learning_rate, lm_rows, fused_rows)
 
@@ -186,8 +191,7 @@ class TargetModel:
         if table is None or not len(table):
             empty = torch.zeros(1, length, dtype=torch.long, device=self.device)
             wide = torch.zeros(1, length, top_k, device=self.device)
-            positions = torch.arange(length, device=self.device)[None]
-            return Blocks(empty, positions, empty, wide.long() - 1, wide, empty.bool()).without_weight()
+            return Blocks(empty, empty, empty, wide.long() - 1, wide, empty.bool()).without_weight()
 
         def column(name: str, *shape: int) -> torch.Tensor:
             return torch.from_numpy(flat_values(table[name])[0].reshape(-1, *shape).copy()).to(self.device)
@@ -204,12 +208,25 @@ class TargetModel:
             fusion_mask=column("fusion_mask", length),
         )
 
-    def _not_finite(self, table: pa.Table | None, lm_loss: float, fusion_loss: float, grad_norm: float) -> str:
+    def _not_finite(
+        self, table: pa.Table | None, is_finite: bool, lm_loss: float, fusion_loss: float, grad_norm: float
+    ) -> str:
+        """What to say of a step that was not finite, the same on all workers, who call in step.
+
+        Args:
+            table: this worker's blocks. is_finite: whether its own losses were.
+            lm_loss, fusion_loss, grad_norm: over all workers.
+        """
         ids = [] if table is None else [str(name) for row in rows_of(table["passage_ids"]) for name in row]
+        mine = is_finite, ids
+        shares = [mine] * dist.get_world_size()
+        dist.all_gather_object(shares, mine)
+        suspects = [rank for rank, (was_finite, _) in enumerate(shares) if not was_finite] or range(len(shares))
+        held = "; worker ".join(f"{rank} had the passages {', '.join(shares[rank][1]) or 'none'}" for rank in suspects)
         return (
             f"step {self.step + 1}: not finite: LM loss {lm_loss}, fusion loss {fusion_loss}, "
-            f"gradient norm {grad_norm}; nothing was updated. Worker {dist.get_rank()} had the passages "
-            f"{', '.join(ids) or 'none'}. Lower training.optimizer.learning_rate or look at these passages"
+            f"gradient norm {grad_norm}; nothing was updated. Worker {held}. "
+            f"Lower training.optimizer.learning_rate or look at these passages"
         )
 
 
@@ -226,11 +243,11 @@ def learning_rate_at(step: int, training: Training) -> float:
 
 
 def _positions(segment_ids: torch.Tensor) -> torch.Tensor:
-    """int64 [B,L]: 0, 1, ... anew in every segment, padding being one of them."""
+    """int64 [B,L]: 0, 1, ... anew in every segment; 0 in padding, each place of which so is a passage by itself."""
     places = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand(segment_ids.shape)
     begins = torch.ones_like(segment_ids, dtype=torch.bool)
     begins[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-    return places - torch.where(begins, places, 0).cummax(dim=1).values
+    return torch.where(segment_ids == 0, 0, places - torch.where(begins, places, 0).cummax(dim=1).values)
 
 
 @torch.no_grad()

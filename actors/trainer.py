@@ -87,19 +87,22 @@ def train_worker(
     writer = checkpoints.CheckpointWriter(checkpoints_folder(spec.run.output_dir), spec.training.keep_checkpoints)
     held_out = held_out_domains() if spec.evaluation.every_steps else {}
     blocks = _blocks(spec)
+    saved_step, told_steps = target.step, len(journal.history)
     while reached(spec, journal.history) is None:
         _seed(spec.run.seed, target.step)
         if learn(target, next_blocks(blocks), len(spec.source_models), journal) is None:
             break
         if held_out and target.step % spec.evaluation.every_steps == 0:
             _evaluate(target, spec, held_out, journal)
-        _tell(monitor, journal)
+        # The run's last step is always evaluated, and known as the last only when there is no other: it waits so long.
+        told_steps = _tell(monitor, journal.history[: -1 if held_out else None], told_steps)
         if target.step % spec.training.checkpoint_every_steps == 0:
             commit(target, journal, writer)
+            saved_step = target.step
     if held_out and journal.history and not journal.history[-1].held_out:
         _evaluate(target, spec, held_out, journal)
-        _tell(monitor, journal)
-    if target.step % spec.training.checkpoint_every_steps:
+    _tell(monitor, journal.history, told_steps)
+    if target.step != saved_step:  # a finished run that is started again must not write its only checkpoint anew
         commit(target, journal, writer)
     writer.finish()
     if not (spec.evaluation.patience and best_step(spec, journal.history)):  # else the best is there already
@@ -123,10 +126,11 @@ def _export(target: TargetModel, spec: FusionSpec) -> None:
     checkpoints.export(target, tokenizer, os.path.join(spec.run.output_dir, "export"))
 
 
-def _tell(monitor: ActorHandle, journal: Journal) -> None:
-    """Report the last step; one worker speaks for all."""
-    if torch.distributed.get_rank() == 0:
-        monitor.step.remote(journal.history[-1])
+def _tell(monitor: ActorHandle, history: Sequence[StepRecord], told: int) -> int:
+    """Report the steps behind the first ``told``; one worker speaks for all. Returns how many have been told then."""
+    for record in history[told:] if torch.distributed.get_rank() == 0 else ():
+        monitor.step.remote(record)
+    return max(told, len(history))
 
 
 def _seed(seed: int, step: int) -> None:
@@ -212,13 +216,14 @@ def learn(
     target: TargetModel, waited: tuple[pa.Table | None, float], num_sources: int, journal: Journal
 ) -> StepRecord | None:
     """One optimizer step over all workers, written into the journal; None when every worker's share is used up."""
-    table, wait_seconds = waited
+    table, own_wait_seconds = waited
     started = time.perf_counter()
-    counts, wait_seconds = _over_workers(count(table, num_sources), wait_seconds, target.device)
+    counts, wait_seconds = _over_workers(count(table, num_sources), own_wait_seconds, target.device)
     if not counts.places:
         return None
     losses = target.train_step(table)
-    seconds = wait_seconds + time.perf_counter() - started
+    # Who has waited less for data has waited here for the others: the longest wait is in the time already.
+    seconds = own_wait_seconds + time.perf_counter() - started
     record = _record(target.step, losses, counts, seconds, wait_seconds)
     record = replace(record, elapsed_seconds=longest(time.monotonic() - journal.began, target.device))
     journal.history.append(record)

@@ -70,13 +70,13 @@ def preflight(spec: FusionSpec) -> FlowPlan:
 
 def _occupied(spec: FusionSpec) -> list[Fault]:
     """A fault if the output folder holds another run, whose checkpoints this one must not go on from."""
-    filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
-    path = os.path.join(folder, SPEC_FILE)
     try:
+        filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
+        path = os.path.join(folder, SPEC_FILE)
         if not filesystem.exists(path):
             return []
         earlier = load_spec(_yaml(filesystem.cat_file(path)))
-    except Exception as error:  # any filesystem's own error, or a spec that is no longer one
+    except Exception as error:  # any filesystem's own error, none installed, or a spec that is no longer one
         reason = f"{spec.run.output_dir} cannot be used: {type(error).__name__}: {error}"
         return [Fault("run.output_dir", reason, "choose another folder")]
     if _essence(earlier) == _essence(spec):

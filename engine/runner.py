@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.run_monitor import RunMonitor
 from engine import cluster
@@ -22,6 +23,7 @@ from engine.failures import readable_errors
 from engine.flow_rates import in_stream_order
 from engine.metrics import RayMetrics
 from engine.model_card import write_model_card
+from engine.placement import insist_on_places
 from engine.preflight import SPEC_FILE, preflight
 from engine.progress import ProgressDisplay, show_evaluation, show_summary
 from engine.report import write_report
@@ -54,7 +56,8 @@ def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
     spec = as_located_spec(spec)
     flow = preflight(spec)
     with cluster.session(spec, flow.logical_cpus, flow.gpus), readable_errors():
-        monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
+        insist_on_places(spec)
+        spilled_before, monitor = cluster.spilled_bytes(), _run_monitor()
         display = ProgressDisplay(spec)
         observers = [display, RayMetrics(spec), *experiment_logs(spec)]
         with Watch(lambda since_step: _snapshot(monitor, since_step), observers, display.say):
@@ -63,7 +66,7 @@ def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
         result = replace(
             result,
             evaluation=evaluate_models(spec),
-            spilled_bytes=cluster.spilled_bytes(),
+            spilled_bytes=cluster.spilled_bytes() - spilled_before,
             wall_seconds=result.wall_seconds + time.monotonic() - started,
         )
     write_evaluation(spec, result.evaluation)
@@ -91,6 +94,12 @@ def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> EvaluationRes
         evaluation = evaluate_models(spec)
     show_evaluation(evaluation, write_evaluation(spec, evaluation))
     return evaluation
+
+
+def _run_monitor() -> ActorHandle:
+    """On the driver's own node: Ray would put it anywhere, and the run cannot outlive it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(RunMonitor).remote()
 
 
 def _snapshot(monitor: ActorHandle, since_step: int = 0) -> Progress:

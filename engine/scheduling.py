@@ -42,8 +42,7 @@ def children_for_throughput() -> Iterator[None]:
 
     Without effect where the system does not know it or a sandbox forbids it; an older Linux ignores the length.
     """
-    settable = hasattr(os, "SCHED_BATCH")  # Linux has it
-    if not settable or os.sched_getscheduler(0) != os.SCHED_OTHER:  # somebody has given it another kind: leave it
+    if not _has_usual_kind():
         yield
         return
     _schedule(os.SCHED_BATCH, _TURN_MILLISECONDS)
@@ -53,9 +52,19 @@ def children_for_throughput() -> Iterator[None]:
         _schedule(os.SCHED_OTHER, 0)  # the system's own length again
 
 
+def _has_usual_kind() -> bool:
+    """Whether this thread's kind of priority can be told and is the usual one: another was somebody's decision."""
+    if not hasattr(os, "SCHED_BATCH"):  # Linux has it
+        return False
+    try:
+        return os.sched_getscheduler(0) == os.SCHED_OTHER
+    except OSError:  # as in _schedule
+        return False
+
+
 def _schedule(policy: int, turn_milliseconds: int) -> None:
     """Of the calling thread, and of what it starts from now on."""
-    with suppress(PermissionError):
+    with suppress(OSError):  # sandboxes answer EPERM, EINVAL or ENOSYS
         os.sched_setscheduler(0, policy, os.sched_param(0))
     number = _SET_ATTRIBUTES.get(platform.machine())
     if number is None:

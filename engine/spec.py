@@ -23,7 +23,7 @@ class Run(Section):
     """Seed of everything random: the order of passages, and dropout where the target has it."""
     deterministic: bool = False
     """Keep one order of passages through all stages: two runs learn the same blocks in the same order and, on one kind
-    of machine, have the same losses bit for bit, however often they were interrupted and however many replicas the
+    of CPU, have the same losses bit for bit, however often they were interrupted and however many replicas the
     sources have. One process reads the corpus then, and a slow replica holds up the others."""
     tensorboard: bool = False
     """Write every step's metrics as TensorBoard event files too, below output_dir/logs/tensorboard."""
@@ -33,7 +33,7 @@ class Run(Section):
 
 class Corpus(Section):
     paths: Annotated[tuple[Text, ...], Field(min_length=1)]
-    """Files, globs or fsspec URLs of .parquet, .jsonl or .txt files, the last two plain, .gz or .zst."""
+    """Files, globs or fsspec URLs of .parquet, .jsonl or .txt files, the last two plain, .gz or .zst; no file twice."""
     text_column: Text = "text"
     """Column (Parquet) or key (JSONL) that holds a document. A .txt file is one document."""
     messages_column: str = ""
@@ -58,7 +58,7 @@ class Lora(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the inputs of the low-rank matrices that a training step leaves out."""
     target_modules: tuple[Text, ...] = ()
-    """Ends of the names of the modules that get them; empty: all linear layers but the lm_head."""
+    """Ends of the names of the modules that get them, not the lm_head or its weight; empty: all other linear layers."""
 
 
 class TargetModel(Section):
@@ -199,7 +199,8 @@ class Training(Section):
     global_batch_blocks: Annotated[int, Field(ge=1)] = 128
     """Training blocks in one optimizer step, over all workers."""
     micro_batch_blocks: Annotated[int, Field(ge=1)] = 1
-    """Training blocks that one worker puts through the model at once; the rest of the step accumulates gradients."""
+    """Training blocks that one worker puts through the model at once; the rest of the step accumulates gradients, which
+    are summed over the workers each time: more blocks at once cost memory and save traffic."""
     max_steps: Annotated[int, Field(ge=1)] = 1000
     """The run ends after this many optimizer steps at the latest. It is also the length of the learning rate's
     schedule: where something else ends the run, the rate stops on its way down."""

@@ -82,16 +82,16 @@ class Unreadable:
 
 
 def find_files(patterns: Sequence[str], where: str) -> tuple[list[str], list[Fault]]:
-    """Expand globs and check that every file exists and is of a kind that can be read.
+    """Expand globs and check that every file exists, is of a kind that can be read and is named once.
 
     Args:
         patterns: paths, globs or URLs, each naming at least one file.
         where: dotted path of the spec's field, for the faults.
 
     Returns:
-        The files, pattern by pattern, sorted within one; and what is wrong with the patterns.
+        The files, each once, pattern by pattern, sorted within one; and what is wrong with the patterns.
     """
-    files: list[str] = []
+    files: dict[str, int] = {}  # to the index of the pattern that named it first
     faults: list[Fault] = []
     for index, pattern in enumerate(patterns):
         try:
@@ -104,8 +104,13 @@ def find_files(patterns: Sequence[str], where: str) -> tuple[list[str], list[Fau
         if not found:
             faults.append(Fault(f"{where}.{index}", f"no file is at {pattern!r}", "give an existing path or glob"))
         faults += [_unknown_kind(f"{where}.{index}", name) for name in found if _kind(name) not in SUFFIXES]
-        files += found
-    return files, faults
+        again = [name for name in found if name in files]
+        if again:
+            first = files[again[0]]
+            faults.append(_named_again(f"{where}.{index}", again, f"{where}.{first} ({patterns[first]!r})"))
+        for name in found:
+            files.setdefault(name, index)
+    return list(files), faults
 
 
 def units_of(path: str) -> list[CorpusUnit]:
@@ -279,6 +284,12 @@ def sample(units: Sequence[CorpusUnit], text_column: str, messages_column: str, 
                 break
         taken += of_unit
     return texts
+
+
+def _named_again(where: str, paths: Sequence[str], earlier: str) -> Fault:
+    more = f" (the first of {len(paths)} files that are named before)" if len(paths) > 1 else ""
+    passes = "; corpus.passes repeats the whole corpus" if where.startswith("corpus.paths") else ""
+    return Fault(where, f"names {paths[0]!r} again, which {earlier} has named{more}", "name every file once" + passes)
 
 
 def _unknown_kind(where: str, path: str) -> Fault:

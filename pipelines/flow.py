@@ -139,7 +139,7 @@ def _collect(
     """``look(subject)``, its failure turned into a fault at ``where``."""
     try:
         return look(subject)
-    except (OSError, ValueError, FusionError) as error:
+    except (OSError, ValueError, ImportError, FusionError) as error:  # a protocol's package may not be installed
         faults.append(Fault(where, str(error).strip().splitlines()[0], remedy))
         return None
 

@@ -56,11 +56,11 @@ def _pieces(tokenizer: PassageTokenizer, text: Text, places: int, stride: int) -
 
 
 def _blocks(pieces: Sequence[_Piece], length: int) -> HeldOutBlocks:
-    """The windows packed by best fit."""
+    """The windows packed by best fit; positions stay at 0 behind the last, where the model may have no more of them."""
     bins = best_fit([len(piece.ids) for piece in pieces], length)
     blocks = HeldOutBlocks(
         input_ids=np.zeros((len(bins), length), np.int32),
-        position_ids=np.tile(np.arange(length, dtype=np.int32), (len(bins), 1)),
+        position_ids=np.zeros((len(bins), length), np.int32),
         labels=np.full((len(bins), length), NO_LABEL, np.int32),
         scored_bytes=sum(piece.scored_bytes for piece in pieces),
     )
@@ -69,7 +69,7 @@ def _blocks(pieces: Sequence[_Piece], length: int) -> HeldOutBlocks:
         for piece in (pieces[item] for item in items):
             end = start + len(piece.ids)
             blocks.input_ids[block, start:end] = piece.ids
-            blocks.position_ids[block, start:] = np.arange(length - start)
+            blocks.position_ids[block, start:end] = np.arange(end - start)
             blocks.labels[block, start : end - 1] = np.where(piece.is_scored[1:], piece.ids[1:], NO_LABEL)
             start = end
     return blocks

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from engine.records import FUSED_PASSAGE, NO_TOKEN, ragged, schema
+from engine.records import FUSED_PASSAGE, NO_TOKEN, TRAINING_BLOCK, flat_values, ragged, schema
 from pipelines.packing import Packer, best_fit
 
 LENGTH, TOP_K, VOCABULARY = 32, 3, 400
@@ -35,6 +35,16 @@ def training_blocks(seed: int, lengths: Sequence[int] = (20, 30, 12, 25, 16, 9))
     for block, items in enumerate(best_fit(lengths, LENGTH)):
         places[items] = block
     return Packer(LENGTH, TOP_K)(pa.table(columns, schema(FUSED_PASSAGE)), places)
+
+
+def with_bad_probability(table: pa.Table) -> pa.Table:
+    """The same blocks with one probability that is no number, in a fused row."""
+    probs = flat_values(table["fused_probs"])[0].copy()
+    probs[flat_values(table["fused_ids"])[0].argmax()] = np.nan
+    rows = list(probs.reshape(len(table), -1))
+    return table.set_column(
+        table.column_names.index("fused_probs"), schema(TRAINING_BLOCK).field("fused_probs"), ragged(rows, pa.float16())
+    )
 
 
 def _row_set(random: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

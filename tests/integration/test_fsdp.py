@@ -1,10 +1,12 @@
 """FSDP2 over two processes: the same loss curve as one, with and without accumulation, and back from a checkpoint."""
 
+import math
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pyarrow as pa
 import pytest
@@ -15,9 +17,10 @@ from actors import checkpoints
 from actors.checkpoint_folders import latest
 from actors.target_model import TargetModel
 from engine import spec
+from engine.errors import TrainingError
 from engine.spec import Objective, Optimizer, Training
 from tests.tiny_models import tiny_checkpoint
-from tests.training_blocks import LENGTH, TOP_K, training_blocks
+from tests.training_blocks import LENGTH, TOP_K, training_blocks, with_bad_probability
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -34,8 +37,8 @@ class Run(NamedTuple):
     end: int = STEPS
 
 
-def train(rank: int, run: Run, model: str, store: str) -> list[tuple]:
-    """What every step was like, as this worker sees it."""
+def begin(rank: int, run: Run, model: str, store: str) -> TargetModel:
+    """This worker's shard of the target model, in a process group of its own."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=run.workers)
     training = Training(
         num_workers=run.workers,
@@ -45,9 +48,14 @@ def train(rank: int, run: Run, model: str, store: str) -> list[tuple]:
         max_steps=STEPS,
         optimizer=Optimizer(learning_rate=3e-3),
     )
-    target = TargetModel(
+    return TargetModel(
         spec.TargetModel(checkpoint=model), training, Objective(lm_loss_weight=0.5), TOP_K, torch.device("cpu")
     )
+
+
+def train(rank: int, run: Run, model: str, store: str) -> list[tuple]:
+    """What every step was like, as this worker sees it."""
+    target = begin(rank, run, model, store)
     if run.first:
         checkpoints.load(target, latest(run.folder))
     losses = [tuple(target.train_step(share(step, rank, run.workers))) for step in range(run.first, run.end)]
@@ -69,24 +77,46 @@ def worker(rank: int, runs: Sequence[Run], model: str, base: str, results: Queue
     torch.set_num_threads(1)
     for number, run in enumerate(runs):
         if rank < run.workers:
-            results.put((rank, number, train(rank, run, model, f"{base}/store-{number}")))
+            results.put(((rank, number), train(rank, run, model, f"{base}/store-{number}")))
 
 
-def train_all(runs: Sequence[Run], model: str, base: Path) -> list[list[tuple]]:
-    """The loss curve of each run; all workers of a run must have seen the same one."""
+def refused(rank: int, model: str, store: str, results: Queue) -> None:
+    """What two workers are told of a row without a number on the second, and of a gradient without one."""
+    torch.set_num_threads(1)
+    target, good = begin(rank, Run(2, 1), model, store), training_blocks(2 + rank)
+    infinite = patch.object(torch.nn.utils, "clip_grad_norm_", return_value=torch.tensor(math.inf))
+    told = []
+    with pytest.raises(TrainingError) as error:
+        target.train_step(with_bad_probability(good) if rank else good)
+    told.append(str(error.value))
+    with infinite, pytest.raises(TrainingError) as error:
+        target.train_step(good if rank else None)
+    told.append(str(error.value))
+    results.put((rank, told))
+    dist.destroy_process_group()
+
+
+def in_two_processes(work: Callable[..., None], arguments: tuple, answers: int) -> dict[Hashable, list]:
+    """What ``work(rank, *arguments, results)`` puts into its results, as pairs."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=worker, args=(rank, runs, model, str(base), results)) for rank in range(2)]
+    processes = [context.Process(target=work, args=(rank, *arguments, results)) for rank in range(2)]
     for process in processes:
         process.start()
     try:
-        found = {(rank, number): losses for rank, number, losses in (results.get(timeout=100) for _ in all_parts(runs))}
+        found = dict(results.get(timeout=100) for _ in range(answers))
         for process in processes:
             process.join(30)
             assert process.exitcode == 0
     finally:
         for process in processes:
             process.kill()
+    return found
+
+
+def train_all(runs: Sequence[Run], model: str, base: Path) -> list[list[tuple]]:
+    """The loss curve of each run; all workers of a run must have seen the same one."""
+    found = in_two_processes(worker, (runs, model, str(base)), len(all_parts(runs)))
     assert all(found[part] == found[0, part[1]] for part in all_parts(runs))
     return [found[0, number] for number in range(len(runs))]
 
@@ -112,6 +142,19 @@ def test_a_checkpoint_of_two_workers_goes_on_with_one_and_the_other_way_round(tm
     undisturbed, *parts = train_all(runs, model, tmp_path)
     assert_same(parts[0] + parts[1], undisturbed)
     assert_same(parts[2] + parts[3], undisturbed)
+
+
+def test_all_workers_name_the_one_whose_loss_is_not_finite(tmp_path):
+    model = tiny_checkpoint(tmp_path / "model", "llama")
+    found = in_two_processes(refused, (model, f"{tmp_path}/store"), 2)
+    assert found[0] == found[1]
+    second = ", ".join(name for names in training_blocks(3)["passage_ids"].to_pylist() for name in names)
+    bad_row, bad_gradient = found[0]
+    assert "step 1: not finite: LM loss" in bad_row and "fusion loss nan" in bad_row
+    assert f"nothing was updated. Worker 1 had the passages {second}. Lower" in bad_row
+    assert "Worker 0" not in bad_row and "2/a" not in bad_row
+    assert "gradient norm inf" in bad_gradient
+    assert f"Worker 0 had the passages none; worker 1 had the passages {second}. Lower" in bad_gradient
 
 
 def assert_same(losses: list[tuple], expected: list[tuple]) -> None:

@@ -122,3 +122,31 @@ def test_patterns_without_files_and_unknown_kinds_are_faults(tmp_path):
     assert "a.csv" in faults[1].what
     assert "nonsense" in faults[2].what
     assert str(tmp_path / "b.jsonl") in files
+
+
+def test_a_file_that_two_patterns_name_is_one_fault_of_the_later_one(tmp_path):
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl", "c.txt"):
+        (tmp_path / name).write_text("{}")
+    patterns = [
+        str(tmp_path / "c.txt"),
+        str(tmp_path / "*.jsonl"),
+        str(tmp_path / "[bc].*"),
+        f"file://{tmp_path}/c.txt",
+    ]
+    files, (overlap, repeated) = find_files(patterns, "corpus.paths")
+    assert files == [str(tmp_path / name) for name in ("c.txt", "a.jsonl", "b.jsonl", "c.jsonl")]
+    assert str(overlap) == (
+        f"corpus.paths.2: names '{tmp_path}/b.jsonl' again, which corpus.paths.1 ('{tmp_path}/*.jsonl') has named "
+        f"(the first of 3 files that are named before); name every file once; corpus.passes repeats the whole corpus"
+    )
+    assert str(repeated) == (
+        f"corpus.paths.3: names '{tmp_path}/c.txt' again, which corpus.paths.0 ('{tmp_path}/c.txt') has named; "
+        f"name every file once; corpus.passes repeats the whole corpus"
+    )
+
+
+def test_of_held_out_files_that_are_named_twice_no_pass_is_spoken(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    _, (fault,) = find_files([str(tmp_path / "*"), str(tmp_path / "a.jsonl")], "evaluation.corpora.docs")
+    assert fault.where == "evaluation.corpora.docs.1"
+    assert fault.remedy == "name every file once"

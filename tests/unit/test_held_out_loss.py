@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from engine.spec import Objective, Training
 from engine.specfile import parse
 from pipelines import evaluation
 from pipelines.held_out_blocks import held_out_blocks
+from tests import tiny_models
 from tests.tiny_models import tiny_checkpoint
 from tests.tiny_tokenizers import tokenizer_folders
 from tests.training_blocks import training_blocks
@@ -75,6 +77,17 @@ def test_it_is_the_number_of_the_evaluation(spec, micro_batch_blocks, stride_tok
     blocks = held_out_blocks(spec.model_copy(update={"evaluation": strided}))
     found = bits_per_byte(target(spec), blocks, micro_batch_blocks)
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_padding_may_be_longer_than_the_models_context(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_models, "POSITIONS", 12)
+    short = tiny_checkpoint(tmp_path, "gpt2", Path(spec.target_model.checkpoint))
+    spec = spec.model_copy(update={"target_model": spec.target_model.model_copy(update={"checkpoint": short})})
+    blocks = held_out_blocks(spec)
+    scored = evaluation.score_texts(short, TEXTS, LENGTH, 0)
+    expected = {domain: evaluation.bits_per_byte(texts) for domain, texts in scored.items()}
+    assert bits_per_byte(target(spec), blocks, 2) == pytest.approx(expected, rel=1e-6)
+    assert max(int(part.position_ids.max()) for part in blocks.values()) < 12
 
 
 def test_every_byte_is_scored_once(spec):

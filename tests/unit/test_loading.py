@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors import checkpoints
-from actors.loading import empty_causal_lm
+from actors.loading import empty_causal_lm, read_causal_lm
 from actors.target_model import TargetModel
 from engine import spec
 from engine.errors import TrainingError
@@ -134,3 +134,36 @@ def test_adapters_alone_are_trained_and_stored_and_the_export_has_them_merged(tm
 def test_modules_that_are_not_there_are_named(checkpoint):
     with pytest.raises(TrainingError, match=r"lora.target_modules \['wrong'\].*q_proj"):
         target(checkpoint, spec.Lora(rank=4, target_modules=("wrong",)))
+
+
+@pytest.mark.parametrize(
+    ("tied", "modules", "refused"),
+    [
+        (False, ("q_proj", "lm_head"), r"lm_head is the lm_head"),
+        (True, ("embed_tokens",), r"model\.embed_tokens shares the lm_head's weight"),
+        (True, ("lm_head", "embed_tokens"), r"model\.embed_tokens shares .*; lm_head is the lm_head"),
+    ],
+)
+@pytest.mark.parametrize("load", [empty_causal_lm, read_causal_lm])
+def test_an_adapter_that_training_or_export_would_pass_by_is_refused(tmp_path, tied, modules, refused, load):
+    lora = spec.Lora(rank=4, target_modules=modules)
+    section = spec.TargetModel(checkpoint=tiny_checkpoint(tmp_path, "llama", tied=tied), lora=lora)
+    with pytest.raises(TrainingError, match=rf"lora\.target_modules \[.*\]: {refused}.* Choose from (.*)") as error:
+        load(section)
+    offered = str(error.value).partition("Choose from ")[2]
+    assert "q_proj" in offered and "norm" not in offered
+    assert ("embed_tokens" in offered) != tied
+
+
+def test_the_adapter_of_an_embedding_with_a_weight_of_its_own_is_in_the_export(tmp_path, checkpoint):
+    model = target(checkpoint, spec.Lora(rank=4, target_modules=("embed_tokens",)))
+    losses(model)
+    checkpoints.export(model, checkpoint, str(tmp_path / "export"))
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
+    original = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    ids = torch.arange(3, 30)[None]
+    model.model.eval().unshard()
+    with torch.no_grad():
+        expected = model.model.model(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(exported(ids).logits, expected, rtol=1e-4, atol=1e-4)
+        assert (original(ids).logits - expected).abs().max() > 0.01

@@ -1,6 +1,7 @@
 """What the processes of a local Ray inherit from the one that starts it."""
 
 import ctypes
+import errno
 import os
 import platform
 import subprocess
@@ -52,15 +53,17 @@ def test_another_kind_of_priority_is_left_alone():
     assert int(seen) == os.SCHED_IDLE
 
 
-def test_a_sandbox_that_forbids_it_is_no_obstacle(monkeypatch):
+@pytest.mark.parametrize("call", ["sched_setscheduler", "sched_getscheduler"])
+@pytest.mark.parametrize("error", [PermissionError("not here"), OSError(errno.EINVAL, ""), OSError(errno.ENOSYS, "")])
+def test_a_sandbox_that_forbids_it_is_no_obstacle(monkeypatch, call, error):
     class Forbidding:
         def syscall(self, *_):
             return -1
 
     def forbid(*_):
-        raise PermissionError("not here")
+        raise error
 
-    monkeypatch.setattr(os, "sched_setscheduler", forbid, raising=False)
+    monkeypatch.setattr(os, call, forbid, raising=False)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Forbidding())
     with scheduling.children_for_throughput():
         reached = True

@@ -4,23 +4,24 @@ import json
 import threading
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig, OPTConfig
+from transformers.masking_utils import find_packed_sequence_indices
 
 from actors import checkpoints
 from actors import target_model as target_model_module
 from actors.checkpoint_folders import latest, read_state
 from actors.target_model import TargetModel, _positions, learning_rate_at
 from engine import spec
-from engine.errors import TrainingError
-from engine.records import TRAINING_BLOCK, flat_values, ragged, schema
+from engine.errors import FusionError, TrainingError, causes
+from engine.records import flat_values
 from engine.spec import Objective, Optimizer, Training
+from tests import tiny_models
 from tests.tiny_models import tiny_checkpoint
 from tests.tiny_tokenizers import byte_level_with_bos
-from tests.training_blocks import LENGTH, TOP_K, VOCABULARY, training_blocks
+from tests.training_blocks import LENGTH, TOP_K, VOCABULARY, training_blocks, with_bad_probability
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -51,7 +52,29 @@ def target(checkpoint: str, training: Training = TRAINING, lora: spec.Lora = WHO
 
 def test_positions_begin_anew_in_every_segment():
     segments = torch.tensor([[1, 1, 1, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
-    assert _positions(segments).tolist() == [[0, 1, 2, 0, 1, 0, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]]
+    assert _positions(segments).tolist() == [[0, 1, 2, 0, 1, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6, 7]]
+
+
+def test_transformers_takes_each_place_of_padding_for_a_passage_by_itself():
+    segments = torch.tensor([[1, 1, 1, 2, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0]])
+    found = find_packed_sequence_indices(_positions(segments)).tolist()
+    assert found == [[0, 0, 0, 1, 2, 3, 4], [0, 0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6]]
+
+
+def test_padding_may_be_longer_than_the_models_context(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_models, "POSITIONS", 12)
+    checkpoint, lengths = tiny_checkpoint(tmp_path, "gpt2"), (9, 4)
+    model, table = target(checkpoint), training_blocks(seed=2, lengths=lengths)
+    model.model.eval()  # no dropout
+    found = model.train_step(table)
+    alone, nats = AutoModelForCausalLM.from_pretrained(checkpoint).eval(), 0.0
+    for passage in torch.from_numpy(flat_values(table["input_ids"])[0][: sum(lengths)].copy()).long().split(lengths):
+        with torch.no_grad():
+            nats += float(alone(input_ids=passage[None], labels=passage[None]).loss) * (len(passage) - 1)
+    assert found.lm_rows == sum(lengths) - 2
+    assert found.lm_loss == pytest.approx(nats / found.lm_rows, rel=1e-6)
+    _, of_a_worker_without_blocks = model.model(model._blocks(None), 1.0, 1.0)
+    assert of_a_worker_without_blocks.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "gpt-neox"])
@@ -68,6 +91,34 @@ def test_a_passage_does_not_see_its_neighbours(tmp_path, architecture):
         torch.testing.assert_close(block[:9], alone[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(block[23:], alone[2], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(packed[0, 9:23], alone[1], rtol=1e-4, atol=1e-4)
+
+
+def test_every_micro_batch_leaves_its_gradients_sharded_and_in_float32(tmp_path):
+    model = target(tiny_checkpoint(tmp_path, "llama"), TRAINING.model_copy(update={"precision": "bfloat16"}))
+    shards = [parameter for group in model.optimizer.param_groups for parameter in group["params"]]
+    before = []
+    model.model.register_forward_pre_hook(
+        lambda *_: before.append({None if shard.grad is None else shard.grad.dtype for shard in shards})
+    )
+    model.train_step(training_blocks(seed=1))
+    assert before == [{None}, {torch.float32}]
+
+
+def test_the_gradient_is_clipped_to_its_greatest_norm(tmp_path):
+    checkpoint, table = tiny_checkpoint(tmp_path, "llama"), training_blocks(seed=1)
+
+    def first_moment(max_grad_norm: float) -> tuple[float, float]:
+        """The gradient's own norm, and that of what reached the optimizer."""
+        optimizer = TRAINING.optimizer.model_copy(update={"max_grad_norm": max_grad_norm})
+        model = target(checkpoint, TRAINING.model_copy(update={"optimizer": optimizer}))
+        own = model.train_step(table).grad_norm
+        moments = [state["exp_avg"].full_tensor().norm() for state in model.optimizer.state.values()]
+        return own, float(torch.stack(moments).norm()) / (1.0 - optimizer.betas[0])
+
+    own, unclipped = first_moment(1e9)
+    assert unclipped == pytest.approx(own, rel=1e-4)
+    assert own > 0.1
+    assert first_moment(0.01) == pytest.approx((own, 0.01), rel=1e-3)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -106,16 +157,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_passage
     with pytest.raises(TrainingError, match=r"step 1: not finite: LM loss nan, .* passages 0/a:1:0, 0/a:1:2"):
         model.train_step(training_blocks(seed=1))
     assert model.step == 0
-
-
-def with_bad_probability(table: pa.Table) -> pa.Table:
-    """The same blocks with one probability that is no number, in a fused row."""
-    probs = flat_values(table["fused_probs"])[0].copy()
-    probs[flat_values(table["fused_ids"])[0].argmax()] = np.nan
-    rows = list(probs.reshape(len(table), -1))
-    return table.set_column(
-        table.column_names.index("fused_probs"), schema(TRAINING_BLOCK).field("fused_probs"), ragged(rows, pa.float16())
-    )
 
 
 def test_a_refused_step_leaves_no_trace(tmp_path):
@@ -285,8 +326,10 @@ def test_a_save_that_breaks_off_over_an_older_checkpoint_leaves_none(tmp_path, m
         raise OSError("the disk is full")
 
     monkeypatch.setattr(checkpoints.FsspecWriter, "write_data", break_off)
-    with pytest.raises(TrainingError, match=r"step-00000002: cannot be written: the disk is full"):
+    with pytest.raises(OSError, match=r"step-00000002: cannot be written: the disk is full") as raised:
         checkpoints.save(model, str(folder / "step-00000002"), {"at": 2}).result()
+    assert not isinstance(raised.value, FusionError), "Ray Train tries again"
+    assert list(causes(raised.value)) == [raised.value], "the one that a person reads at the end"
     assert read_state(latest(str(folder)))["at"] == 1
 
 

@@ -1,0 +1,127 @@
+"""Whether each replica and training worker finds room on one node of the cluster, and the labels that it asks for.
+
+A stream with a replica that fits nowhere waits for it for ever, without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private import state
+
+from engine.errors import Fault, PreflightError
+from engine.spec import FusionSpec
+
+
+def insist_on_places(spec: FusionSpec) -> None:
+    """Look at the nodes of the Ray that this process uses.
+
+    Raises:
+        PreflightError: something fits on none of them, and no autoscaler may add others; lists all that does not fit.
+    """
+    faults = [] if _grows() else node_faults(spec, ray.nodes())
+    if faults:
+        raise PreflightError(faults)
+
+
+def _grows() -> bool:
+    """Whether an autoscaler has said what nodes it may add; their labels it does not say."""
+    config = state.state.get_cluster_config()
+    return config is not None and bool(config.node_group_configs)
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What must find room on one node: a source's replica or a training worker.
+
+    Attributes:
+        where: dotted path of its section.
+        who: what it is, in words.
+        labels_where, labels: dotted path of the labels that the node must have, and these.
+        fields: that lower the need.
+    """
+
+    where: str
+    who: str
+    cpus: float
+    gpus: float
+    labels_where: str
+    labels: Mapping[str, str]
+    fields: str
+
+
+def node_faults(spec: FusionSpec, nodes: Sequence[Mapping[str, Any]]) -> list[Fault]:
+    """What finds room on no single node, however much all of them have together.
+
+    Args:
+        nodes: as ``ray.nodes`` gives them; dead ones do not count.
+    """
+    nodes = [node for node in nodes if node["Alive"]]
+    faults = (_node_fault(need, nodes) for need in _needs(spec))
+    return list(dict.fromkeys(fault for fault in faults if fault))  # labels are missing once for all sources
+
+
+def _needs(spec: FusionSpec) -> list[_Need]:
+    training, labels = spec.training, spec.cluster.source_model_labels
+    needs = [
+        _Need(
+            f"source_models.{index}",
+            f"one replica of {source.name}",
+            source.num_cpus,
+            source.num_gpus * source.tensor_parallel_size,
+            "cluster.source_model_labels",
+            labels,
+            "num_cpus, num_gpus or tensor_parallel_size",
+        )
+        for index, source in enumerate(spec.source_models)
+    ]
+    worker = _Need(
+        "training",
+        "one training worker",
+        training.num_cpus_per_worker,
+        training.num_gpus_per_worker,
+        "cluster.training_labels",
+        spec.cluster.training_labels,
+        "num_cpus_per_worker or num_gpus_per_worker",
+    )
+    return [*needs, worker]
+
+
+def _node_fault(need: _Need, nodes: Sequence[Mapping[str, Any]]) -> Fault | None:
+    labelled = [node["Resources"] for node in nodes if _has_labels(node.get("Labels", {}), need.labels)]
+    if not labelled:
+        reason = f"no node of the cluster has {_shown(need.labels)}"
+        return Fault(need.labels_where, reason, "start nodes with these labels, or select others")
+    rooms = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in labelled]
+    if any(cpus >= need.cpus and gpus >= need.gpus for cpus, gpus in rooms):
+        return None
+    # Of what is needed the best node has most, GPUs first, which are dearer.
+    cpus, gpus = max(rooms, key=lambda room: (min(room[1], need.gpus), room[0]))
+    among = f" of those with {_shown(need.labels)}" if need.labels else ""
+    reason = f"{need.who} needs {_amount(need.cpus, need.gpus)} on one node, the best{among} has {_amount(cpus, gpus)}"
+    return Fault(need.where, reason, f"add a larger node, or lower {need.fields}")
+
+
+def _amount(cpus: float, gpus: float) -> str:
+    return f"{cpus:g} logical CPUs and {gpus:g} GPUs"
+
+
+def _shown(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}: {wanted}" for name, wanted in labels.items())
+
+
+def _has_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """As Ray matches a label selector: ``value``, ``in(value, ...)``, either after ``!``, which no label has too."""
+    return all(_is_selected(labels.get(name), wanted) for name, wanted in selector.items())
+
+
+def _is_selected(label: str | None, wanted: str) -> bool:
+    values = wanted.removeprefix("!")
+    if values.startswith("in(") and values.endswith(")"):
+        is_one = label in {value.strip() for value in values[3:-1].split(",")}
+    else:
+        is_one = label == values
+    return is_one != wanted.startswith("!")
