@@ -5,10 +5,9 @@
 
 Figures of the first: ``stream_efficiency``: CPU seconds that the stages need when each runs alone (``stream_stages``;
 measured before and after, since machines become slower and faster), over the cores' seconds of the streamed run of the
-same passages, while all of its stages work: start-up and the last batches are left out. Where the machine was another
-before, in or after the run, ``probe_milliseconds``, the cost of a piece of Python, show it. ``stream_useful_cpu``: the
-same over the CPU seconds that the run has used, which holds on a shared machine too. ``stream_bytes_per_token``: what
-the stages hand on. ``stream_object_store``: the most that lay in shared memory. ``exposed_wait_fast_sources``: how long
+same passages, while all of its stages work: start-up and the last batches are left out. ``stream_useful_cpu``: the same
+over the CPU seconds that the run has used, which holds on a shared machine too. ``stream_bytes_per_token``: what the
+stages hand on. ``stream_object_store``: the most that lay in shared memory. ``exposed_wait_fast_sources``: how long
 training waits for data where the sources are tiny.
 
 Of the second: ``stream_memory_growth``, over that many copies of the corpus with tiny models: memory and spilling.
@@ -34,7 +33,7 @@ from engine.tokenization import PassageTokenizer
 from pipelines.flow import derive_flow
 from tests.benchmarks.figures import say
 from tests.benchmarks.stream_stages import StageCost, costs_alone
-from tests.benchmarks.stream_watch import Look, MachineProbe, watched_run, window
+from tests.benchmarks.stream_watch import Look, watched_run, window
 from tests.tiny_models import single_layer_checkpoint
 
 QUICKSTART = Path(__file__).parents[2] / "pipelines/specs/quickstart.yaml"
@@ -88,12 +87,9 @@ def quickstart(folder: Path, passes: int, tiny_sources: bool = False, tiny_targe
 
 def efficiency(spec: FusionSpec) -> None:
     """The machine's time, the bytes between the stages, and shared memory."""
-    with MachineProbe() as probe_before:
-        before, by_one_worker = costs_alone(spec, derive_flow(spec))
-    with MachineProbe() as probe_in_run:
-        result, looks = watched_run(spec)
-    with MachineProbe() as probe_after:
-        after, _ = costs_alone(spec, derive_flow(spec))
+    before, by_one_worker = costs_alone(spec, derive_flow(spec))
+    result, looks = watched_run(spec)
+    after, _ = costs_alone(spec, derive_flow(spec))
     costs = [once + again for once, again in zip(before, after, strict=True)]
     first, last = window(looks, spec)
     seconds, cores = last.now - first.now, os.cpu_count() or 1
@@ -108,7 +104,6 @@ def efficiency(spec: FusionSpec) -> None:
         "training_by_one_worker": round(1000 * by_one_worker.cpu_seconds_per_passage, 3),
         "cpu_seconds": {kind: round(spent, 1) for kind, spent in used.most_common() if spent > 0.5},
         "exposed_wait": round(_exposed_wait(result), 3),
-        "probe_milliseconds": [probe.milliseconds for probe in (probe_before, probe_in_run, probe_after)],
     }
     share = useful / (cores * seconds)
     say("stream_efficiency", share, "of the cores' time", "the stages alone, one after the other", share, **on)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +16,6 @@ from engine.result import Progress, RunResult, StageTotals
 from engine.spec import FusionSpec
 
 SECONDS_BETWEEN_LOOKS = 2.0
-
-#: Additions in one piece of Python, and the rest between two such pieces: less than a hundredth of a core's time.
-PROBE_ADDITIONS, SECONDS_BETWEEN_PROBES = 200_000, 1.0
 
 
 @dataclass(frozen=True)
@@ -80,39 +75,6 @@ class LooksKept:
             self._cpu_seconds[process.pid, process.create_time()] = kind, times.user + times.system
             private_bytes[kind] += memory.rss - memory.shared
         return dict(private_bytes)
-
-
-class MachineProbe:
-    """A context that measures what a piece of Python costs meanwhile, which needs no memory and no other process.
-
-    The cores of a virtual machine become slower and faster with what else its host does, and with how busy they are,
-    where they are hyperthreads: what two measurements at different times have in common shows only beside this.
-    """
-
-    def __init__(self) -> None:
-        self._milliseconds: list[float] = []
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._probe, daemon=True)
-
-    def __enter__(self) -> MachineProbe:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._left.set()
-        self._thread.join()
-
-    @property
-    def milliseconds(self) -> float:
-        """CPU time of the piece, the mean over the context."""
-        return round(sum(self._milliseconds) / len(self._milliseconds), 2)
-
-    def _probe(self) -> None:
-        while not self._milliseconds or not self._left.wait(SECONDS_BETWEEN_PROBES):
-            started, total = time.thread_time(), 0
-            for number in range(PROBE_ADDITIONS):
-                total += number & 7
-            self._milliseconds.append(1000 * (time.thread_time() - started))
 
 
 def watched_run(spec: FusionSpec) -> tuple[RunResult, list[Look]]:

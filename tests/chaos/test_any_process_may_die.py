@@ -138,7 +138,8 @@ def test_all_that_are_replaced(tmp_path, undisturbed):
         assert run.wait() == 0, run.log
         run.insist_on_exactly_once()
         assert run.curve == undisturbed(TRANSFORMERS)
-        for stage in ("gpt2-code", "align and fuse", "train"):
+        # The source's replacement may not have started when the dead training worker ends the stream.
+        for stage in ("align and fuse", "train"):
             assert replaced(run, stage) == ["1 replaced"], stage
 
 
