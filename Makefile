@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	$(RUN) -m engine run pipelines/specs/quickstart.yaml \
 		'evaluation.models={"continued training": outputs/quickstart-continued/export}'
 
-# Writes pipelines/RESULTS.md. CORPORA=FOLDER takes the three largest files of a folder for setting B.
+# Writes pipelines/experiment/RESULTS.md. CORPORA=FOLDER takes the three largest files of a folder for setting B.
 experiment: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(RUN) -m pipelines.experiment $(if $(CORPORA),--corpora $(CORPORA))
 

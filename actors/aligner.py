@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.run_monitor import Meter
-from engine.alignment import NO_ROW, ByteMatcher, EditMatcher, matcher
-from engine.answers import (
+from actors.monitor import Meter
+from engine.errors import RecordError
+from engine.method.alignment import NO_ROW, ByteMatcher, EditMatcher, matcher
+from engine.method.answers import (
     AnswerMatcher,
     Answers,
     answer_offsets,
@@ -20,13 +21,13 @@ from engine.answers import (
     whole,
     with_turn_end,
 )
-from engine.chat import ChatTemplate
-from engine.errors import RecordError
-from engine.fusion import FusedRows, SourceRows, TargetRows, fuse, next_tokens
+from engine.method.fusion import fuse, next_tokens
+from engine.method.rows import FusedRows, SourceRows, TargetRows
+from engine.method.vocabulary import UNMAPPED, load_or_build
 from engine.records import FUSED_PASSAGE, MESSAGES, NO_TOKEN, PASSAGE, check, flat_values, schema, source_columns
-from engine.spec import Alignment, Fusion
-from engine.tokenization import PassageTokenizer
-from engine.vocabulary import UNMAPPED, load_or_build
+from engine.spec import AlignmentSpec, FusionRuleSpec
+from engine.text.chat import ChatTemplate
+from engine.text.tokenization import PassageTokenizer
 
 #: Largest share of a batch's kept mass that may map nowhere. Real pairs of tokenizers lose at most two thirds where the
 #: source knows the text, a large vocabulary mapped to a small one by exact bytes alone, and 98.5 % where it guesses at
@@ -56,8 +57,8 @@ class Aligner:
         self,
         target_checkpoint: str,
         sources: Sequence[tuple[str, str]],
-        fusion: Fusion,
-        alignment: Alignment,
+        fusion: FusionRuleSpec,
+        alignment: AlignmentSpec,
         sample: Sequence[str],
         meter: Meter,
         conversations: bool = False,

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.errors import FusionError
-    from engine.planning import Plan, plan
-    from engine.result import RunResult
-    from engine.runner import evaluate, run
+    from engine.history.result import RunResult
     from engine.spec import FusionSpec
-    from engine.specfile import load_spec
+    from engine.spec.loading import load_spec
+    from pipelines.planning.plan import Plan, plan
+    from pipelines.run.runner import evaluate, run
 
 __all__ = ["FusionError", "FusionSpec", "Plan", "RunResult", "evaluate", "load_spec", "plan", "run"]
 
 _HOME = {
     "FusionError": "engine.errors",
     "FusionSpec": "engine.spec",
-    "Plan": "engine.planning",
-    "RunResult": "engine.result",
-    "evaluate": "engine.runner",
-    "load_spec": "engine.specfile",
-    "plan": "engine.planning",
-    "run": "engine.runner",
+    "Plan": "pipelines.planning.plan",
+    "RunResult": "engine.history.result",
+    "evaluate": "pipelines.run.runner",
+    "load_spec": "engine.spec.loading",
+    "plan": "pipelines.planning.plan",
+    "run": "pipelines.run.runner",
 }
 
 

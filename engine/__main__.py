@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import engine
 from engine.errors import FusionError, SpecError
-from engine.specfile import dump_spec
+from engine.spec.loading import dump_spec
 
 VERBS = {
     "check": "check the spec and print it with all defaults; starts nothing and reads no model",

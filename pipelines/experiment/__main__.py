@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.evaluation.merges import write_merge
 from pipelines.experiment import arms
 from pipelines.experiment.arms import Arm, Run
 from pipelines.experiment.models import (
@@ -36,7 +37,6 @@ from pipelines.experiment.texts import (
     quickstart_parts,
     write_texts,
 )
-from pipelines.merges import write_merge
 from pipelines.quickstart.build import FOLDER as QUICKSTART
 from pipelines.quickstart.texts import Document
 
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines.experiment", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("outputs/experiment"), help="keeps everything that is made")
     parser.add_argument(
-        "--page", type=Path, default=Path("pipelines/RESULTS.md"), help="plots go to results/ beside it"
+        "--page", type=Path, default=Path("pipelines/experiment/RESULTS.md"), help="plots go to figures/ beside it"
     )
     parser.add_argument("--corpora", type=Path, help="a folder; its three largest files are the domains of setting B")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of the arms that are compared")
@@ -180,12 +180,12 @@ def model_row(
 
 def merged_experts(folder: Path, method: str, base: Path, experts: Sequence[Path]) -> Path:
     """Where the merge of a seed's experts is written; see ``evaluation.merges`` of the spec."""
-    from engine.spec import Merge
+    from engine.spec import MergeSpec
 
     place = folder / "merges" / method / base.name
     recipe = {"method": method, "models": tuple(map(str, experts))} | ({"base": str(base)} if method == "sce" else {})
     parts = [base, *experts] if method == "sce" else experts
-    write_merge(Merge(**recipe), list(map(str, parts)), str(place))
+    write_merge(MergeSpec(**recipe), list(map(str, parts)), str(place))
     return place
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipelines.corpus import find_files, read_documents, units_of
+from engine.corpus.documents import read_documents
+from engine.corpus.files import find_files, units_of
 from pipelines.quickstart.texts import Document, cut, split_documents
 
 #: Folders of PyTorch's headers that people have written; the others are generated, or other projects'.

@@ -52,8 +52,8 @@ CAVEATS = """\
 
 
 def write_page(path: Path, findings: Sequence[Findings], minutes: float) -> None:
-    """Write the page, and its plots into ``results/`` beside it."""
-    plots = path.parent / "results"
+    """Write the page, and its plots into ``figures/`` beside it."""
+    plots = path.parent / "figures"
     plots.mkdir(parents=True, exist_ok=True)
     head = INTRODUCTION.format(spec=SPEC, level=LEVEL, resamples=RESAMPLES, machine=_machine(), minutes=minutes)
     lines = [head]
@@ -62,10 +62,10 @@ def write_page(path: Path, findings: Sequence[Findings], minutes: float) -> None
         if found.ablations:
             lines += ["### What matters", "", *_ablations(found), ""]
             plot_differences(plots / "ablations.png", _differences(found.ablations, found.row(CONTINUED.name)))
-            lines += ["![ablations](results/ablations.png)", ""]
+            lines += ["![ablations](figures/ablations.png)", ""]
         plot = f"setting_{found.setting}.png"
         plot_differences(plots / plot, _differences(found.rows, found.row(CONTINUED.name)))
-        lines += [f"![less continued training](results/{plot})", "", *_rates(found), ""]
+        lines += [f"![less continued training](figures/{plot})", "", *_rates(found), ""]
     lines += [CAVEATS.format(documents=_documents(findings)), *_commands(findings)]
     path.write_text("\n".join(lines) + "\n", encoding="utf8")
 

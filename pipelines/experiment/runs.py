@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.ensemble import ensemble
-from pipelines.evaluation import ScoredText, score_texts
+from pipelines.evaluation.bits_per_byte import ScoredText, score_texts
+from pipelines.evaluation.ensemble import ensemble
 from pipelines.experiment.arms import SPEC, Run
 from pipelines.experiment.bootstrap import ScoredDomain, Scores, mean_bits_per_byte
 from pipelines.experiment.texts import read_texts
@@ -63,7 +63,7 @@ class Laboratory:
         return [_by_document(found.result()) for found in texts]
 
     def ensemble_scores(self, setting: str, part: str, checkpoints: Iterable[Path]) -> Scores:
-        """The ensemble of some checkpoints (``pipelines.ensemble``)."""
+        """The ensemble of some checkpoints (``pipelines.evaluation.ensemble``)."""
         jobs = [self._scorers.submit(scored, self.folder, setting, part, place) for place in checkpoints]
         members = [job.result() for job in jobs]
         return _by_document(

@@ -21,13 +21,15 @@ from pathlib import Path
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from engine.edit_distance import align_by_edits
-from engine.fusion import FusedRows, TargetRows, fuse
-from engine.spec import Fusion
-from engine.tokenization import PassageTokenizer
-from tests import oracles, real_tokenizers
+from engine.method.edit_distance import align_by_edits
+from engine.method.fusion import fuse
+from engine.method.rows import FusedRows, TargetRows
+from engine.spec import FusionRuleSpec
+from engine.text.tokenization import PassageTokenizer
+from tests import oracles
 from tests.benchmarks.figures import best_seconds, say
 from tests.benchmarks.passages import QUICKSTART, Scored, documents, target_rows, windows
+from tests.support import real_tokenizers
 
 TARGET, SOURCES = "Mistral SentencePiece", ["SmolLM2", "Mistral Tekken", "byte-level"]
 BATCH_TOKENS = 32_768
@@ -60,11 +62,11 @@ class Work:
     def tokens(self) -> int:
         return len(self.rows.token_ids)
 
-    def run(self, fusion: Fusion) -> FusedRows:
+    def run(self, fusion: FusionRuleSpec) -> FusedRows:
         aligned = [source.aligned(self.texts, self.rows) for source in self.sources]
         return fuse(self.rows, aligned, fusion, self.target.vocab_size)
 
-    def run_twin(self, fusion: Fusion, passage: int) -> None:
+    def run_twin(self, fusion: FusionRuleSpec, passage: int) -> None:
         """The same for one passage in plain Python."""
         rows = self.rows
         where = slice(rows.offsets[passage], rows.offsets[passage + 1])
@@ -82,7 +84,7 @@ def align_map_fuse(texts: list[str], window: int, top_k: int, name: str, on: str
     """Target tokens a second, with the memory that flows for each."""
     work = Work(texts, window, top_k)
     for rule in ("min_ce", "avg_ce"):
-        fusion = Fusion(rule=rule, top_k=top_k)
+        fusion = FusionRuleSpec(rule=rule, top_k=top_k)
         rate = work.tokens / best_seconds(lambda fusion=fusion: work.run(fusion), at_least=2.0)
         passage_tokens = int(work.rows.offsets[1])
         twin = passage_tokens / best_seconds(lambda fusion=fusion: work.run_twin(fusion, 0), at_least=0, most_rounds=1)
@@ -108,7 +110,7 @@ def align_map_fuse(texts: list[str], window: int, top_k: int, name: str, on: str
 
 def memory_per_token(texts: list[str], on: str) -> None:
     """Peak bytes allocated for each target token, in windows of 512 and of sixteen times as many tokens."""
-    fusion, peaks = Fusion(top_k=10), {}
+    fusion, peaks = FusionRuleSpec(top_k=10), {}
     for window in (512, 2048, 8192):
         work = Work(texts, window, 10)
         work.run(fusion)

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.alignment import ByteMatcher, EditMatcher, matcher
-from engine.tokenization import PassageTokenizer
-from engine.vocabulary import load_or_build
-from tests import real_tokenizers
+from engine.method.alignment import ByteMatcher, EditMatcher, matcher
+from engine.method.vocabulary import load_or_build
+from engine.text.tokenization import PassageTokenizer
 from tests.benchmarks.figures import say
 from tests.benchmarks.passages import documents, target_rows, windows
+from tests.support import real_tokenizers
 
 WINDOW = 512
 #: Windows of each file on which the slow ways are tried.

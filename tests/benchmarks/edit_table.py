@@ -24,7 +24,7 @@ CHUNK = 8000
 
 def ours(sources: list[str], targets: list[str]) -> tuple[float, np.ndarray, np.ndarray]:
     """Seconds, indices and distances."""
-    from engine.edit_distance import nearest
+    from engine.method.edit_distance import nearest
 
     nearest(sources[:300], targets[:300], 1)  # compile, or read the compiled
     started = time.perf_counter()

@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import real_tokenizers
 from tests.benchmarks.figures import say
-from tests.fuzzing import METHODS, Fuzzer, checkpoints, texts
+from tests.support import real_tokenizers
+from tests.support.fuzzing import METHODS, Fuzzer, checkpoints, texts
 
 BATCH = 64
 

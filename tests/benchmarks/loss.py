@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from engine.losses import Targets, objective
+from engine.method.losses import Targets, objective
 from tests.benchmarks.figures import say
 
 ROWS, HIDDEN_SIZE, TOP_K, LM_LOSS_WEIGHT = 2048, 512, (10, 128), 0.9

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.alignment import ByteMatcher
-from engine.fusion import SourceRows, TargetRows
-from engine.tokenization import PassageTokenizer
-from engine.vocabulary import build_mapping
-from pipelines.corpus import CorpusUnit, Document, read_documents, units_of
-from tests import real_tokenizers
+from engine.corpus.documents import Document, read_documents
+from engine.corpus.files import CorpusUnit, units_of
+from engine.method.alignment import ByteMatcher
+from engine.method.rows import SourceRows, TargetRows
+from engine.method.vocabulary import build_mapping
+from engine.text.tokenization import PassageTokenizer
+from tests.support import real_tokenizers
 
 QUICKSTART = sorted(real_tokenizers.CORPUS.glob("*.jsonl"))
 

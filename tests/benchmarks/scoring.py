@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from actors.backends.transformers import TransformersBackend
-from actors.backends.vllm import BATCHED_TOKENS
-from engine.tokenization import PassageTokenizer
+from actors.sources.backends.transformers import TransformersBackend
+from actors.sources.backends.vllm import BATCHED_TOKENS
+from engine.text.tokenization import PassageTokenizer
 from tests.benchmarks.figures import say
 from tests.benchmarks.scoring_ways import (
     DTYPE,

@@ -17,14 +17,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from actors.backends.transformers import TransformersBackend
-from actors.backends.vllm import BATCHED_TOKENS
-from actors.source_model import SourceModel
-from engine import spec
+from actors.sources.backends.transformers import TransformersBackend
+from actors.sources.backends.vllm import BATCHED_TOKENS
+from actors.sources.source_model import SourceModel
+from engine.corpus.documents import Document, read_documents
+from engine.corpus.files import units_of
 from engine.records import PASSAGE, schema
-from engine.tokenization import PassageTokenizer
-from pipelines.corpus import Document, read_documents, units_of
-from tests import real_tokenizers
+from engine.spec import SourceModelSpec
+from engine.text.tokenization import PassageTokenizer
+from tests.support import real_tokenizers
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -114,7 +115,7 @@ class Ways:
     def __init__(self, checkpoint: str, texts: Sequence[str], top_k: int, oracle: TransformersBackend):
         from vllm import SamplingParams
 
-        section = spec.SourceModel(
+        section = SourceModelSpec(
             name="source", checkpoint=checkpoint, dtype=DTYPE, bos="always", probe="off", kv_cache_bytes=KV_CACHE_BYTES
         )
         self.source, self.batch = SourceModel(section, top_k), passages(texts)

@@ -26,17 +26,18 @@ from pathlib import Path
 import numpy as np
 
 from engine import load_spec
-from engine.result import RunResult
+from engine.history.result import RunResult
 from engine.spec import FusionSpec
-from engine.specfile import as_located_spec
-from engine.tokenization import PassageTokenizer
-from pipelines.flow import derive_flow
+from engine.spec.loading import as_located_spec
+from engine.text.tokenization import PassageTokenizer
+from pipelines.stream.sizes import derive_flow
 from tests.benchmarks.figures import say
 from tests.benchmarks.stream_stages import StageCost, costs_alone
 from tests.benchmarks.stream_watch import Look, watched_run, window
-from tests.tiny_models import single_layer_checkpoint
+from tests.support.paths import ROOT
+from tests.support.tiny_models import single_layer_checkpoint
 
-QUICKSTART = Path(__file__).parents[2] / "pipelines/specs/quickstart.yaml"
+QUICKSTART = ROOT / "pipelines/specs/quickstart.yaml"
 
 #: The share of the steps that is left out at the beginning and at the end, where not all stages work.
 EDGE = 0.2

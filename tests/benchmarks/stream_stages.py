@@ -19,11 +19,12 @@ import pyarrow as pa
 import torch
 import torch.distributed
 
-from engine.ledger import Ledger
-from engine.scheduling import children_for_throughput
+from engine.history.ledger import Ledger
+from engine.records.batches import of_row
 from engine.spec import FusionSpec
-from pipelines.batches import of_row, on_batches
-from pipelines.flow import FlowPlan, mapping_sample
+from pipelines.cluster.linux_scheduling import children_for_throughput
+from pipelines.stream.sizes import FlowPlan, mapping_sample
+from pipelines.stream.stages import on_batches
 
 #: Optimizer steps that are done first and not counted: they compile, allocate and fill caches.
 WARM_STEPS = 3
@@ -78,9 +79,9 @@ def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
 
 def read(spec: FusionSpec, flow: FlowPlan) -> tuple[StageCost, list[pa.Table]]:
     """The corpus, cut into passages."""
-    from actors.run_monitor import NoMeter
-    from pipelines.arrangement import Arrangement
-    from pipelines.passages import PassageReader
+    from actors.monitor import NoMeter
+    from actors.reader import PassageReader
+    from engine.blocks.arrangement import Arrangement
 
     reader = PassageReader(
         flow.checkpoints,
@@ -103,7 +104,7 @@ def read(spec: FusionSpec, flow: FlowPlan) -> tuple[StageCost, list[pa.Table]]:
 
 def score(spec: FusionSpec, index: int, batches: Sequence[pa.Table]) -> tuple[StageCost, list[pa.Table]]:
     """The rows of source model ``index``."""
-    from actors.source_model import SourceModel
+    from actors.sources.source_model import SourceModel
 
     torch.set_num_threads(1)
     source = spec.source_models[index]
@@ -113,7 +114,7 @@ def score(spec: FusionSpec, index: int, batches: Sequence[pa.Table]) -> tuple[St
 def align(spec: FusionSpec, flow: FlowPlan, batches: Sequence[pa.Table]) -> tuple[StageCost, list[pa.Table]]:
     """All sources aligned, mapped and fused."""
     from actors.aligner import Aligner
-    from actors.run_monitor import NoMeter
+    from actors.monitor import NoMeter
 
     sources = [(source.name, source.checkpoint) for source in spec.source_models]
     aligner = on_batches(Aligner)(
@@ -129,7 +130,7 @@ def align(spec: FusionSpec, flow: FlowPlan, batches: Sequence[pa.Table]) -> tupl
 
 def pack(spec: FusionSpec, batches: Sequence[pa.Table]) -> tuple[StageCost, list[pa.Table]]:
     """Training blocks."""
-    from pipelines.packing import Packer
+    from engine.blocks.packing import Packer
 
     packer = Packer(spec.training.block_length, spec.fusion.top_k)
     return _timed("pack", lambda row: packer(*of_row(row)), batches)
@@ -152,8 +153,9 @@ def train(spec: FusionSpec, batches: Sequence[pa.Table], workers: int) -> StageC
 
 def _train(spec: FusionSpec, steps: Sequence[pa.Table], store: str, rank: int, workers: int) -> tuple[float, int]:
     """One worker's CPU seconds and passages."""
-    from actors.target_model import TargetModel
-    from actors.trainer import Journal, learn
+    from actors.training.journal import Journal
+    from actors.training.loop import learn
+    from actors.training.target_model import TargetModel
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=workers)

@@ -12,7 +12,7 @@ import psutil
 import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-from engine.result import Progress, RunResult, StageTotals
+from engine.history.result import Progress, RunResult, StageTotals
 from engine.spec import FusionSpec
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -42,7 +42,7 @@ class Look:
 
 
 class LooksKept:
-    """An observer of a run (``engine.watching``) that looks at its processes too, and keeps what it has seen."""
+    """An observer of a run (``engine.reporting.watch``) that looks at its processes too, and keeps what it has seen."""
 
     def __init__(self) -> None:
         self.looks: list[Look] = []
@@ -79,7 +79,7 @@ class LooksKept:
 
 def watched_run(spec: FusionSpec) -> tuple[RunResult, list[Look]]:
     """``engine.run``, looked at."""
-    from engine import runner
+    from pipelines.run import runner
 
     kept = LooksKept()
     with mock.patch.object(runner, "experiment_logs", lambda spec: [kept]):

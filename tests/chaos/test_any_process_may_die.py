@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from tests.interrupted_runs import InterruptedRun, kill_group
+from tests.support.interrupted_runs import InterruptedRun, kill_group
 
 FULL = os.environ.get("KNOWLEDGE_FUSION_CHAOS") == "full"
 MOMENTS = range(3)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.interrupted_runs import InterruptedRun
+from tests.support.interrupted_runs import InterruptedRun
 
 pytestmark = pytest.mark.timeout(400)
 

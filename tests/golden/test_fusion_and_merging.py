@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.fusion import FusedRows, SourceRows, TargetRows, fuse, source_weights
-from engine.losses import NO_LABEL, Targets, objective
-from engine.merging import select_calculate_erase
-from engine.spec import Fusion
+from engine.method.fusion import fuse, source_weights
+from engine.method.losses import NO_LABEL, Targets, objective
+from engine.method.merging import select_calculate_erase
+from engine.method.rows import FusedRows, SourceRows, TargetRows
+from engine.spec import FusionRuleSpec
 
 STUDENT = [[2.0, 1, 0, -1], [0, 0, 1, 0], [1, -1, 0.5, 0]]
 BASE = [[0.7, 0.3, 0, 0], [0, 0.5, 0.5, 0], [1, 0, 0, 0]]
@@ -16,8 +17,8 @@ SECOND = [[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]]
 CAUSAL_LM_LOSS, LM_LOSS_WEIGHT = 1.25, 0.9
 
 
-def authors(rule: str = "min_ce") -> Fusion:
-    return Fusion(rule=rule, top_k=4, arithmetic="fusellm")
+def authors(rule: str = "min_ce") -> FusionRuleSpec:
+    return FusionRuleSpec(rule=rule, top_k=4, arithmetic="fusellm")
 
 
 def source(rows: list[list[float]], cross_entropy: float) -> SourceRows:
@@ -88,7 +89,7 @@ def test_min_ce(cross_entropies, winner, expected):
 def test_in_full_precision_the_better_source_wins():
     values = np.array([[1.502, 1.500, 9.0]])
     assert source_weights(values, authors()).argmax() == 0
-    assert source_weights(values, Fusion()).argmax() == 1
+    assert source_weights(values, FusionRuleSpec()).argmax() == 1
 
 
 def test_avg_ce():

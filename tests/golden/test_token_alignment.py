@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from engine.alignment import NEXT_TOKEN, NO_ROW, TokenRun, match_by_edits, match_end_bytes
-from engine.edit_distance import align_by_edits
+from engine.method.alignment import NEXT_TOKEN, NO_ROW, TokenRun, match_by_edits, match_end_bytes
+from engine.method.edit_distance import align_by_edits
 
 N = NEXT_TOKEN
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from engine.edit_distance import nearest
-from engine.fusion import SourceRows, TargetRows, fuse
-from engine.spec import Fusion
+from engine.method.edit_distance import nearest
+from engine.method.fusion import fuse
+from engine.method.rows import SourceRows, TargetRows
+from engine.spec import FusionRuleSpec
 
 TARGETS = [
     "<unk>",
@@ -62,7 +63,7 @@ def test_a_distribution_of_four(mapping, arithmetic, expected):
         np.array([0, 1], np.int32), np.array([0, 3], np.int32), np.array([0, 2]), np.array([3], np.int32),
         np.zeros(1, np.int32),
     )  # fmt: skip
-    fused = fuse(target, [source], Fusion(top_k=4, arithmetic=arithmetic), vocabulary=3)
+    fused = fuse(target, [source], FusionRuleSpec(top_k=4, arithmetic=arithmetic), vocabulary=3)
     logits = np.array(list(expected.values()))
     kept = np.logaddexp.reduce(LOGITS if arithmetic == "exact" else logits)
     probs = dict(zip(fused.ids[0].tolist(), fused.probs[0].tolist(), strict=True))

@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine import load_spec, plan
-from tests.tiny_gguf import write_gguf
-from tests.tiny_models import tiny_checkpoint
-from tests.tiny_tokenizers import byte_level_without_bos
+from tests.support.paths import ROOT
+from tests.support.tiny_gguf import write_gguf
+from tests.support.tiny_models import tiny_checkpoint
+from tests.support.tiny_tokenizers import byte_level_without_bos
 
-ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "pipelines" / "quickstart"
 SOURCE = QUICKSTART / "models" / "llama-docs"
 

@@ -1,11 +1,9 @@
 """ray_cluster.yaml is a cluster that Ray accepts, and its labels are those that the stages can ask for."""
 
-from pathlib import Path
-
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
 
 
 def test_ray_accepts_the_cluster_file():

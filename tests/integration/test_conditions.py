@@ -9,8 +9,8 @@ import pytest
 import ray
 
 from engine import run
-from tests.tiny_models import tiny_checkpoint
-from tests.tiny_tokenizers import byte_level_with_bos
+from tests.support.tiny_models import tiny_checkpoint
+from tests.support.tiny_tokenizers import byte_level_with_bos
 
 pytestmark = pytest.mark.timeout(200)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 QUICKSTART = ROOT / "pipelines" / "quickstart"
 TASKS = QUICKSTART / "tasks"
 TARGET, SOURCE = QUICKSTART / "models" / "mistral-target", QUICKSTART / "models" / "llama-docs"

@@ -13,14 +13,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from actors import checkpoints
-from actors.checkpoint_folders import latest
-from actors.target_model import TargetModel
-from engine import spec
+from actors.training import checkpoints
+from actors.training.checkpoint_index import latest
+from actors.training.target_model import TargetModel
 from engine.errors import TrainingError
-from engine.spec import Objective, Optimizer, Training
-from tests.tiny_models import tiny_checkpoint
-from tests.training_blocks import LENGTH, TOP_K, training_blocks, with_bad_probability
+from engine.spec import ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingSpec
+from tests.support.tiny_models import tiny_checkpoint
+from tests.support.training_blocks import LENGTH, TOP_K, training_blocks, with_bad_probability
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -40,16 +39,16 @@ class Run(NamedTuple):
 def begin(rank: int, run: Run, model: str, store: str) -> TargetModel:
     """This worker's shard of the target model, in a process group of its own."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=run.workers)
-    training = Training(
+    training = TrainingSpec(
         num_workers=run.workers,
         block_length=LENGTH,
         global_batch_blocks=4,
         micro_batch_blocks=run.micro,
         max_steps=STEPS,
-        optimizer=Optimizer(learning_rate=3e-3),
+        optimizer=OptimizerSpec(learning_rate=3e-3),
     )
     return TargetModel(
-        spec.TargetModel(checkpoint=model), training, Objective(lm_loss_weight=0.5), TOP_K, torch.device("cpu")
+        TargetModelSpec(checkpoint=model), training, ObjectiveSpec(lm_loss_weight=0.5), TOP_K, torch.device("cpu")
     )
 
 

@@ -6,9 +6,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from engine import load_spec, run
-from engine.chat import ChatTemplate
-from engine.tokenization import PassageTokenizer
-from pipelines.corpus import read_conversations, units_of
+from engine.corpus.documents import read_conversations
+from engine.corpus.files import units_of
+from engine.text.chat import ChatTemplate
+from engine.text.tokenization import PassageTokenizer
 
 CORPUS = "pipelines/quickstart/corpus/conversations.jsonl"
 

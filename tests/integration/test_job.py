@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 RAY = str(Path(sys.executable).with_name("ray"))
 
 pytestmark = pytest.mark.timeout(500)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.result import RunResult
+from engine.history.result import RunResult
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 STEPS = 30
 
 pytestmark = pytest.mark.timeout(400)

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.timeout(100)
 
 SCRIPT = """
 import ray
-from engine import cluster
+from pipelines.cluster import session as cluster
 from engine.spec import FusionSpec
 
 ray.init(address="local", num_cpus=1, object_store_memory=2**27, include_dashboard=False)

@@ -7,8 +7,8 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from pipelines.training import tune
-from tests.growing_batches import BATCHES, Scorer, SlowReader
+from pipelines.stream.training import tune
+from tests.support.growing_batches import BATCHES, Scorer, SlowReader
 
 pytestmark = pytest.mark.timeout(100)
 

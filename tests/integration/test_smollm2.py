@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 QUICKSTART = ROOT / "pipelines" / "quickstart"
 PASSAGES = 8
 LENGTH = 600  # characters: some 200 tokens of SmolLM2, and less than a block of the target's

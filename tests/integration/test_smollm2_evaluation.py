@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.checkpoint_files import local_checkpoint
-from pipelines.evaluation import bits_per_byte, score_texts
+from engine.model_files.local import local_checkpoint
+from pipelines.evaluation.bits_per_byte import bits_per_byte, score_texts
+from tests.support.paths import ROOT
 
-HELD_OUT = Path(__file__).parents[2] / "pipelines" / "quickstart" / "corpus" / "heldout_docs.jsonl"
+HELD_OUT = ROOT / "pipelines" / "quickstart" / "corpus" / "heldout_docs.jsonl"
 TEXTS, LENGTH = 2, 600  # characters: some 150 tokens of SmolLM2
 WINDOW = 96
 

@@ -17,12 +17,12 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from actors.backends import PromptRows
-from actors.backends.transformers import TransformersBackend
+from actors.sources.backends import PromptRows
+from actors.sources.backends.transformers import TransformersBackend
 from engine.errors import SourceModelError
-from engine.tokenization import PassageTokenizer
-from tests.tiny_models import POSITIONS, tiny_checkpoint
-from tests.tiny_tokenizers import tokenizer_folders
+from engine.text.tokenization import PassageTokenizer
+from tests.support.tiny_models import POSITIONS, tiny_checkpoint
+from tests.support.tiny_tokenizers import tokenizer_folders
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -36,7 +36,7 @@ TEXTS = ["The quick brown fox.", "def f(x):\n\treturn x", "Zwölf 🙂 日本", 
 @cache
 def vllm_backend(checkpoint: str, in_chunks: bool) -> Any:
     """In the other process; an engine takes seconds to load."""
-    from actors.backends.vllm import _ENVIRONMENT, VllmBackend
+    from actors.sources.backends.vllm import _ENVIRONMENT, VllmBackend
 
     os.environ.update(_ENVIRONMENT, TORCHDYNAMO_DISABLE="1")  # read when vLLM is imported
     import vllm
@@ -61,14 +61,14 @@ def install_in_another_vllm() -> tuple[bool, list[str]]:
     """Whether the capture goes in where the method that it replaces takes something else, and the warnings."""
     from vllm.v1.engine.logprobs import LogprobsProcessor
 
-    from actors.backends.vllm import _install_dense_capture
+    from actors.sources.backends.vllm_patches import install_dense_capture
 
     known = LogprobsProcessor._update_prompt_logprobs
     LogprobsProcessor._update_prompt_logprobs = lambda self, something_else: None
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            return _install_dense_capture(), [str(warning.message) for warning in caught]
+            return install_dense_capture(), [str(warning.message) for warning in caught]
     finally:
         LogprobsProcessor._update_prompt_logprobs = known
 

@@ -5,15 +5,15 @@ import pyarrow as pa
 import pytest
 import ray
 
-from actors.run_monitor import NoMeter, RunMonitor
-from actors.source_model import SourceModel
-from engine import cluster
-from engine.ledger import Ledger
+from actors.monitor import NoMeter, RunMonitor
+from actors.sources.source_model import SourceModel
+from engine.history.ledger import Ledger
 from engine.records import SHARE, rows_of
-from engine.specfile import as_located_spec
-from engine.tokenization import PassageTokenizer
-from pipelines.flow import derive_flow
-from pipelines.fused_blocks import fused_blocks
+from engine.spec.loading import as_located_spec
+from engine.text.tokenization import PassageTokenizer
+from pipelines.cluster import session as cluster
+from pipelines.stream.fused_blocks import fused_blocks
+from pipelines.stream.sizes import derive_flow
 from tests.oracles import fused_passage
 
 pytestmark = pytest.mark.timeout(300)

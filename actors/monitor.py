@@ -1,0 +1,207 @@
+"""Run monitor: one process that every stage tells what it has done, and that the driver asks for a picture.
+
+The numbers are for people. What must be exact (learned passages, losses, win rates) travels with the data instead.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from engine.errors import FusionError
+from engine.history.result import TRAIN, LeftOut, Progress, SkippedRow, StageTotals, StepRecord
+
+
+class RunMonitor:
+    """Sums up what all replicas of all stages report. Reports carry totals, so a repeated one changes nothing."""
+
+    def __init__(self) -> None:
+        self._processes: dict[str, dict[tuple[str, str], StageTotals]] = {}
+        self._deaths: dict[tuple[str, str], int] = {}
+        self._streams = 0
+        self._earlier: set[tuple[str, str]] = set()
+        self._steps: dict[int, StepRecord] = {}
+        self._skipped: dict[tuple[str, int], SkippedRow] = {}
+        self._left_out: dict[tuple[str, str], LeftOut] = {}
+
+    def begin_stream(self) -> None:
+        """A stream begins, the first or one more for training workers that were started anew; all replicas are new."""
+        self._streams += 1
+        self._earlier = {key for processes in self._processes.values() for key in processes}
+
+    def report(self, replica: str, process: str, totals: StageTotals) -> None:
+        """The totals of one process so far; they replace what it has reported before.
+
+        A replica that dies goes on as another process, and what the dead one had done still counts.
+        """
+        self._processes.setdefault(totals.name, {})[replica, process] = totals
+
+    def start(self, replica: str, process: str, stage: str, deaths: int = 0) -> int:
+        """A replica's process has started, after so many ``deaths`` of the same replica by Ray's count.
+
+        Returns:
+            How many of the stage's processes have replaced a dead one.
+        """
+        self._processes.setdefault(stage, {}).setdefault((replica, process), StageTotals(stage))
+        self._deaths[stage, replica] = deaths
+        total = self._sum(stage)
+        return total.starts - total.replicas
+
+    def step(self, record: StepRecord) -> None:
+        """One optimizer step; a step that was taken again after a restart replaces the first."""
+        self._steps[record.step] = record
+
+    def skip(self, row: SkippedRow) -> None:
+        """A file or row that was left out; counted once, however often it is read."""
+        self._skipped[row.path, row.row] = row
+
+    def leave_out(self, source: str, passage_ids: Sequence[str], reason: str) -> None:
+        """Passages that a source has not scored; counted once, however often they come."""
+        for passage_id in passage_ids:
+            self._left_out[source, passage_id] = LeftOut(source, passage_id, reason)
+
+    def snapshot(self, since_step: int = 0) -> Progress:
+        """Everything so far; of the steps only those after ``since_step``, though the totals hold them all."""
+        stages = [self._sum(name) for name in self._processes]
+        if self._steps:
+            stages.append(_train_totals(self._steps.values(), max(1, self._streams)))
+        return Progress(
+            stages=tuple(stages),
+            steps=tuple(self._steps[step] for step in sorted(self._steps) if step > since_step),
+            skipped=tuple(self._skipped[key] for key in sorted(self._skipped)),
+            left_out=tuple(self._left_out[key] for key in sorted(self._left_out)),
+        )
+
+    def _sum(self, name: str) -> StageTotals:
+        """A stage over all processes that have worked for it; of its replicas those of the present stream."""
+        processes = self._processes[name]
+        totals = processes.values()
+        started = Counter(replica for replica, _ in processes)
+        deaths = [max(count - 1, self._deaths.get((name, replica), 0)) for replica, count in started.items()]
+        replicas = {replica for replica, process in processes if (replica, process) not in self._earlier}
+        return StageTotals(
+            name=name,
+            passages=sum(total.passages for total in totals),
+            tokens=sum(total.tokens for total in totals),
+            busy_seconds=sum(total.busy_seconds for total in totals),
+            wait_seconds=sum(total.wait_seconds for total in totals),
+            replicas=len(replicas),
+            starts=len(replicas) + sum(deaths),
+        )
+
+
+class Meter:
+    """Reports one replica's totals to the run monitor, after every call of its stage.
+
+    A meter is made where the stream is built and travels to the replica, where it starts counting. Nothing is held
+    back: Ray Data kills the replicas of a stage as soon as its last call has returned.
+
+    Args:
+        stage: name of the stage.
+        monitor: handle of the run's ``RunMonitor`` actor.
+        max_restarts: how often in all the stage's replicas may die and be replaced; a source model counts for itself.
+    """
+
+    def __init__(self, stage: str, monitor: Any, max_restarts: int = 0):
+        self._stage = stage
+        self._monitor = monitor
+        self._max_restarts = max_restarts
+        self._process = uuid.uuid4().hex
+        self._last_end: float | None = None
+        self._totals = StageTotals(stage)
+
+    def __reduce__(self) -> tuple:
+        return Meter, (self._stage, self._monitor, self._max_restarts)
+
+    def start(self) -> int:
+        """Say that this process has started; how often a replica of this stage has been replaced so far."""
+        ray = sys.modules["ray"]
+        replica = _actor_id()
+        started = self._monitor.start.remote(replica or self._process, self._process, self._stage, _deaths(replica))
+        return ray.get(started)
+
+    def start_or_refuse(self) -> None:
+        """As ``start``, but a dead replica is not replaced for ever, as Ray would do.
+
+        Raises:
+            FusionError: the stage's replicas have died more often than ``max_restarts``.
+        """
+        restarts = self.start()
+        if restarts > self._max_restarts:
+            raise FusionError(
+                f"{self._stage}: its replicas have died {restarts} times, training.max_restarts is "
+                f"{self._max_restarts}; look for what ends them in Ray's logs (out of memory, a lost node)"
+            )
+
+    def record(self, passages: int, tokens: int, busy_seconds: float) -> None:
+        """Add one call; the time since the last call ended, less ``busy_seconds``, was spent waiting."""
+        now = time.perf_counter()
+        waited = 0.0 if self._last_end is None else max(0.0, now - self._last_end - busy_seconds)
+        self._last_end = now
+        self._totals = replace(
+            self._totals,
+            passages=self._totals.passages + passages,
+            tokens=self._totals.tokens + tokens,
+            busy_seconds=self._totals.busy_seconds + busy_seconds,
+            wait_seconds=self._totals.wait_seconds + waited,
+        )
+        self._monitor.report.remote(_actor_id() or self._process, self._process, self._totals)
+
+    def skip(self, row: SkippedRow) -> None:
+        """Report a file or row that was left out."""
+        self._monitor.skip.remote(row)
+
+    def leave_out(self, passage_ids: Sequence[str], reason: str) -> None:
+        """Report passages that this stage's source does not score."""
+        self._monitor.leave_out.remote(self._stage, passage_ids, reason)
+
+
+class NoMeter:
+    """Counts nothing, for use outside a run."""
+
+    def start(self) -> int:
+        """Nobody is told, and nothing was replaced."""
+        return 0
+
+    def start_or_refuse(self) -> None:
+        """Nothing was replaced, and nothing is refused."""
+
+    def record(self, passages: int, tokens: int, busy_seconds: float) -> None:
+        """Nothing is told to anybody."""
+
+    def skip(self, row: SkippedRow) -> None:
+        """Nothing is told to anybody."""
+
+
+def _actor_id() -> str | None:
+    """Ray's id of the actor around this code, which outlives the actor's processes; None outside of Ray."""
+    ray = sys.modules.get("ray")  # in an actor it has long been imported, and elsewhere nobody needs it
+    return ray.get_runtime_context().get_actor_id() if ray is not None and ray.is_initialized() else None
+
+
+def _train_totals(steps: Collection[StepRecord], starts: int) -> StageTotals:
+    """Training as a stage. Its workers move in step and one speaks for all, so it counts as one replica."""
+    wait_seconds = sum(record.wait_seconds for record in steps)
+    return StageTotals(
+        name=TRAIN,
+        passages=sum(record.passages for record in steps),
+        tokens=sum(record.tokens for record in steps),
+        busy_seconds=sum(record.seconds for record in steps) - wait_seconds,
+        wait_seconds=wait_seconds,
+        replicas=1,
+        starts=starts,
+    )
+
+
+def _deaths(replica: str | None) -> int:
+    """How often Ray has replaced this actor's process: a process that dies while it imports tells nobody else."""
+    if replica is None:
+        return 0
+    from ray._private import state  # the public was_current_actor_reconstructed asks the same and says yes or no
+
+    return int(state.actors(replica)["NumRestarts"])

@@ -1,0 +1,1 @@
+"""Source models: each scores passages behind its own tokenizer and engine."""

@@ -1,0 +1,179 @@
+"""SourceModel: passages in, the same passages with one source model's distributions out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from actors.monitor import Meter, NoMeter
+from actors.sources.backends import Backend, PromptRows
+from actors.sources.probe import (
+    Probe,
+    insist_on_distributions,
+    insist_on_same_model,
+    is_no_better_than_chance,
+    probe,
+    settled_bos,
+)
+from engine.errors import SourceModelError
+from engine.model_files.configuration import context_limit
+from engine.model_files.local import local_checkpoint, with_adapter, with_chat_template
+from engine.records import MESSAGES, PASSAGE, check, ragged, source_columns
+from engine.spec import SourceModelSpec
+from engine.text.chat import ChatTemplate
+from engine.text.tokenization import NO_ROLE, PassageTokenizer
+
+#: A passage's token ids, its end bytes, and which of its rows are sent on.
+Encoded = tuple[np.ndarray, np.ndarray, slice | np.ndarray]
+
+
+class SourceModel:
+    """One replica of a source model: its tokenizer and its engine.
+
+    Every passage is scored with EOS behind it, whether or not the document ends there: the row of the last text token
+    needs a successor to exist. The row of EOS itself does not exist, so S is one less than the number of tokens. A
+    conversation is scored as the model's chat template renders it, and begins with BOS if that has it.
+
+    Args:
+        source: the spec's section.
+        top_k: K, entries kept of each row.
+        meter: of this source's stage; none outside a run.
+
+    Raises:
+        SourceModelError: the model cannot be loaded, its vocabulary is smaller than K, its replicas have died too
+            often, or the probe finds it fed wrongly.
+    """
+
+    def __init__(self, source: SourceModelSpec, top_k: int, meter: Meter | None = None):
+        self._source = source
+        self._meter = meter or NoMeter()
+        self._insist_on_few_restarts(self._meter.start())
+        self._tokenizer, config = _read_checkpoint(source)
+        self._adds_bos = {"always": True, "never": False}.get(source.bos, self._tokenizer.adds_bos)
+        if self._adds_bos and self._tokenizer.bos_id == NO_ROLE:
+            raise SourceModelError(f"{source.name}: bos is {source.bos}, but the tokenizer has no BOS; use never")
+        vocab_size = config.get_text_config().vocab_size
+        if vocab_size < top_k:
+            raise SourceModelError(
+                f"{source.name}: fusion.top_k is {top_k}, the vocabulary has {vocab_size} tokens; lower top_k"
+            )
+        self._context = context_limit(config, source.max_context_tokens, generated_tokens=1)
+        self._backend = _load_backend(source, top_k, self._context)
+        self._probed: Probe | None = None
+        if source.probe != "off":
+            self._probed = probe(self._backend, self._tokenizer, self._adds_bos, self._context)
+            self._adds_bos = settled_bos(self._probed, source.name, self._adds_bos, source.probe == "correct")
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """``records.PASSAGE`` (and other sources' columns) to the same with ``records.source_columns``.
+
+        Raises:
+            SourceModelError: a passage is longer than the context, or the model returned what is no distribution.
+        """
+        started = time.perf_counter()
+        check(batch, PASSAGE, self._source.name)
+        encoded = self._encoded(batch)
+        self._insist_on_context(batch, encoded)
+        rows = self._score([ids for ids, _, _ in encoded])
+        prompts = [ids for ids, _, _ in encoded]
+        vocab_size, dtype = self._backend.vocab_size, self._source.dtype
+        insist_on_distributions(self._source.name, batch["passage_id"], prompts, rows, vocab_size, dtype)
+        if self._probed is not None and is_no_better_than_chance(self._probed, rows):
+            again = probe(self._backend, self._tokenizer, self._adds_bos, self._context)
+            insist_on_same_model(self._source.name, self._probed, again)
+        sent = [(row, kept) for row, (_, _, kept) in zip(rows, encoded, strict=True)]
+        values = (
+            [ids[kept] for ids, _, kept in encoded],
+            [end_bytes[kept] for _, end_bytes, kept in encoded],
+            [row.topk_ids[kept] for row, kept in sent],
+            [tempered(row.topk_logprobs[kept], self._source.temperature) for row, kept in sent],
+            [row.token_logprobs[kept] for row, kept in sent],
+        )
+        for column, arrays in zip(source_columns(self._source.name), values, strict=True):
+            batch = batch.append_column(column.name, ragged(arrays, column.dtype.value_type))
+        tokens = sum(len(ids) for ids in prompts)
+        self._meter.record(passages=len(batch), tokens=tokens, busy_seconds=time.perf_counter() - started)
+        return batch
+
+    def _encoded(self, batch: pa.Table) -> list[Encoded]:
+        """What each passage is for this model; of a conversation only the rows that predict its answers are sent."""
+        if MESSAGES.name not in batch.column_names:
+            texts = (text.as_py() for text in batch["text"])
+            found = [self._tokenizer.encode_with_roles(text, self._adds_bos, ends_document=True) for text in texts]
+            return [(ids, end_bytes, slice(0, len(ids) - 1)) for ids, end_bytes in found]
+        template = ChatTemplate(self._tokenizer)
+        renderings = [template.encode(messages) for messages in batch[MESSAGES.name].to_pylist()]
+        return [(rendering.token_ids, rendering.end_bytes, rendering.rows()) for rendering in renderings]
+
+    def _insist_on_few_restarts(self, restarts: int) -> None:
+        """Ray replaces a dead replica for ever, each time loading the model and scoring the same passages again."""
+        if restarts > self._source.max_restarts:
+            raise SourceModelError(
+                f"{self._source.name}: its replicas have died {restarts} times, source_models max_restarts is "
+                f"{self._source.max_restarts}; look for what ends them in Ray's logs (out of memory, a broken GPU)"
+            )
+
+    def _score(self, prompts: Sequence[np.ndarray]) -> list[PromptRows]:
+        """The backend's rows, asked for in order of length so that prompts of one step are alike."""
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        rows = self._backend.score([prompts[index] for index in order])
+        by_prompt = dict(zip(order, rows, strict=True))
+        return [by_prompt[index] for index in range(len(prompts))]
+
+    def _insist_on_context(self, batch: pa.Table, encoded: Sequence[Encoded]) -> None:
+        for passage_id, (ids, _, _) in zip(batch["passage_id"], encoded, strict=True):
+            if len(ids) > self._context:
+                raise SourceModelError(
+                    f"{self._source.name}: passage {passage_id} has {len(ids)} tokens, "
+                    f"the model takes {self._context}; cut passages shorter, or raise max_context_tokens"
+                )
+
+
+def tempered(logprobs: np.ndarray, temperature: float) -> np.ndarray:
+    """Log-probabilities [S,K] of the kept entries flattened (temperature above 1) or sharpened among themselves.
+
+    What a row keeps stays what it keeps, so the rest mass is as the model has it. Where the rest mass is dropped, as in
+    the authors' code, this is their softmax of the kept logits over the temperature.
+    """
+    if temperature == 1.0 or not logprobs.size:
+        return logprobs
+    kept = np.logaddexp.reduce(logprobs, axis=1, keepdims=True)
+    scaled = logprobs / np.float32(temperature)
+    return (scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True) + kept).astype(np.float32)
+
+
+def _read_checkpoint(source: SourceModelSpec) -> tuple[PassageTokenizer, Any]:
+    """The checkpoint's tokenizer and transformers configuration."""
+    from transformers import AutoConfig
+
+    try:
+        folder = local_checkpoint(source.checkpoint, weights=False)
+        tokenizer = PassageTokenizer.load(with_chat_template(source.checkpoint, source.chat_template))
+        return tokenizer, AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise SourceModelError(f"{source.name}: {source.checkpoint} cannot be loaded: {error}") from error
+
+
+def _load_backend(source: SourceModelSpec, top_k: int, context: int) -> Backend:
+    device = "cuda" if source.num_gpus else "cpu"
+    checkpoint = with_adapter(source.checkpoint, source.adapter)
+    if source.backend == "vllm":
+        from actors.sources.backends.vllm import VllmBackend
+
+        return VllmBackend(
+            checkpoint,
+            top_k,
+            source.dtype,
+            context,
+            source.kv_cache_bytes,
+            device,
+            tensor_parallel_size=source.tensor_parallel_size,
+            quantization=source.quantization,
+        )
+    from actors.sources.backends.transformers import TransformersBackend
+
+    return TransformersBackend(checkpoint, top_k, source.dtype, device)

@@ -1,0 +1,51 @@
+"""Which checkpoints a run has, and their journals: all that is known of a checkpoint without its weights.
+
+Apart from ``actors.training.checkpoints``, since the processes that only ask what has been learned need no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import fsspec
+
+from engine.history.ledger import Ledger
+
+#: The journal of a checkpoint, written last: a folder without it is the remains of a crash.
+STATE_FILE = "state.json"
+
+
+def checkpoints_folder(output_dir: str) -> str:
+    """Where a run's checkpoints are."""
+    return os.path.join(output_dir, "checkpoints")
+
+
+def learned_passages(output_dir: str) -> Ledger:
+    """The ledger of the last complete checkpoint; an empty one if there is none."""
+    folder = latest(checkpoints_folder(output_dir))
+    return Ledger(read_state(folder)["learned"]) if folder else Ledger()
+
+
+def latest(folder: str) -> str | None:
+    """The newest complete checkpoint below ``folder``, None if there is none."""
+    found = complete(folder)
+    return found[-1] if found else None
+
+
+def complete(folder: str) -> list[str]:
+    """Complete checkpoints, oldest first: their names count the steps in digits of one width."""
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    filesystem.invalidate_cache()
+    if not filesystem.exists(path):
+        return []
+    # Listed, not globbed: a bracket in the output folder's name would find nothing, and the run would begin anew.
+    names = sorted(name.rstrip("/") for name in filesystem.ls(path, detail=False))
+    return [filesystem.unstrip_protocol(name) for name in names if filesystem.exists(os.path.join(name, STATE_FILE))]
+
+
+def read_state(folder: str) -> dict[str, Any]:
+    """The journal of a checkpoint."""
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    return json.loads(filesystem.cat_file(os.path.join(path, STATE_FILE)))

@@ -1,0 +1,62 @@
+"""The trained target as a checkpoint that transformers loads."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import fsspec
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+)
+from transformers import AutoModelForCausalLM
+
+from actors.training.loading import add_adapters, merge_adapters
+from actors.training.target_model import TargetModel
+from engine.model_files.local import load_tokenizer
+
+
+def export(target: TargetModel, tokenizer_checkpoint: str, folder: str) -> None:
+    """Write the target model in Hugging Face format: safetensors, configuration, tokenizer; all workers take part."""
+    weights = get_model_state_dict(target.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_rank() == 0:
+        weights = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+        filesystem, path = fsspec.core.url_to_fs(folder)
+        filesystem.makedirs(os.path.dirname(path), exist_ok=True)
+        local = "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
+        # Beside its place, so that a local export appears by one rename; a remote one is uploaded file by file.
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(path) if local else None, prefix=".export-") as temporary:
+            written = os.path.join(temporary, "export")
+            _write_model(target, tokenizer_checkpoint, weights, written)
+            if filesystem.exists(path):
+                filesystem.rm(path, recursive=True)
+            if local:
+                os.rename(written, path)
+            else:
+                filesystem.put(written + "/", path, recursive=True)
+    dist.barrier()
+
+
+def _write_model(target: TargetModel, tokenizer_checkpoint: str, weights: dict[str, Any], folder: str) -> None:
+    with torch.device("meta"):  # only its configuration and its rules for tied weights are needed
+        model = AutoModelForCausalLM.from_config(target.config)
+    if target.section.lora.rank:
+        weights = _merged(target, weights)
+    model.save_pretrained(folder, state_dict=weights)
+    if target.generation_config is not None:
+        # Not by save_pretrained: it refuses settings that it has itself loaded, such as Llama 2's temperature without
+        # sampling, and a long run would end without its model.
+        target.generation_config.to_json_file(os.path.join(folder, "generation_config.json"))
+    load_tokenizer(tokenizer_checkpoint).save_pretrained(folder)
+
+
+def _merged(target: TargetModel, weights: dict[str, Any]) -> dict[str, Any]:
+    """Weights and adapters as one plain model."""
+    model = AutoModelForCausalLM.from_config(target.config, dtype=torch.float32)
+    add_adapters(model, target.section.lora)
+    model.load_state_dict(weights)
+    return merge_adapters(model)

@@ -1,0 +1,114 @@
+"""The target model's weights: read by the first worker alone, handed out to the shards of all.
+
+Every worker builds the model without memory (torch's ``meta`` device), shards it, and receives its shard. So no worker
+but the first ever holds the whole model, and the first holds it in main memory, not on its GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from engine.errors import TrainingError
+from engine.model_files.local import local_checkpoint
+from engine.spec import LoraSpec, TargetModelSpec
+
+
+def empty_causal_lm(section: TargetModelSpec) -> PreTrainedModel:
+    """The model without its weights; with ``lora.rank`` all but the adapters is frozen.
+
+    Raises:
+        TrainingError: ``lora.target_modules`` names no module, or one that must not have an adapter.
+    """
+    config = AutoConfig.from_pretrained(local_checkpoint(section.checkpoint, weights=False))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if section.lora.rank:
+        add_adapters(model, section.lora)
+    return model
+
+
+def read_causal_lm(section: TargetModelSpec) -> PreTrainedModel:
+    """The whole model in main memory, in float32 and evaluation mode; its adapters change nothing yet."""
+    model = AutoModelForCausalLM.from_pretrained(local_checkpoint(section.checkpoint), dtype=torch.float32)
+    if section.lora.rank:
+        add_adapters(model, section.lora)
+    return model.eval()
+
+
+def fill(sharded: FSDPModule, empty: nn.Module, whole: nn.Module | None, device: torch.device) -> None:
+    """Give an empty, sharded model its weights; all workers take part.
+
+    Args:
+        sharded: the module that was sharded, or the part of it that is ``empty``.
+        empty: what has the names of ``whole``.
+        whole: the model to take them from; None but on the first worker.
+    """
+    sharded.to_empty(device=device)
+    for module in reversed([module for module in sharded.modules() if isinstance(module, FSDPModule)]):
+        module.unshard()  # emptying gave tied weights a tensor each; gathering and freeing them ties them again
+        module.reshard()
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(empty, whole.state_dict() if whole is not None else {}, options=options)
+    for name, buffer in empty.named_buffers():  # those that no checkpoint holds, such as rotary frequencies
+        if whole is not None:
+            buffer.copy_(whole.get_buffer(name))
+        dist.broadcast(buffer, 0)
+
+
+def add_adapters(model: PreTrainedModel, lora: LoraSpec) -> None:
+    """Put low-rank matrices beside the layers and freeze everything else; the model computes what it did before.
+
+    Raises:
+        TrainingError: there is no module of the given names, or the lm_head or a weight tied to it is among them.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    without = _without_adapter(model)
+    parts = [(name, getattr(part, "weight", None)) for name, part in model.named_modules() if name not in without]
+    names = {name.rpartition(".")[2] for name, weight in parts if weight is not None and weight.ndim == 2}
+    where = f"target_model.lora.target_modules {list(lora.target_modules)}"
+    remedy = f"Choose from {', '.join(sorted(names))}, or leave it empty for all linear layers but the lm_head"
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) or "all-linear",
+    )
+    try:
+        inject_adapter_in_model(config, model)
+    except ValueError as error:
+        raise TrainingError(f"{where}: {error} {remedy}") from error
+    adapted = [name for name in without if isinstance(model.get_submodule(name), BaseTunerLayer)]
+    faults = [f"{name} {without[name]}" for name in adapted]
+    if faults:
+        raise TrainingError(f"{where}: {'; '.join(faults)}. {remedy}")
+
+
+def _without_adapter(model: PreTrainedModel) -> dict[str, str]:
+    """Names of the modules that must not have an adapter, and why not."""
+    head = model.get_output_embeddings()
+    untrained = "is the lm_head, of which the loss reads the weight alone: its adapter would never be trained"
+    untied = "shares the lm_head's weight: the export would merge its adapter into both, training has it in one"
+    return {
+        name: untrained if part is head else untied
+        for name, part in model.named_modules()
+        if getattr(part, "weight", None) is head.weight
+    }
+
+
+def merge_adapters(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Add the adapters to the weights beside which they stand; the state under the names of the plain model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+    return {
+        name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
+    }

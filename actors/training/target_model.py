@@ -1,0 +1,288 @@
+"""The target model: loaded by transformers, sharded by FSDP2, moved by one optimizer step at a time. torch only."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import PreTrainedModel
+
+from actors.training.collectives import of_all_workers
+from actors.training.loading import empty_causal_lm, fill, read_causal_lm
+from actors.training.sharding import compile_blocks, recompute_activations, shard
+from engine.errors import TrainingError
+from engine.method.losses import LogitShape, Targets, objective, shaped
+from engine.records import flat_values, rows_of
+from engine.spec import Divergence, ObjectiveSpec, TargetModelSpec, TrainingSpec
+
+#: The learning rate ends at this share of its peak.
+FINAL_SHARE = 0.1
+
+#: How far the logits of a packed passage may be from those of the passage alone, relative to the largest of them.
+LOGIT_TOLERANCE = 1e-3
+
+
+class StepLosses(NamedTuple):
+    """What one optimizer step was like, over all workers; ``fusion_loss`` is NaN in a step without fused rows."""
+
+    loss: float
+    lm_loss: float
+    fusion_loss: float
+    grad_norm: float
+    learning_rate: float
+    lm_rows: int
+    fused_rows: int
+
+
+class Blocks(NamedTuple):
+    """Training blocks as tensors: see ``records.TRAINING_BLOCK``.
+
+    ``position_ids`` begin at 0 in every passage and stay at 0 in padding, which may be longer than the model's context.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    fused_ids: torch.Tensor
+    fused_probs: torch.Tensor
+    fusion_mask: torch.Tensor
+
+    def micro_batch(self, index: int, size: int) -> Blocks:
+        """Blocks ``index * size`` and on; one block without weight where there are no more."""
+        part = Blocks(*(tensor[index * size : (index + 1) * size] for tensor in self))
+        return part if len(part.input_ids) else Blocks(*(tensor[:1] for tensor in self)).without_weight()
+
+    def without_weight(self) -> Blocks:
+        """The same blocks with no row in any loss: a worker that has run out still takes part in the collectives."""
+        return self._replace(labels=torch.full_like(self.labels, -1), fusion_mask=torch.zeros_like(self.fusion_mask))
+
+
+class _TargetWithLoss(nn.Module):
+    """A causal language model and its losses in one forward pass: FSDP has the lm_head gathered for the loss then."""
+
+    def __init__(self, model: PreTrainedModel, divergence: Divergence):
+        super().__init__()
+        self.model = model
+        self.divergence = divergence
+        config = model.config.get_text_config()
+        multiplier = getattr(config, "logit_scale", None) or 1.0  # Cohere
+        divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
+        self.logit_shape = LogitShape(multiplier / divisor, getattr(config, "final_logit_softcapping", None) or 0.0)
+
+    def forward(self, blocks: Blocks, lm_scale: float, fusion_scale: float):
+        """The scaled loss of some blocks, and the plain sums of both losses."""
+        states = self.hidden_states(blocks.input_ids, blocks.position_ids)
+        head = self.model.get_output_embeddings()
+        targets = Targets(
+            blocks.labels.flatten(),
+            blocks.fused_ids.flatten(0, 1),
+            blocks.fused_probs.flatten(0, 1),
+            blocks.fusion_mask.flatten(),
+        )
+        bias = getattr(head, "bias", None)
+        scales = (lm_scale, fusion_scale)
+        return objective(states.flatten(0, 1), head.weight, bias, targets, *scales, self.logit_shape, self.divergence)
+
+    def hidden_states(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """[B,L,D]. Positions that begin anew tell transformers where passages end, and attention stays inside them.
+
+        It looks at the positions only because no attention mask is given and no cache is kept.
+        """
+        return self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+
+
+class TargetModel:
+    """One worker's shard of the model to train. The process group is there already; all workers call in step.
+
+    Args:
+        section, training, objective: sections of the spec; ``section`` is its ``target_model``.
+        top_k: K of the fused distributions.
+        device: of this worker.
+
+    Attributes:
+        model: the sharded module; parameters are float32.
+        section: the spec's ``target_model``.
+        config: of the model, as transformers has it; ``generation_config`` likewise, None but on the first worker.
+        optimizer: AdamW.
+        step: optimizer steps so far.
+
+    Raises:
+        TrainingError: the architecture cannot be trained on packed passages.
+    """
+
+    def __init__(
+        self,
+        section: TargetModelSpec,
+        training: TrainingSpec,
+        objective: ObjectiveSpec,
+        top_k: int,
+        device: torch.device,
+    ):
+        self.device = device
+        self.step = 0
+        self._training = training
+        self._lm_loss_weight = objective.lm_loss_weight
+        self._top_k = top_k
+        whole = read_causal_lm(section) if dist.get_rank() == 0 else None
+        if whole is not None:
+            _insist_on_packing(_TargetWithLoss(whole, objective.divergence), section.checkpoint)
+        causal_lm = empty_causal_lm(section)
+        self.section, self.config = section, causal_lm.config
+        self.generation_config = whole.generation_config if whole is not None else None
+        if training.activation_checkpointing:
+            recompute_activations(causal_lm)
+        if training.compile:
+            compile_blocks(causal_lm)
+        module = _TargetWithLoss(causal_lm, objective.divergence)
+        self.model = shard(module, causal_lm, training.precision, device)
+        fill(self.model, causal_lm, whole, device)
+        self.model.train()
+        self.optimizer = _adamw(self.model, training)
+
+    def train_step(self, table: pa.Table | None) -> StepLosses:
+        """One optimizer step on this worker's blocks; None when its share of the corpus is used up.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite; nothing was updated. The same on all workers: it
+                names those whose losses were not finite and their passages, everyone if only the gradient was not.
+        """
+        training = self._training
+        blocks = self._blocks(table)
+        lm_rows, fused_rows, micro_batches = self._agree(table, blocks)
+        lm_scale = self._lm_loss_weight / max(lm_rows, 1) * dist.get_world_size()  # FSDP averages over the workers
+        fusion_scale = (1.0 - self._lm_loss_weight) / max(fused_rows, 1) * dist.get_world_size()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        # Every micro batch reduces its gradients: waiting for the last would keep the whole model's on each worker.
+        for index in range(micro_batches):
+            loss, loss_sums = self.model(blocks.micro_batch(index, training.micro_batch_blocks), lm_scale, fusion_scale)
+            loss.backward()
+            sums += loss_sums
+        is_finite = sums.isfinite().all()  # here alone; the sum over all workers no longer tells whose was not
+        dist.all_reduce(sums)
+        lm_loss = float(sums[0]) / max(lm_rows, 1)
+        fusion_loss = float(sums[1]) / fused_rows if fused_rows else math.nan
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.optimizer.max_grad_norm)
+        grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        loss = self._lm_loss_weight * lm_loss + (1.0 - self._lm_loss_weight) * (fusion_loss if fused_rows else 0.0)
+        if not math.isfinite(loss + grad_norm):
+            self.optimizer.zero_grad()
+            raise TrainingError(self._not_finite(table, bool(is_finite), lm_loss, fusion_loss, grad_norm))
+        learning_rate = self._update()
+        return StepLosses(loss, lm_loss, fusion_loss, grad_norm, learning_rate, lm_rows, fused_rows)
+
+    def _update(self) -> float:
+        learning_rate = learning_rate_at(self.step, self._training)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return learning_rate
+
+    def _agree(self, table: pa.Table | None, blocks: Blocks) -> tuple[int, int, int]:
+        """Rows with a label and fused rows over all workers, and the most micro batches that one of them has."""
+        num_blocks = 0 if table is None else len(table)
+        micro_batches = torch.tensor(-(-num_blocks // self._training.micro_batch_blocks), device=self.device)
+        every = of_all_workers(torch.stack([(blocks.labels >= 0).sum(), blocks.fusion_mask.sum(), micro_batches]))
+        return int(every[:, 0].sum()), int(every[:, 1].sum()), int(every[:, 2].max())
+
+    def _blocks(self, table: pa.Table | None) -> Blocks:
+        length, top_k = self._training.block_length, self._top_k
+        if table is None or not len(table):
+            empty = torch.zeros(1, length, dtype=torch.long, device=self.device)
+            wide = torch.zeros(1, length, top_k, device=self.device)
+            return Blocks(empty, empty, empty, wide.long() - 1, wide, empty.bool()).without_weight()
+
+        def column(name: str, *shape: int) -> torch.Tensor:
+            return torch.from_numpy(flat_values(table[name])[0].reshape(-1, *shape).copy()).to(self.device)
+
+        input_ids, segment_ids = column("input_ids", length).long(), column("segment_ids", length)
+        following = torch.cat([input_ids[:, 1:], input_ids.new_zeros(len(input_ids), 1)], dim=1)
+        has_label = column("loss_mask", length)
+        return Blocks(
+            input_ids=input_ids,
+            position_ids=_positions(segment_ids),
+            labels=torch.where(has_label, following, -1),
+            fused_ids=column("fused_ids", length, top_k).long(),
+            fused_probs=column("fused_probs", length, top_k).float(),
+            fusion_mask=column("fusion_mask", length),
+        )
+
+    def _not_finite(
+        self, table: pa.Table | None, is_finite: bool, lm_loss: float, fusion_loss: float, grad_norm: float
+    ) -> str:
+        """What to say of a step that was not finite, the same on all workers, who call in step.
+
+        Args:
+            table: this worker's blocks. is_finite: whether its own losses were.
+            lm_loss, fusion_loss, grad_norm: over all workers.
+        """
+        ids = [] if table is None else [str(name) for row in rows_of(table["passage_ids"]) for name in row]
+        mine = is_finite, ids
+        shares = [mine] * dist.get_world_size()
+        dist.all_gather_object(shares, mine)
+        suspects = [rank for rank, (was_finite, _) in enumerate(shares) if not was_finite] or range(len(shares))
+        held = "; worker ".join(f"{rank} had the passages {', '.join(shares[rank][1]) or 'none'}" for rank in suspects)
+        return (
+            f"step {self.step + 1}: not finite: LM loss {lm_loss}, fusion loss {fusion_loss}, "
+            f"gradient norm {grad_norm}; nothing was updated. Worker {held}. "
+            f"Lower training.optimizer.learning_rate or look at these passages"
+        )
+
+
+def learning_rate_at(step: int, training: TrainingSpec) -> float:
+    """The learning rate of a step (0 for the first): linear warm-up, then decay to a tenth of the peak at max_steps."""
+    optimizer = training.optimizer
+    if step < optimizer.warmup_steps:
+        return optimizer.learning_rate * (step + 1) / optimizer.warmup_steps
+    if optimizer.schedule == "constant":
+        return optimizer.learning_rate
+    done = (step - optimizer.warmup_steps) / max(1, training.max_steps - optimizer.warmup_steps)
+    shape = 1.0 - done if optimizer.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    return optimizer.learning_rate * (FINAL_SHARE + (1.0 - FINAL_SHARE) * max(shape, 0.0))
+
+
+def _positions(segment_ids: torch.Tensor) -> torch.Tensor:
+    """int64 [B,L]: 0, 1, ... anew in every segment; 0 in padding, each place of which so is a passage by itself."""
+    places = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand(segment_ids.shape)
+    begins = torch.ones_like(segment_ids, dtype=torch.bool)
+    begins[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    return torch.where(segment_ids == 0, 0, places - torch.where(begins, places, 0).cummax(dim=1).values)
+
+
+@torch.no_grad()
+def _insist_on_packing(module: _TargetWithLoss, checkpoint: str) -> None:
+    """Refuse an architecture that ignores ``position_ids``, or does more behind its lm_head than we know of.
+
+    Neither would be noticed: the loss would fall, but of a model that nobody can use afterwards.
+    """
+    module.eval()
+    head = module.model.get_output_embeddings()
+    device, bias = head.weight.device, getattr(head, "bias", None)
+    tokens = torch.arange(8, device=device)[None] % len(head.weight)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]], device=device)
+    packed = module.hidden_states(tokens, positions)[:, 3:]
+    packed = shaped(nn.functional.linear(packed, head.weight, bias), module.logit_shape)[0]
+    alone = module.model(input_ids=tokens[:, 3:], use_cache=False).logits
+    difference = float((packed - alone).abs().max() / alone.abs().max())
+    if not difference <= LOGIT_TOLERANCE:
+        raise TrainingError(
+            f"target_model.checkpoint {checkpoint}: {type(module.model).__name__} gives a passage other logits inside "
+            f"a training block than alone (relative difference {difference:.2g}, allowed {LOGIT_TOLERANCE:g}). It "
+            f"ignores position_ids, or changes its logits behind the lm_head in a way not known here. Choose an "
+            f"architecture that does neither, such as Llama, Mistral, Qwen, Gemma, GPT-2 or GPT-NeoX"
+        )
+
+
+def _adamw(model: nn.Module, training: TrainingSpec) -> torch.optim.AdamW:
+    """Weight decay on matrices alone: norms and biases are scales, not evidence."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.optimizer.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=training.optimizer.learning_rate, betas=training.optimizer.betas)

@@ -1,0 +1,1 @@
+"""Training blocks: which passages share one, and how they lie in it."""

@@ -1,0 +1,1 @@
+"""The corpus: files, documents, and the passages and conversations that are cut from them."""

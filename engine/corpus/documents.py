@@ -1,0 +1,190 @@
+"""From fsspec paths to documents or conversations: Parquet, JSONL and plain text, compressed or not, at any fsspec URL.
+
+A corpus is read in units, a file or a row group of a Parquet file, so that many readers can share one big file. Nothing
+is lost on bad input: whatever cannot be read becomes an ``Unreadable`` that names file, row and reason.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow.parquet
+import zstandard
+
+from engine.corpus.files import CorpusUnit, kind_of_file
+from engine.text.chat import ASSISTANT, Message
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: where it stands in the corpus, and its text."""
+
+    path: str
+    row: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One conversation: where it stands in the corpus, and its messages, without blanks around their contents.
+
+    At least one message is an answer of the assistant, and no answer is empty.
+    """
+
+    path: str
+    row: int
+    messages: tuple[Message, ...]
+
+    @property
+    def text(self) -> str:
+        """All contents, a line each."""
+        return "\n".join(message["content"] for message in self.messages)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file (row 0) or row that cannot be used, and why."""
+
+    path: str
+    row: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, row {self.row}: {self.reason}" if self.row else f"{self.path}: {self.reason}"
+
+
+def read_documents(unit: CorpusUnit, text_column: str) -> Iterator[Document | Unreadable]:
+    """The documents of one unit, in order, each checked: a non-empty string that is valid UTF-8."""
+    return _read(unit, text_column, _document)
+
+
+def read_conversations(unit: CorpusUnit, messages_column: str) -> Iterator[Conversation | Unreadable]:
+    """The conversations of one unit, in order, each checked: messages of role and content, an answer among them."""
+    return _read(unit, messages_column, _conversation)
+
+
+def read(unit: CorpusUnit, text_column: str, messages_column: str) -> Iterator[Document | Conversation | Unreadable]:
+    """The conversations of one unit, or where ``messages_column`` is empty its documents."""
+    return read_conversations(unit, messages_column) if messages_column else read_documents(unit, text_column)
+
+
+def _read(unit: CorpusUnit, column: str, checked: Callable[[str, int, Any], Any]) -> Iterator[Any]:
+    readers = {".parquet": _parquet_rows, ".jsonl": _json_rows, ".txt": _text_rows}
+    try:
+        for row, value in readers[kind_of_file(unit.path)](unit, column):
+            bad = isinstance(value, _BadRow)
+            yield Unreadable(unit.path, row, str(value)) if bad else checked(unit.path, row, value)
+    except Exception as error:  # every filesystem, codec and format has errors of its own, and all mean the same here
+        yield Unreadable(unit.path, 0, f"the file cannot be read: {type(error).__name__}: {error}")
+
+
+class _BadRow(str):
+    """Why a row has no text; travels in the place of the text."""
+
+
+def _document(path: str, row: int, value: Any) -> Document | Unreadable:
+    if not isinstance(value, str):
+        return Unreadable(path, row, f"the text is {type(value).__name__}, not a string")
+    if not value:
+        return Unreadable(path, row, "the document is empty")
+    reason = _not_utf8(value)
+    return Unreadable(path, row, reason) if reason else Document(path, row, value)
+
+
+def _not_utf8(text: str) -> str:
+    try:
+        text.encode("utf8")
+    except UnicodeEncodeError as error:
+        return f"character {error.start} is half of a surrogate pair, which UTF-8 cannot hold"
+    return ""
+
+
+def _conversation(path: str, row: int, value: Any) -> Conversation | Unreadable:
+    if not isinstance(value, list):
+        return Unreadable(path, row, f"the messages are {type(value).__name__}, not a list of {{role, content}}")
+    messages: list[Message] = []
+    for number, message in enumerate(value, start=1):
+        reason = _message_fault(message)
+        if reason:
+            return Unreadable(path, row, f"message {number} {reason}")
+        messages.append({"role": message["role"], "content": message["content"].strip()})
+        if messages[-1] == {"role": ASSISTANT, "content": ""}:
+            return Unreadable(path, row, f"message {number}, an answer, is empty")
+    if not any(message["role"] == ASSISTANT for message in messages):
+        return Unreadable(path, row, f"no message has the role {ASSISTANT!r}, so that there is nothing to learn")
+    return Conversation(path, row, tuple(messages))
+
+
+def _message_fault(message: Any) -> str:
+    if not isinstance(message, dict):
+        return f"is {type(message).__name__}, not {{role, content}}"
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            return f"has a {key} that is {type(message.get(key)).__name__}, not a string; it has {', '.join(message)}"
+    return _not_utf8(message["content"])
+
+
+def _parquet_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
+    with fsspec.open(unit.path) as file:
+        parquet = pyarrow.parquet.ParquetFile(file)
+        if text_column not in parquet.schema_arrow.names:
+            reason = f"has no column {text_column!r}; it has {', '.join(parquet.schema_arrow.names)}"
+            yield unit.first_row, _BadRow(reason)
+            return
+        column = parquet.read_row_group(unit.row_group, columns=[text_column]).column(0)
+    for index, scalar in enumerate(column):
+        try:
+            yield unit.first_row + index, scalar.as_py()
+        except UnicodeDecodeError as error:
+            yield unit.first_row + index, _BadRow(f"invalid UTF-8 at byte {error.start}")
+
+
+def _json_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
+    with _open(unit.path) as file:
+        for row, line in enumerate(file, start=unit.first_row):
+            if line.strip():
+                yield row, _json_text(line, text_column)
+
+
+def _json_text(line: bytes, text_column: str) -> Any:
+    try:
+        record = json.loads(line.decode("utf8"))
+    except UnicodeDecodeError as error:
+        return _BadRow(f"invalid UTF-8 at byte {error.start}")
+    except json.JSONDecodeError as error:
+        return _BadRow(f"is not JSON: {error}")
+    if not isinstance(record, dict):
+        return _BadRow(f"is {type(record).__name__}, not an object with the key {text_column!r}")
+    if text_column not in record:
+        return _BadRow(f"has no key {text_column!r}; it has {', '.join(record) or 'none'}")
+    return record[text_column]
+
+
+def _text_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
+    with _open(unit.path) as file:
+        data = file.read()
+    try:
+        yield unit.first_row, data.decode("utf8")
+    except UnicodeDecodeError as error:
+        yield unit.first_row, _BadRow(f"invalid UTF-8 at byte {error.start}")
+
+
+@contextmanager
+def _open(path: str) -> Iterator[BinaryIO]:
+    """The file's bytes, decompressed as its suffix says."""
+    with fsspec.open(path) as file:
+        if path.endswith(".gz"):
+            yield gzip.GzipFile(fileobj=file)
+        elif path.endswith(".zst"):
+            # Across frames: files of several frames are common, and the default stops after the first without a word.
+            reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+            yield io.BufferedReader(reader)
+        else:
+            yield file

@@ -1,0 +1,1 @@
+"""The method: alignment, vocabulary mapping, fusion, losses and merging."""

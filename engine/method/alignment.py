@@ -1,0 +1,235 @@
+"""Token alignment: which source row describes the same situation as a target row.
+
+``match_end_bytes`` is right by construction: a target row and a source row have the same past exactly when both have
+consumed the same UTF-8 bytes of one passage. ``match_by_edits`` is the dynamic programming over token strings of
+FuseLLM (section 3.2, MinED) and FuseChat, for comparison: slow, and without regard to where tokens lie in the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from engine.method import kernels
+from engine.method.edit_distance import align_by_edits
+from engine.method.vocabulary import same_pieces
+from engine.text.token_bytes import SPACE_MARKER
+from engine.text.tokenization import NO_ROLE, PassageTokenizer
+
+#: A target row that no source row describes: it has no teacher.
+NO_ROW = -1
+
+#: A target row that is taught its next token: what the authors do where they find no source row.
+NEXT_TOKEN = -2
+
+
+class TargetTokens(Protocol):
+    """The target's tokens of a batch: token_ids and end_bytes int32 [sum T], offsets int64 [B+1]."""
+
+    token_ids: np.ndarray
+    end_bytes: np.ndarray
+    offsets: np.ndarray
+
+
+class ByteMatcher:
+    """Aligns the rows of one source by byte offsets; see ``match_end_bytes``."""
+
+    def __init__(self, source: PassageTokenizer, target: PassageTokenizer):
+        self._source = source
+        self._target = target
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        target: TargetTokens,
+        source_tokens: np.ndarray,
+        source_ends: np.ndarray,
+        source_offsets: np.ndarray,
+    ) -> np.ndarray:
+        """The source row of each target row, int32 [sum T], counted within its passage, or ``NO_ROW``.
+
+        Args:
+            texts: the passages. source_tokens, source_ends: int32 [sum S]; source_offsets: int64 [B+1].
+        """
+        alike = [self._source.has_dummy_prefix(text) == self._target.has_dummy_prefix(text) for text in texts]
+        return match_end_bytes(target.end_bytes, target.offsets, source_ends, source_offsets, np.array(alike, bool))
+
+
+class EditMatcher:
+    """Aligns the rows of one source by dynamic programming over token strings; see ``match_by_edits``.
+
+    Args:
+        accept: see ``match_by_edits``.
+        mapping: int32 [V of the source], the target token that confirms a source token.
+    """
+
+    def __init__(
+        self,
+        source: PassageTokenizer,
+        target: PassageTokenizer,
+        accept: Literal["mapped", "suffix"],
+        mapping: np.ndarray,
+    ):
+        self._source = source
+        self._target = target
+        self._accept = accept
+        self._mapping = mapping
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        target: TargetTokens,
+        source_tokens: np.ndarray,
+        source_ends: np.ndarray,
+        source_offsets: np.ndarray,
+    ) -> np.ndarray:
+        """As ``ByteMatcher``; ``NEXT_TOKEN`` where the passage was scored but no source token is accepted."""
+        match = np.full(len(target.token_ids), NO_ROW, np.int32)
+        for passage in range(len(texts)):
+            scored = source_tokens[source_offsets[passage] : source_offsets[passage + 1]]
+            if len(scored):
+                start, end = target.offsets[passage], target.offsets[passage + 1]
+                match[start:end] = self._match_passage(target.token_ids[start:end], scored)
+                match[end - 1] = NO_ROW  # nothing follows it
+        return match
+
+    def _match_passage(self, target_ids: np.ndarray, source_ids: np.ndarray) -> np.ndarray:
+        """BOS and EOS by role, what is between them by edits."""
+        match = np.full(len(target_ids), NEXT_TOKEN, np.int32)
+        target_begin, target_end = _text_range(self._target, target_ids)
+        source_begin, source_end = _text_range(self._source, source_ids)
+        if target_begin and source_begin:
+            match[0] = 0
+        found = match_by_edits(
+            _run(self._target, target_ids[target_begin:target_end]),
+            _run(self._source, source_ids[source_begin:source_end]),
+            self._accept,
+            self._mapping,
+        )
+        match[target_begin:target_end] = np.where(found >= 0, found + source_begin, found)
+        return match
+
+
+def matcher(
+    source: PassageTokenizer, target: PassageTokenizer, tokens: str, mapping: np.ndarray
+) -> ByteMatcher | EditMatcher:
+    """What aligns one source's rows.
+
+    Args:
+        tokens: the spec's ``alignment.tokens``.
+        mapping: the vocabulary mapping, which confirms pairs under ``min_edit``.
+    """
+    if tokens == "byte_offset":
+        return ByteMatcher(source, target)
+    if tokens == "exact":
+        return EditMatcher(source, target, "mapped", same_pieces(source, target))
+    return EditMatcher(source, target, "mapped" if tokens == "min_edit" else "suffix", mapping)
+
+
+@dataclass(frozen=True)
+class TokenRun:
+    """The tokens of one passage on one side, BOS and EOS left out, as the dynamic programming compares them.
+
+    Attributes:
+        ids: int32 [n].
+        pieces: strings as in the vocabulary, blanks as ``▁``.
+        decoded: the same decoded one by one.
+    """
+
+    ids: np.ndarray
+    pieces: Sequence[str]
+    decoded: Sequence[str]
+
+
+def match_end_bytes(
+    target_ends: np.ndarray,
+    target_offsets: np.ndarray,
+    source_ends: np.ndarray,
+    source_offsets: np.ndarray,
+    begins_alike: np.ndarray,
+) -> np.ndarray:
+    """The source row with the same end offset as each target row.
+
+    Args:
+        target_ends: int32 [sum T] bytes consumed, ascending within a passage.
+        target_offsets: int64 [B+1], where each passage begins in ``target_ends``.
+        source_ends, source_offsets: the same for the source's rows.
+        begins_alike: bool [B], whether both tokenizers put a dummy prefix before the passage, or neither does.
+
+    Returns:
+        int32 [sum T]: the row, counted from the passage's first, or ``NO_ROW``.
+
+    Three rules beyond equal end offsets:
+
+    - Where several rows share an end offset (a token of no bytes follows, such as a lone dummy prefix), the last one
+      counts, on both sides: it alone describes the bytes that come next.
+    - The last target row of a passage has no label and never matches; so the row before EOS is the one that learns EOS.
+    - At byte 0 the dummy prefix is in the way: after BOS, Llama-2 says `` The`` where GPT-2 says ``The``, and each
+      would be wrong for the other. The rows there match only if both sides begin alike and have as many rows there.
+    """
+    match = np.empty(len(target_ends), np.int32)
+    kernels.match_end_bytes(target_ends, target_offsets, source_ends, source_offsets, begins_alike, match)
+    return match
+
+
+def match_by_edits(
+    target: TokenRun, source: TokenRun, accept: Literal["mapped", "suffix"], mapping: np.ndarray
+) -> np.ndarray:
+    """The source token that each target token of one passage is aligned with by the authors' dynamic programming.
+
+    Args:
+        accept: which pairs on the path count. ``mapped``: one source token, and ``mapping`` takes it to the target
+            token (FuseLLM). ``suffix``: one decoded string ends with the other; of several source tokens the first such
+            one, else the last if together they are the target token (FuseChat).
+        mapping: int32 [V of the source] to target ids.
+
+    Returns:
+        int32 [T]: an index into ``source.ids``, or ``NEXT_TOKEN``.
+    """
+    if accept == "suffix":
+        _, first, last = align_by_edits(target.decoded, source.decoded)
+        pairs = zip(target.decoded, first, last, strict=True)
+        return np.array([_by_suffix(text, source.decoded, start, end) for text, start, end in pairs], np.int32)
+    _, first, last = align_by_edits(_unmarked(target.pieces), _unmarked(source.pieces))
+    match = np.full(len(target.ids), NEXT_TOKEN, np.int32)
+    single = (first == last) & (first >= 0)
+    confirmed = single & (mapping[source.ids[np.maximum(first, 0)]] == target.ids) if len(source.ids) else single
+    match[confirmed] = first[confirmed]
+    if single[:1].all() and len(match) and _begins_as(target.pieces[0], source.pieces[first[0]]):
+        match[0] = first[0]
+    return match
+
+
+def _text_range(tokenizer: PassageTokenizer, ids: np.ndarray) -> tuple[int, int]:
+    """Where a passage's own tokens begin and end between BOS and EOS."""
+    begin = int(tokenizer.bos_id != NO_ROLE and ids[0] == tokenizer.bos_id)
+    end = len(ids) - int(tokenizer.eos_id != NO_ROLE and len(ids) > begin and ids[-1] == tokenizer.eos_id)
+    return begin, end
+
+
+def _run(tokenizer: PassageTokenizer, ids: np.ndarray) -> TokenRun:
+    return TokenRun(ids, [tokenizer.pieces[token] for token in ids], [tokenizer.decoded[token] for token in ids])
+
+
+def _begins_as(target_piece: str, source_piece: str) -> bool:
+    """Whether a passage's first tokens are the same but for the dummy prefix, which the authors add to the source's."""
+    return target_piece in (source_piece, SPACE_MARKER + source_piece)
+
+
+def _by_suffix(target: str, sources: Sequence[str], first: int, last: int) -> int:
+    """FuseChat's choice among the source tokens ``first`` to ``last`` that a target token is aligned with."""
+    if first < 0:
+        return NEXT_TOKEN
+    for index in range(first, last + 1):
+        if target.endswith(sources[index]) or sources[index].endswith(target):
+            return index
+    if first < last and "".join(sources[first : last + 1]) == target:
+        return last
+    return NEXT_TOKEN
+
+
+def _unmarked(pieces: Sequence[str]) -> list[str]:
+    return [piece.replace(SPACE_MARKER, "") for piece in pieces]

@@ -1,0 +1,291 @@
+"""The inner loops, in numba: arrays and scalars in, arrays out. Each has a slow twin in ``tests/oracles.py``.
+
+Ragged inputs are flat values with row offsets ``[B+1]``; per-source inputs are tuples of N arrays of one type.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.method.compiled import njit
+
+#: exp of every float16, indexed by its bits. numba has no float16 on CPUs, and a look-up is faster than exp.
+with np.errstate(over="ignore", invalid="ignore"):
+    EXP_OF_FLOAT16_BITS = np.exp(np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float64))
+
+
+@njit
+def match_end_bytes(target_ends, target_offsets, source_ends, source_offsets, begins_alike, match):
+    """Two pointers over the end offsets of each passage.
+
+    Args:
+        target_ends: int32 [sum T]; source_ends: int32 [sum S]; both ascending within a passage.
+        target_offsets, source_offsets: int64 [B+1].
+        begins_alike: bool [B], whether rows at byte 0 may match; they need as many of them on both sides besides.
+        match: int32 [sum T], filled with the source row, counted within the passage, or -1. Of rows with one end offset
+            only the last takes part, on both sides: the ones before it are followed by a token of no bytes. A passage's
+            last target row has no label and stays -1.
+    """
+    for passage in range(target_offsets.size - 1):
+        target_end = target_offsets[passage + 1] - 1
+        first, source, end = source_offsets[passage], source_offsets[passage], source_offsets[passage + 1]
+        target_beginnings = _rows_at_zero(target_ends, target_offsets[passage], target_end)
+        alike = begins_alike[passage] and target_beginnings == _rows_at_zero(source_ends, first, end)
+        for row in range(target_offsets[passage], target_offsets[passage + 1]):
+            match[row] = -1
+            if row >= target_end:
+                continue
+            if row + 1 < target_end and target_ends[row + 1] == target_ends[row]:
+                continue
+            if target_ends[row] == 0 and not alike:
+                continue
+            while source < end and source_ends[source] < target_ends[row]:
+                source += 1
+            while source + 1 < end and source_ends[source + 1] == target_ends[row]:
+                source += 1
+            if source < end and source_ends[source] == target_ends[row]:
+                match[row] = source - first
+
+
+@njit
+def _rows_at_zero(ends, start, end):
+    count = 0
+    while start + count < end and ends[start + count] == 0:
+        count += 1
+    return count
+
+
+@njit
+def nats_per_byte(source_ends, source_offsets, token_logprobs, num_bytes, first_byte, cross_entropy):
+    """Cross-entropy of one source for each passage, over the bytes from ``first_byte`` on.
+
+    Args:
+        source_ends: int32 [sum S]; token_logprobs: float32 [sum S].
+        num_bytes, first_byte: int32 [B].
+        cross_entropy: float64 [B], filled; NaN where the source has scored no token behind ``first_byte``.
+    """
+    for passage in range(source_offsets.size - 1):
+        nats = 0.0
+        start = -1
+        for row in range(source_offsets[passage], source_offsets[passage + 1]):
+            consumed = source_ends[row]
+            if consumed < first_byte[passage] or consumed >= num_bytes[passage]:
+                continue  # before the common beginning, or followed by EOS
+            if start < 0:
+                start = consumed
+            nats -= token_logprobs[row]
+        cross_entropy[passage] = nats / (num_bytes[passage] - start) if start >= 0 else np.nan
+
+
+@njit
+def label_nats(target_ends, target_offsets, source_ends, source_offsets, token_logprobs, num_bytes, match, nats):
+    """What the label of each target row cost one source, its tokens' nats spread evenly over their bytes.
+
+    Args:
+        target_ends: int32 [sum T]; source_ends: int32 [sum S]; token_logprobs: float32 [sum S]; num_bytes: int32 [B].
+        match: int32 [sum T], see ``match_end_bytes``: a label of no bytes (EOS) costs what that row gave to its token.
+        nats: float64 [sum T], filled; NaN where the source has not scored all bytes of the label.
+    """
+    for passage in range(target_offsets.size - 1):
+        first, end = source_offsets[passage], source_offsets[passage + 1]
+        source = first
+        for row in range(target_offsets[passage], target_offsets[passage + 1]):
+            nats[row] = np.nan
+            if row + 1 >= target_offsets[passage + 1]:
+                continue
+            begin, stop = target_ends[row], target_ends[row + 1]
+            if begin == stop:
+                if match[row] >= 0:
+                    nats[row] = -token_logprobs[first + match[row]]
+                continue
+            if first == end or begin < source_ends[first]:
+                continue
+            while source < end and _next_end(source_ends, source, end, num_bytes[passage]) <= begin:
+                source += 1
+            cost, covered, token = 0.0, begin, source
+            while token < end and covered < stop:
+                token_stop = _next_end(source_ends, token, end, num_bytes[passage])
+                length = token_stop - source_ends[token]
+                if length > 0:
+                    shared = min(stop, token_stop) - max(begin, source_ends[token])
+                    cost -= token_logprobs[token] * shared / length
+                    covered = min(stop, token_stop)
+                token += 1
+            if covered == stop:
+                nats[row] = cost
+
+
+@njit
+def _next_end(source_ends, row, end, num_bytes):
+    """Where the token ends that follows a row; behind the last row comes EOS, or the text's last token."""
+    return source_ends[row + 1] if row + 1 < end else num_bytes
+
+
+@njit
+def fuse_rows(
+    weights, target_offsets, target_ends, next_tokens, sources, exp, vocabulary, product, first_wins, ids, probs, fused
+):
+    """Weighted sum of the mapped source rows of each target row; the likeliest K entries of it.
+
+    Args:
+        weights: float64 [sum T, N], 0 for a source that takes no part; renormalised over the sources with a row.
+        target_offsets: int64 [B+1]. target_ends, next_tokens: int32 [sum T], labels, -1 for none.
+        sources: tuples of N arrays each: match int32 [sum T], see ``match_end_bytes``, -2 teaches the label; offsets
+            int64 [B+1]; end bytes and tokens int32 [sum S]; token_logprobs float32 [sum S]; topk_ids int32 [sum S, K];
+            their log-probabilities' float16 bits uint16 [sum S, K]; mapping int32 [V of the source], target ids or -1.
+        exp: ``EXP_OF_FLOAT16_BITS``. vocabulary: V of the target.
+        product: whether a label that the source splits gets its pieces' product, taken from the first piece.
+        first_wins: the authors' arithmetic: of entries that meet the first stays, the rest is scaled to 1.
+        ids: int32 [sum T, K] filled with -1; probs: float32 [sum T, K] filled with 0; fused: bool [sum T] of False.
+            Written: entries in descending order of probability, ties by id. Rounded log-probabilities may add up to a
+            little more than 1; such a row is scaled down to 1.
+    """
+    match, offsets, ends, tokens, logprobs, topk_ids, topk_bits, mapping = sources
+    accumulator, own = np.zeros(vocabulary), np.zeros(vocabulary)
+    touched = np.empty(len(match) * (ids.shape[1] + 1), np.int64)
+    values, runs = np.empty(touched.size), np.zeros((2, len(match) + 1), np.int64)
+    for passage in range(target_offsets.size - 1):
+        for row in range(target_offsets[passage], target_offsets[passage + 1]):
+            total = 0.0
+            for n in range(len(match)):
+                if match[n][row] != -1:
+                    total += weights[row, n]
+            if total <= 0.0 or next_tokens[row] < 0:
+                continue
+            count, label = 0, next_tokens[row]
+            for n in range(len(match)):
+                runs[0, n] = count
+                weight, at = weights[row, n] / total, match[n][row]
+                if weight <= 0.0 or at == -1:
+                    continue
+                if at < 0:
+                    count = _add(label, weight, accumulator, touched, count)
+                    continue
+                at += offsets[n][passage]
+                kept = topk_ids[n][at], topk_bits[n][at], mapping[n]
+                if first_wins:
+                    count = _add_first(kept, exp, weight, own, accumulator, touched, count)
+                    continue
+                path, piece = 0.0, -1
+                if product and offsets[n][passage + 1] > at + 1:
+                    span = target_ends[row], target_ends[row + 1]
+                    path = _path_probability(ends[n], logprobs[n], at, offsets[n][passage + 1], span)
+                    piece = tokens[n][at + 1]
+                    count = _add(label, weight * path, accumulator, touched, count)
+                count = _add_all(kept, exp, weight, piece, path, accumulator, touched, count)
+            runs[0, -1] = count
+            fused[row] = count > 0
+            _write_likeliest(accumulator, touched, values, runs, ids[row], probs[row])
+
+
+@njit
+def _add_all(kept, exp, weight, piece, path, accumulator, touched, count):
+    """Add one source row; ``path`` is taken from the source's token ``piece``, which begins it."""
+    tokens, bits, mapping = kept
+    for entry in range(tokens.size):
+        token = tokens[entry]
+        if token < 0 or token >= mapping.size or mapping[token] < 0:
+            continue
+        prob = exp[bits[entry]]
+        if token == piece:
+            prob = max(prob - path, 0.0)
+        count = _add(mapping[token], weight * prob, accumulator, touched, count)
+    return count
+
+
+@njit
+def _add_first(kept, exp, weight, own, accumulator, touched, count):
+    """Add one source row as the authors do: of entries that meet the first alone, all scaled to 1.
+
+    Args:
+        own: float64 [V] of 0, left so.
+    """
+    tokens, bits, mapping = kept
+    mass = 0.0
+    for entry in range(tokens.size):
+        token = tokens[entry]
+        if 0 <= token < mapping.size and mapping[token] >= 0 and own[mapping[token]] == 0.0:
+            own[mapping[token]] = exp[bits[entry]]
+            mass += own[mapping[token]]
+    for entry in range(tokens.size):
+        token = tokens[entry]
+        if 0 <= token < mapping.size and mapping[token] >= 0 and own[mapping[token]] > 0.0:
+            count = _add(mapping[token], weight * own[mapping[token]] / mass, accumulator, touched, count)
+            own[mapping[token]] = 0.0
+    return count
+
+
+@njit
+def _add(token, mass, accumulator, touched, count):
+    """Add ``mass`` to a target token; the new number of tokens with mass."""
+    if mass <= 0.0:
+        return count
+    if accumulator[token] == 0.0:
+        touched[count] = token
+        count += 1
+    accumulator[token] += mass
+    return count
+
+
+@njit
+def _path_probability(ends, logprobs, row, end, span):
+    """Probability of the source's own tokens over the bytes of ``span``; 0 if they are one token or none."""
+    begin, stop = span
+    logprob, last = logprobs[row], row + 1
+    while last < end and ends[last] < stop:
+        logprob += logprobs[last]
+        last += 1
+    is_split = last > row + 1 and last < end and ends[last] == stop and stop > begin
+    return np.exp(logprob) if is_split else 0.0
+
+
+@njit
+def _write_likeliest(accumulator, touched, values, runs, ids, probs):
+    """The likeliest entries of one row, [K] each, by descending probability, ties by id; clears the accumulator.
+
+    What one source has added is a run, sorted but for the tokens that met. So each run is sorted by insertion, which
+    costs what is out of order, and of all runs the likeliest heads are taken until there are K.
+
+    Args:
+        touched: int64, target tokens with mass; values: float64, room for as many.
+        runs: int64 [2,N+1], first row: where the tokens of each source begin in ``touched``; second: room.
+    """
+    starts, heads = runs
+    mass = 0.0
+    for entry in range(starts[-1]):
+        values[entry] = accumulator[touched[entry]]
+        mass += values[entry]
+        accumulator[touched[entry]] = 0.0
+    for run in range(starts.size - 1):
+        heads[run] = starts[run]
+        sort_by_probability(touched, values, starts[run], starts[run + 1])
+    scale = 1.0 / max(mass, 1.0)
+    for entry in range(min(starts[-1], ids.size)):
+        best = -1
+        for run in range(starts.size - 1):
+            head = heads[run]
+            if head < starts[run + 1] and (best < 0 or _comes_first(touched, values, head, heads[best])):
+                best = run
+        ids[entry], probs[entry] = touched[heads[best]], values[heads[best]] * scale
+        heads[best] += 1
+
+
+@njit
+def sort_by_probability(tokens, values, start, end):
+    """Sort ``tokens[start:end]`` and their ``values`` by descending value, ties by ascending token, by insertion."""
+    for index in range(start + 1, end):
+        token, value = tokens[index], values[index]
+        place = index
+        while place > start and (
+            value > values[place - 1] or (value == values[place - 1] and token < tokens[place - 1])
+        ):
+            tokens[place], values[place] = tokens[place - 1], values[place - 1]
+            place -= 1
+        tokens[place], values[place] = token, value
+
+
+@njit
+def _comes_first(tokens, values, one, other):
+    if values[one] == values[other]:
+        return tokens[one] < tokens[other]
+    return values[one] > values[other]

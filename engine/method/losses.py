@@ -1,0 +1,239 @@
+"""Causal LM loss and fusion loss from hidden states, without dense targets and without dense logits.
+
+Objective (FuseLLM, equation 5, with q the fused and p the target model's distribution, w = ``lm_loss_weight``):
+
+    loss   = w * sum(lm) / N_lm + (1 - w) * sum(fusion) / N_fused
+    lm     = -log p(label)                                              for rows with a label
+    fusion = sum_k q_k log(q_k / p_k) + q_rest log(q_rest / p_rest)     for rows with a fused distribution
+
+or another of the divergences in ``engine.method.divergences``, over the same kept entries and the rest.
+
+N counts the rows of the whole step, over all workers and micro batches, and is known before the forward pass. So the
+gradients are made in the forward pass, a chunk of rows at a time, inside the buffer that holds the chunk's logits:
+
+    e_j    = exp(z_j), normalizer = sum of all e, rest = sum of e over what is not kept
+    d lm / d z_j     = e_j / normalizer - [j = label]
+    d fusion / d z_j = slope_j for kept j, e_j slope_rest / rest for all others
+
+``rest`` is summed as it stands and never found as 1 - sum p: that would leave nothing of it in float32 where the
+target is sure of the kept entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from engine.method.divergences import divergence
+from engine.records import NO_TOKEN
+from engine.spec import Divergence
+
+#: Logits of one chunk, 64 MiB in float32. Fewer make the sums over the lm_head's gradient dominate, more cost memory.
+CHUNK_LOGITS = 2**24
+
+#: Vocabulary rows whose gradient is made at once where it is summed in a wider type than it is made in.
+SUMMED_ROWS = 4096
+
+#: Stands in ``labels`` where a row has none.
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the rows should predict.
+
+    Attributes:
+        labels: int64 [R], the token that follows, in [0, V); NO_LABEL in rows without one.
+        fused_ids: int64 [R,K], tokens of the fused distribution in [0, V), no one twice in a row; NO_TOKEN elsewhere.
+        fused_probs: float32 [R,K], their probabilities, in [0, 1]; what a row lacks to 1 is its rest mass.
+        fusion_mask: bool [R], rows with a fused distribution.
+    """
+
+    labels: torch.Tensor
+    fused_ids: torch.Tensor
+    fused_probs: torch.Tensor
+    fusion_mask: torch.Tensor
+
+    def rows(self, start: int, end: int) -> Targets:
+        """A run of rows."""
+        return Targets(
+            self.labels[start:end],
+            self.fused_ids[start:end],
+            self.fused_probs[start:end],
+            self.fusion_mask[start:end],
+        )
+
+
+class LogitShape(NamedTuple):
+    """What an architecture does to its logits behind the lm_head: multiplied by ``scale``, then softly capped.
+
+    A positive ``soft_cap`` makes them soft_cap * tanh(logits / soft_cap) (Gemma); 0 leaves them as they are.
+    """
+
+    scale: float = 1.0
+    soft_cap: float = 0.0
+
+
+#: Of most architectures.
+PLAIN = LogitShape()
+
+
+def objective(
+    hidden: torch.Tensor,
+    lm_head: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: Targets,
+    lm_scale: float,
+    fusion_scale: float,
+    shape: LogitShape = PLAIN,
+    kind: Divergence = "forward_kl",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted sum of both losses over all rows, differentiable in ``hidden``, ``lm_head`` and ``bias``.
+
+    Logits are made in the type of ``lm_head``, as in the model's own forward pass; all that follows is float32, inside
+    autocast too. Every row of ``lm_head`` takes part in the softmax, those that pad the vocabulary included.
+
+    Args:
+        hidden: [R,D], any float type.
+        lm_head: [V,D]. bias: [V] or None.
+        targets: of the R rows.
+        lm_scale, fusion_scale: factors of the two sums, such as w / N_lm and (1 - w) / N_fused.
+        shape: of the logits.
+        kind: of divergence that is the fusion loss.
+
+    Returns:
+        The scaled loss, a float32 scalar whose backward pass may run once; and float64 [2], the plain sums in nats of
+        the LM loss and of the fusion loss.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _ChunkedObjective.apply(hidden, lm_head, bias, targets, (lm_scale, fusion_scale), shape, kind)
+
+
+class _ChunkedObjective(torch.autograd.Function):
+    """Makes the gradients in the forward pass; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(context, hidden, lm_head, bias, targets, scales, shape, kind):
+        hidden_gradient = torch.empty_like(hidden)
+        head_gradient = torch.zeros_like(lm_head, dtype=torch.float32)
+        bias_gradient = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        sums = torch.zeros(2, dtype=torch.float64, device=hidden.device)
+        buffers = _Buffers(lm_head, max(1, min(len(hidden), CHUNK_LOGITS // len(lm_head))))
+        for start in range(0, len(hidden), buffers.rows):
+            end = min(start + buffers.rows, len(hidden))
+            rows = hidden[start:end].to(lm_head.dtype)
+            logits, slope = shaped(buffers.logits(rows, lm_head, bias), shape)
+            chunk_sums, gradient = _losses_and_gradient(logits, targets.rows(start, end), *scales, kind)
+            sums += chunk_sums
+            gradient = gradient if slope is None else gradient.mul_(slope)
+            if bias_gradient is not None:
+                bias_gradient += gradient.sum(0)
+            gradient = buffers.rounded(gradient)
+            hidden_gradient[start:end] = gradient @ lm_head
+            _add_product(head_gradient, gradient, rows)
+        context.has_bias = bias is not None
+        gradients = [hidden_gradient, head_gradient.to(lm_head.dtype)]
+        context.save_for_backward(*gradients, *([bias_gradient.to(bias.dtype)] if context.has_bias else []))
+        context.mark_non_differentiable(sums)
+        return (sums[0] * scales[0] + sums[1] * scales[1]).float(), sums
+
+    @staticmethod
+    def backward(context, loss_gradient, _sums_gradient):
+        # In place: [V,D] is too large for a second copy. Autograd notices should anyone come for them twice.
+        hidden, lm_head, *bias = (gradient.mul_(loss_gradient) for gradient in context.saved_tensors)
+        return hidden, lm_head, bias[0] if context.has_bias else None, None, None, None, None
+
+
+class _Buffers:
+    """The memory of one chunk, used again for the next: new memory would be there beside the old, and cost its pages.
+
+    Attributes:
+        rows: of a chunk, at most.
+    """
+
+    def __init__(self, lm_head: torch.Tensor, rows: int):
+        self.rows = rows
+        self._own = lm_head.new_empty(rows, len(lm_head))
+        self._exact = self._own if lm_head.dtype == torch.float32 else torch.empty_like(self._own, dtype=torch.float32)
+
+    def logits(self, rows: torch.Tensor, lm_head: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """float32 [R,V], made in the type of ``lm_head``; until the next chunk's."""
+        logits = self._own[: len(rows)]
+        if bias is None:
+            torch.mm(rows, lm_head.T, out=logits)
+        else:
+            torch.addmm(bias, rows, lm_head.T, out=logits)
+        return logits if self._exact is self._own else self._exact[: len(rows)].copy_(logits)
+
+    def rounded(self, gradient: torch.Tensor) -> torch.Tensor:
+        """What was made of the logits, in the type of the ``lm_head``."""
+        return gradient if self._exact is self._own else self._own[: len(gradient)].copy_(gradient)
+
+
+def shaped(raw: torch.Tensor, shape: LogitShape) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """float32 logits in a buffer that may be overwritten, and their derivative by ``raw``, None where it is 1."""
+    logits = raw.float()
+    if shape == PLAIN:
+        return logits, None
+    logits.mul_(shape.scale)
+    if shape.soft_cap <= 0:
+        return logits, torch.full_like(logits[:1, :1], shape.scale)
+    logits.div_(shape.soft_cap).tanh_()
+    slope = logits.square().neg_().add_(1.0).mul_(shape.scale)
+    return logits.mul_(shape.soft_cap), slope
+
+
+def _add_product(total: torch.Tensor, gradient: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add gradient^T @ rows to the float32 ``total``; in place where the types allow, else a part at a time."""
+    if gradient.dtype == total.dtype:
+        total.addmm_(gradient.T, rows)
+        return
+    for part, columns in zip(total.split(SUMMED_ROWS), gradient.split(SUMMED_ROWS, dim=1), strict=True):
+        part += columns.T @ rows
+
+
+def _losses_and_gradient(
+    logits: torch.Tensor, targets: Targets, lm_scale: float, fusion_scale: float, kind: Divergence
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums of both losses over a chunk, float64 [2], and the scaled objective's gradient by the logits.
+
+    Args:
+        logits: float32 [R,V]; overwritten, the gradient lies in the same memory.
+        targets: of the same rows.
+    """
+    has_label = (targets.labels != NO_LABEL)[:, None]
+    labels = torch.where(has_label, targets.labels[:, None], 0)
+    kept = (targets.fused_ids != NO_TOKEN) & targets.fusion_mask[:, None]
+    ids = torch.where(kept, targets.fused_ids, 0)
+
+    exponents = logits.sub_(logits.amax(-1, keepdim=True))
+    label_exponents, kept_exponents = exponents.gather(-1, labels), exponents.gather(-1, ids)
+    exponentials = exponents.exp_()
+    kept_exponentials = torch.where(kept, exponentials.gather(-1, ids), 0.0)
+    # An entry less itself is exactly 0, and less 0 is itself: so places without an id need no case of their own.
+    exponentials.scatter_add_(-1, ids, -kept_exponentials)
+    rest = exponentials.sum(-1, keepdim=True).clamp(min=torch.finfo(exponentials.dtype).tiny)
+
+    # K + 1 buckets in float64, little work beside V: where the target is sure, slopes are differences of near equals.
+    masses = torch.cat([kept_exponentials, rest], -1).double()
+    normalizer = masses.sum(-1, keepdim=True)
+    log_normalizer = normalizer.log()
+    log_p = torch.cat([kept_exponents.double(), rest.double().log()], -1) - log_normalizer
+    p = masses / normalizer * targets.fusion_mask[:, None]
+    fusion, slopes = divergence(kind, _fused_buckets(targets, kept), p, log_p)
+    lm = torch.where(has_label, log_normalizer - label_exponents, 0.0)
+
+    lm_weight, slopes = lm_scale * has_label, fusion_scale * slopes
+    lm_share = lm_weight / normalizer
+    gradient = exponentials.mul_((lm_share + slopes[:, -1:] / rest).float())
+    gradient.scatter_add_(-1, ids, (masses[:, :-1] * lm_share + slopes[:, :-1]).float())
+    return torch.stack([lm.sum(), fusion.sum()]), gradient.scatter_add_(-1, labels, -lm_weight)
+
+
+def _fused_buckets(targets: Targets, kept: torch.Tensor) -> torch.Tensor:
+    """float64 [R,K+1], the fused distribution with its rest mass behind; 0 in rows without one."""
+    q = torch.where(kept, targets.fused_probs, 0.0).double()
+    q_rest = torch.where(targets.fusion_mask[:, None], (1.0 - q.sum(-1, keepdim=True)).clamp(min=0.0), 0.0)
+    return torch.cat([q, q_rest], -1)

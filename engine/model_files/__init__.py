@@ -1,0 +1,1 @@
+"""Checkpoints from anywhere: folders, URLs, hub names, GGUF files and adapters."""

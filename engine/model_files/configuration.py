@@ -1,0 +1,34 @@
+"""A checkpoint's transformers configuration, and what it says of the model's limits."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from engine.model_files.local import local_checkpoint
+
+#: What configurations call the number of places that the model takes: most of them, MPT, BLOOM.
+_PLACES = ("max_position_embeddings", "max_seq_len", "seq_length")
+
+
+def context_limit(config: Any, max_tokens: int, generated_tokens: int) -> int:
+    """Tokens of the longest prompt, BOS and EOS included.
+
+    Args:
+        config: a transformers configuration.
+        max_tokens: a limit by decision.
+        generated_tokens: places of the model's own that the backend needs behind the prompt: vLLM always
+            generates one token, so that 512 places take prompts of 511.
+    """
+    text_config = config.get_text_config()
+    places = [places for name in _PLACES if (places := getattr(text_config, name, None)) is not None]
+    return min([max_tokens, *(count - generated_tokens for count in places)])
+
+
+def load_configuration(checkpoint: str) -> Any:
+    from transformers import AutoConfig  # takes seconds, and `check` and --help do without
+
+    folder = local_checkpoint(checkpoint, weights=False)
+    if os.path.isabs(folder) and not os.path.isdir(folder):
+        raise ValueError(f"there is no folder {folder}")
+    return AutoConfig.from_pretrained(folder)

@@ -1,0 +1,228 @@
+"""Checkpoints from anywhere: each becomes a Hugging Face folder of this node, made once for all its processes.
+
+A remote folder is copied; a GGUF file is converted and an adapter merged (``engine.model_files.conversion``), so that
+everything else knows one form.
+
+A folder of the cache appears by one rename, under a lock, so that it is whole or not there. Its name holds a hash of
+what it was made from, so that a changed checkpoint gets a new one; nothing here deletes the old one, which a run may
+still be reading. What a killed process has left half made goes when the next folder is made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from engine.model_files.conversion import convert_gguf, convert_gguf_tokenizer, merge_adapter
+
+CACHE_DIR = "~/.cache/knowledge-fusion-engine/checkpoints"
+
+#: Between a checkpoint and the adapter over it, where the two are named together.
+_ADAPTER = " + adapter "
+
+#: Between a checkpoint and the chat template that takes the place of its tokenizer's own.
+_CHAT_TEMPLATE = " + chat template "
+
+#: One of these makes a folder a model or an adapter. Asked for before anything is copied: it may be a whole bucket.
+_CONFIGURATIONS = ("config.json", "adapter_config.json")
+
+#: What filesystems say about a file that changes when it does, written small and without ``-`` and ``_``.
+_MARKS = {
+    *("size", "etag", "generation", "md5hash", "blobid", "versionid"),
+    *("mtime", "modified", "lastmodified", "modificationtime", "updated", "created", "creationtime"),
+}
+
+#: Files that hold weights. Of the forms that are read, in this order, the first that a folder has is enough.
+_READ = (".safetensors", ".bin", ".pt")
+_WEIGHTS = (*_READ, ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+
+
+def with_adapter(checkpoint: str, adapter: str) -> str:
+    """The name, for ``local_checkpoint``, of a checkpoint with a LoRA adapter over it; empty: the checkpoint alone."""
+    return checkpoint + _ADAPTER + adapter if adapter else checkpoint
+
+
+def with_chat_template(checkpoint: str, template: str) -> str:
+    """The name, for ``PassageTokenizer.load``, of a checkpoint with another chat template; empty: its own."""
+    return checkpoint + _CHAT_TEMPLATE + template if template else checkpoint
+
+
+def local_checkpoint(checkpoint: str, weights: bool = True, cache_dir: str = CACHE_DIR) -> str:
+    """A folder or hub name that transformers and vLLM can load.
+
+    A change is seen by what the filesystem says of each file (size, time, ETag); a server that says no more than sizes
+    hides a change that keeps them.
+
+    Args:
+        checkpoint: Hugging Face folder or hub name; fsspec URL of such a folder; path or URL of a ``.gguf`` file; or
+            one of these ``with_adapter``. A ``file://`` URL is copied like any other, a path is used where it is.
+        weights: whether the model is wanted, or only its configuration and tokenizer, which spares a node that runs no
+            model most of the download (a GGUF file, which is one piece, comes whole). An adapter leaves both as they
+            are in its base.
+        cache_dir: local folder for all that has to be made.
+
+    Returns:
+        A local folder, or a hub name as it was given.
+
+    Raises:
+        OSError: something is not there, cannot be read or written, or changed or came short while it was copied.
+        ValueError: transformers does not know this GGUF's architecture, tensors are missing, or the adapter does not
+            fit the base.
+    """
+    base, _, adapter = checkpoint.partition(_CHAT_TEMPLATE)[0].partition(_ADAPTER)
+    cache_dir = os.path.expanduser(cache_dir)
+    folder = _base_folder(base, weights, cache_dir)
+    if not adapter:
+        return folder
+    adapter_folder = _copied(adapter, weights, cache_dir) if "://" in adapter else os.path.expanduser(adapter)
+    if not os.path.isfile(os.path.join(adapter_folder, "adapter_config.json")):
+        raise FileNotFoundError(
+            f"{adapter} has no adapter_config.json, so it is no adapter; give a folder that peft saved"
+        )
+    if not weights:
+        return folder
+    marks = [_identity(folder), _identity(adapter_folder), version("transformers"), version("peft")]
+    return _made_once(cache_dir, adapter, marks, lambda part: merge_adapter(folder, adapter_folder, part))
+
+
+def load_tokenizer(checkpoint: str) -> Any:
+    """The Hugging Face tokenizer of a checkpoint, with the chat template that its name has, if any.
+
+    Raises:
+        OSError, ValueError: there is no such checkpoint, no tokenizer in it, or no such template.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(local_checkpoint(checkpoint, weights=False))
+    template = checkpoint.partition(_CHAT_TEMPLATE)[2]
+    if template:
+        with fsspec.open(template, "r", encoding="utf8") as file:
+            tokenizer.chat_template = file.read()
+    return tokenizer
+
+
+def _base_folder(base: str, weights: bool, cache_dir: str) -> str:
+    is_gguf = base.endswith(".gguf")
+    local = _copied(base, weights, cache_dir) if "://" in base else base
+    if not is_gguf:
+        return local
+    file = os.path.join(local, os.path.basename(base)) if "://" in base else os.path.abspath(os.path.expanduser(base))
+    marks = [file, *_marks_of(_listed(file, weights)[1]), version("transformers")]
+    folder = _made_once(cache_dir, file, marks, lambda part: convert_gguf_tokenizer(file, part))
+    if not weights:
+        return folder
+    return _made_once(cache_dir, file, [*marks, "weights"], lambda part: convert_gguf(file, folder, part))
+
+
+def _copied(url: str, weights: bool, cache_dir: str) -> str:
+    """The folder with a copy of the files at ``url``, one GGUF file or all that a checkpoint's folder holds."""
+    url = url.rstrip("/")
+    _, files = _listed(url, weights)
+    marks = [url, *_marks_of(files)]
+    return _made_once(cache_dir, url, marks, lambda part: _download(url, weights, part))
+
+
+def _listed(url: str, weights: bool) -> tuple[Any, list[dict[str, Any]]]:
+    """The filesystem of a path or URL, and what it says about each file there that is wanted.
+
+    Folders inside are left out: other libraries' forms of the same weights lie there.
+    """
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem.invalidate_cache()
+        if url.endswith(".gguf"):
+            return filesystem, [filesystem.info(path)]
+        found = sorted(entry["name"] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file")
+        _insist_on_configuration(url, found)
+        return filesystem, [filesystem.info(name) for name in _wanted(found, weights)]
+    except Exception as error:  # every filesystem has errors of its own, and all of them belong to this checkpoint
+        raise OSError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _insist_on_configuration(url: str, names: Sequence[str]) -> None:
+    if not any(os.path.basename(name) in _CONFIGURATIONS for name in names):
+        files = [os.path.basename(name) for name in names if name.endswith(".gguf")]
+        choice = f"one of its .gguf files: {', '.join(files)}" if files else "a Hugging Face folder or a .gguf file"
+        raise FileNotFoundError(f"there is no config.json in it; give the URL of {choice}")
+
+
+def _wanted(names: Sequence[str], weights: bool) -> list[str]:
+    """The files of a checkpoint's folder without those that hold weights, or with one form of these."""
+    forms = [form for form in _READ if any(name.endswith(form) for name in names)] if weights else []
+    return [name for name in names if not name.endswith(_WEIGHTS) or name.endswith(tuple(forms[:1]))]
+
+
+def _marks_of(files: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """For each file its name and what changes when it does."""
+    return [
+        [file["name"], *(f"{key}={file[key]}" for key in sorted(file) if re.sub("[-_]", "", key).lower() in _MARKS)]
+        for file in files
+    ]
+
+
+def _identity(folder: str) -> list:
+    """What changes when a local folder does; of a hub name, the path of its configuration, which holds the commit."""
+    if os.path.isdir(folder):
+        return _marks_of(_listed(os.path.abspath(folder), weights=True)[1])
+    from transformers.utils import cached_file
+
+    return [cached_file(folder, "config.json")]
+
+
+def _made_once(cache_dir: str, origin: str, marks: Sequence[Any], make: Callable[[str], None]) -> str:
+    """The folder of the cache for ``marks``; if it is not there, ``make`` fills it, in one process of the node."""
+    name = re.sub(r"[^\w.-]", "_", os.path.basename(origin.rstrip("/")).removesuffix(".gguf"))[:64]
+    key = hashlib.sha256(json.dumps(marks).encode("utf8")).hexdigest()[:16]
+    place = os.path.join(cache_dir, f"{name}-{key}")
+    if os.path.isdir(place):
+        return place
+    os.makedirs(cache_dir, exist_ok=True)
+    with open(place + ".lock", "a") as lock:  # the kernel gives it back when its holder dies
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.isdir(place):
+            part = place + ".part"
+            shutil.rmtree(part, ignore_errors=True)
+            _sweep(cache_dir)
+            try:
+                os.makedirs(part)
+                make(part)
+                os.rename(part, place)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    return place
+
+
+def _sweep(cache_dir: str) -> None:
+    """Delete the half-made folders that nobody is at work on: whoever made them was killed, and may never come back."""
+    for part in Path(cache_dir).glob("*.part"):
+        with open(part.with_suffix(".lock"), "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _download(url: str, weights: bool, folder: str) -> None:
+    filesystem, files = _listed(url, weights)
+    places = [os.path.join(folder, os.path.basename(file["name"])) for file in files]
+    try:
+        filesystem.get([file["name"] for file in files], places)
+    except Exception as error:  # as above
+        raise OSError(f"{url} cannot be copied: {type(error).__name__}: {error}") from error
+    for file, place in zip(files, places, strict=True):
+        size, came = file.get("size"), os.path.getsize(place) if os.path.exists(place) else 0
+        if size is not None and size != came:
+            raise OSError(f"{file['name']} has {size} bytes, and {came} came; start again")
+    if _marks_of(_listed(url, weights)[1]) != _marks_of(files):
+        raise OSError(f"{url} changed while it was copied; start again when it is complete")

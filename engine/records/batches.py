@@ -1,0 +1,48 @@
+"""A batch of passages as one row of the stream, so that every stage sees the batches that the reader has cut.
+
+Behind the packer a row is what one training worker learns of a batch.
+
+Ray Data cuts and joins rows as it likes; it never cuts one. What a row holds is decided once, by the reader, and stays
+the same however many replicas a stage has, whichever of them dies, and wherever a run goes on: a model is asked for the
+same passages in the same call, and so it gives the same numbers. (Not every model's rows depend on the passage alone:
+padding and the shape of a matrix product change the last bits.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from engine.records.columns import SHARE
+from engine.records.ragged import as_list, flat_values, of_list, ragged
+
+PASSAGES = "passages"
+TRAINING_BLOCKS = "training_blocks"
+
+
+def as_row(passages: pa.Table, training_blocks: Sequence[int] | np.ndarray) -> pa.Table:
+    """A table of one row around a batch, without copies of ragged columns.
+
+    Args:
+        passages: the batch, in any of the forms that a passage takes on its way.
+        training_blocks: for each passage the block of this batch that it goes into, ascending.
+    """
+    blocks = ragged([np.asarray(training_blocks)], pa.int32())
+    return pa.table([as_list(passages), blocks], [PASSAGES, TRAINING_BLOCKS])
+
+
+def of_row(row: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """The batch in a table of one row, and its ``training_blocks``."""
+    return of_list(row[PASSAGES]), flat_values(row[TRAINING_BLOCKS])[0]
+
+
+def shares(blocks: pa.Table, num_workers: int) -> Iterator[pa.Table]:
+    """Training blocks dealt out in turn, as a table of one row for each worker; a row may be without blocks.
+
+    So the first steps of all workers together are the first blocks, whatever the number of workers is.
+    """
+    for worker in range(num_workers):
+        dealt = blocks.take(np.arange(worker, len(blocks), num_workers))
+        yield pa.table([as_list(dealt)], [SHARE])

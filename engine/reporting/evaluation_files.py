@@ -1,0 +1,74 @@
+"""What an evaluation leaves in the output folder: ``evaluation.json`` with all numbers, ``evaluation.png``, a plot."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+
+from engine.history.result import EvaluationResult
+from engine.reporting.plots import COLORS, STYLE, WIDTH, Figure, bits_per_byte_bars, matplotlib
+from engine.spec import FusionSpec
+
+JSON_FILE, PLOT_FILE = "evaluation.json", "evaluation.png"
+
+#: The report's pictures take its page's colours; this one stands alone.
+ON_WHITE = {**STYLE, "axes.edgecolor": "#dcdfe2", "grid.color": "#dcdfe2"}
+DOTS_PER_INCH = 160
+
+
+def write_evaluation(spec: FusionSpec, evaluation: EvaluationResult) -> list[str]:
+    """Write both files, in place of those of an earlier evaluation; the plot needs bits per byte.
+
+    Returns:
+        Paths or URLs of what was written.
+
+    Raises:
+        OSError: the place cannot be written to.
+    """
+    content: dict[str, bytes] = {JSON_FILE: evaluation_json(spec, evaluation).encode("utf8")}
+    if evaluation.bits_per_byte:
+        content[PLOT_FILE] = _png(evaluation.bits_per_byte)
+    urls = []
+    for name, data in content.items():
+        urls.append(os.path.join(spec.run.output_dir, name))
+        with fsspec.open(urls[-1], "wb", auto_mkdir=True) as file:
+            file.write(data)
+    return urls
+
+
+def evaluation_json(spec: FusionSpec, evaluation: EvaluationResult) -> str:
+    """An evaluation as JSON: all numbers unrounded, NaN as null, and the settings that they depend on."""
+    document = {
+        "run": spec.run.name,
+        "checkpoints": evaluation.checkpoints,
+        "bits_per_byte": evaluation.bits_per_byte,
+        "tasks": evaluation.tasks,
+        "higher_is_better": evaluation.higher_is_better,
+        "subtasks": evaluation.subtasks,
+        "window_tokens": spec.training.block_length,
+        "evaluation": spec.evaluation.model_dump(mode="json"),
+    }
+    return json.dumps(_without_nan(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _png(scores: Mapping[str, Mapping[str, float]]) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(ON_WHITE):
+        figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
+        bits_per_byte_bars(scores, COLORS)(figure)
+        figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return buffer.getvalue()
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

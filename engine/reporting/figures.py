@@ -1,0 +1,199 @@
+"""The figures of a finished run in words and units: what the terminal and the report have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.history.result import TRAIN, RunResult, StageTotals, StepRecord, StopReason
+
+#: Why a run has ended, in words.
+ENDED_BY: dict[StopReason, str] = {
+    "corpus": "corpus: the last of its passes is learned",
+    "steps": "steps: training.max_steps",
+    "tokens": "tokens: training.max_tokens",
+    "time": "time: training.max_hours",
+    "no improvement": "no improvement: the held-out loss fell no further (evaluation.patience)",
+}
+
+#: Stands for a number that is not there.
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table as text: a heading, the names of its columns and its rows. The first column names the row."""
+
+    heading: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def run_figures(result: RunResult) -> Rows:
+    """The run as a whole: size, time, speed, losses."""
+    speed = number(ratio(result.tokens, result.wall_seconds), ",.0f")
+    figures = {
+        "steps": f"{result.steps:,}",
+        "ended by": ENDED_BY[result.stopped_by],
+        "learned": f"{result.tokens:,} tokens in {result.passages:,} passages, {result.bytes:,} bytes",
+        "wall time": duration(result.wall_seconds),
+        "speed": f"{speed} tokens/s, loading and evaluation included",
+    }
+    figures |= _training_figures(result.history)
+    figures |= _held_out_figures(result)
+    figures["slowest stage"] = slowest_stage(result)
+    if restarts := training_restarts(result.stages):
+        figures["training restarts"] = f"{restarts}, each from the checkpoint before"
+    figures["skipped rows"] = f"{len(result.skipped):,}"
+    if result.left_out:
+        figures["without a source"] = f"{len(result.left_out):,} passages, last: {result.left_out[-1].reason}"
+    figures["spilled to disk"] = f"{result.spilled_bytes:,} bytes"
+    return Rows("Run", ("", result.name), tuple(figures.items()))
+
+
+def source_rows(result: RunResult) -> Rows:
+    """Each source model over all learned passages."""
+    columns = ("source model", "nats per byte", "bits per byte", "win rate", "coverage", "left out")
+    rows = tuple(
+        (
+            source.name,
+            number(source.cross_entropy, ".4f"),
+            number(source.cross_entropy / math.log(2), ".4f"),
+            share(source.win_rate),
+            share(source.coverage),
+            f"{source.left_out:,}",
+        )
+        for source in result.sources
+    )
+    return Rows("Source models on the learned passages", columns, rows)
+
+
+def stage_rows(result: RunResult) -> Rows:
+    """Each stage of the stream: what it has done, how fast, and how fast it would be without waiting."""
+    columns = ("stage", "passages", "tokens", "tokens/s", "unhindered", "busy", "replicas")
+    return Rows("Stages of the stream", columns, tuple(_stage_row(stage) for stage in result.stages))
+
+
+def stage_rows_with_times(result: RunResult) -> Rows:
+    """``stage_rows``, and how long a replica of each stage has worked and waited, for input or for room behind it."""
+    rows = stage_rows(result)
+    times = [
+        (duration(stage.busy_seconds / max(1, stage.replicas)), duration(stage.wait_seconds / max(1, stage.replicas)))
+        for stage in result.stages
+    ]
+    with_times = tuple((*row, *pair) for row, pair in zip(rows.rows, times, strict=True))
+    return Rows(rows.heading, (*rows.columns, "work of a replica", "waiting"), with_times)
+
+
+def slowest_stage(result: RunResult) -> str:
+    """The stage with the most work for one replica, and what would relieve it, in words.
+
+    All stages see the same passages, so the one that needs the most seconds for them is what the others wait for.
+    """
+    seconds = {stage.name: stage.busy_seconds / max(1, stage.replicas) for stage in result.stages}
+    if not seconds:
+        return MISSING
+    name = max(seconds, key=lambda name: seconds[name])
+    told = f"{name}, {duration(seconds[name])} of work for a replica"
+    if name in {source.name for source in result.sources}:
+        return f"{told}: more replicas of it would help most"
+    return f"{told}: the others wait for it"
+
+
+def _training_figures(history: Sequence[StepRecord]) -> dict[str, str]:
+    if not history:
+        return {"losses": "no step was made: the corpus held nothing to learn"}
+    first, last = history[0], history[-1]
+    seconds, waited = sum(r.seconds for r in history), sum(r.wait_seconds for r in history)
+    names = {"loss": "objective", "lm_loss": "causal LM loss", "fusion_loss": "fusion loss"}
+    figures = {
+        label: f"{number(getattr(first, name), '.4f')} -> {number(getattr(last, name), '.4f')} nats per row"
+        for name, label in names.items()
+    }
+    speed = number(ratio(sum(r.tokens for r in history), seconds), ",.0f")
+    figures["training"] = f"{duration(seconds)}, {speed} tokens/s, waiting for data {share(ratio(waited, seconds))}"
+    figures["packing"] = f"{share(packing_utilisation(history))} of the blocks' places held a token to learn"
+    return figures
+
+
+def packing_utilisation(history: Sequence[StepRecord]) -> float:
+    """Share of the training blocks' places that held a token to learn, in [0, 1]; the rest is padding and context."""
+    places = sum(record.tokens / (1.0 - record.padding) for record in history if record.tokens)
+    return ratio(sum(record.tokens for record in history), places)
+
+
+def _held_out_figures(result: RunResult) -> dict[str, str]:
+    """The evaluations during training, and which step's weights were exported where it is not the last one."""
+    found = [record for record in result.history if record.held_out]
+    if not found:
+        return {}
+    first, last = found[0], found[-1]
+    figures = {
+        f"held-out {domain}": f"{number(first.held_out.get(domain, math.nan), '.4f')} after step {first.step} -> "
+        f"{number(bits, '.4f')} bits per byte after step {last.step}"
+        for domain, bits in last.held_out.items()
+    }
+    figures["evaluating"] = f"{duration(sum(record.held_out_seconds for record in found))} in {len(found)} evaluations"
+    if result.exported_step != result.steps:
+        figures["exported"] = f"the weights of step {result.exported_step:,}, the best on held-out text"
+    return figures
+
+
+def _stage_row(stage: StageTotals) -> tuple[str, ...]:
+    seconds = (stage.busy_seconds + stage.wait_seconds) / max(1, stage.replicas)
+    busy = stage.busy_seconds / max(1, stage.replicas)
+    counts_tokens = stage.tokens > 0
+    return (
+        stage.name,
+        f"{stage.passages:,}",
+        f"{stage.tokens:,}" if counts_tokens else MISSING,
+        number(ratio(stage.tokens, seconds), ",.0f") if counts_tokens else MISSING,
+        number(ratio(stage.tokens, busy), ",.0f") if counts_tokens else MISSING,
+        share(busy_share(stage)),
+        replicas(stage),
+    )
+
+
+def busy_share(stage: StageTotals) -> float:
+    """Share of its time that a stage worked, in [0, 1]; NaN before its first report."""
+    return ratio(stage.busy_seconds, stage.busy_seconds + stage.wait_seconds)
+
+
+def replicas(stage: StageTotals) -> str:
+    """How many replicas a stage has, and how many of them have died and were started anew."""
+    replaced = stage.starts - stage.replicas
+    return f"{stage.replicas}" + (f" ({replaced} replaced)" if replaced > 0 else "")
+
+
+def training_restarts(stages: Sequence[StageTotals]) -> int:
+    """How often the training workers were started anew within the run."""
+    return sum(stage.starts - stage.replicas for stage in stages if stage.name == TRAIN)
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """A quotient, NaN where there is nothing to divide by."""
+    return numerator / denominator if denominator else math.nan
+
+
+def number(value: float, layout: str) -> str:
+    """A number in ``layout``, or a dash."""
+    return MISSING if math.isnan(value) else format(value, layout)
+
+
+def share(value: float) -> str:
+    """A share in [0, 1] as per cent."""
+    return MISSING if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 8.4 s, 3 min 20 s, 2 h 05 min."""
+    if math.isnan(seconds):
+        return MISSING
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

@@ -1,0 +1,77 @@
+"""The numbers of a run for those who record them: what they are called, what they mean, and their way to Prometheus.
+
+Ray serves what is measured here at every node's metrics address, which its dashboard's Prometheus reads. Names begin
+with ``ray_knowledge_fusion_`` there; labels are the run's name and at most one more: a part of the loss, a source
+model, a held-out domain or a stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engine.history.result import StepRecord
+from engine.reporting.figures import ratio
+from engine.spec import FusionSpec
+
+
+@dataclass(frozen=True)
+class Family:
+    """Numbers of one kind: what they mean, with their unit, and what tells them apart, if there are several."""
+
+    meaning: str
+    label: str = ""
+
+
+#: What is measured in every step.
+STEP_FAMILIES = {
+    "loss": Family("Loss of the last step: the objective and its unweighted parts, nats per row", "part"),
+    "gradient_norm": Family("Global norm of the gradient before clipping"),
+    "learning_rate": Family("Learning rate of the last step"),
+    "tokens_per_second": Family("Target tokens learned per second in the last step, waiting included"),
+    "step_seconds": Family("Wall time of a step, waiting included, seconds"),
+    "exposed_wait_seconds": Family("Time of a step that training waited for data, seconds"),
+    "packing_utilisation": Family("Share of the training blocks' places that hold a token to learn, 0 to 1"),
+    "fused_share": Family("Share of the target rows with a fused distribution, 0 to 1"),
+    "source_nats_per_byte": Family("Cross-entropy of a source model on the passages of the last step", "source"),
+    "source_win_rate": Family("Share of the last step's passages that a source model won, 0 to 1", "source"),
+    "source_coverage": Family("Share of target rows with a row of the source model, 0 to 1", "source"),
+    "held_out_bits_per_byte": Family("Held-out bits per byte of the target model during training", "domain"),
+}
+
+
+class Measurement(NamedTuple):
+    """A number of a step: a key of ``STEP_FAMILIES``, the value of its label if it has one, and the number itself."""
+
+    family: str
+    label: str
+    value: float
+
+
+def measurements(spec: FusionSpec, record: StepRecord) -> Iterator[Measurement]:
+    """All numbers of a step, without those that are not there."""
+    return (found for found in _all_measurements(spec, record) if math.isfinite(found.value))
+
+
+def _all_measurements(spec: FusionSpec, record: StepRecord) -> Iterator[Measurement]:
+    rows = record.tokens - record.passages
+    yield Measurement("loss", "objective", record.loss)
+    yield Measurement("loss", "causal_lm", record.lm_loss)
+    yield Measurement("loss", "fusion", record.fusion_loss)
+    yield Measurement("gradient_norm", "", record.grad_norm)
+    yield Measurement("learning_rate", "", record.learning_rate)
+    yield Measurement("tokens_per_second", "", ratio(record.tokens, record.seconds))
+    yield Measurement("step_seconds", "", record.seconds)
+    yield Measurement("exposed_wait_seconds", "", record.wait_seconds)
+    yield Measurement("packing_utilisation", "", 1.0 - record.padding)
+    yield Measurement("fused_share", "", ratio(record.fused_rows, rows))
+    for index, source in enumerate(spec.source_models):
+        nats_per_byte = ratio(record.source_nats[index], record.source_bytes[index])
+        yield Measurement("source_nats_per_byte", source.name, nats_per_byte)
+        if spec.fusion.rule == "min_ce":
+            yield Measurement("source_win_rate", source.name, ratio(record.source_wins[index], record.passages))
+        yield Measurement("source_coverage", source.name, ratio(record.source_covered_rows[index], rows))
+    for domain, bits_per_byte in record.held_out.items():
+        yield Measurement("held_out_bits_per_byte", domain, bits_per_byte)

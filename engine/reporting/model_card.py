@@ -1,0 +1,133 @@
+"""The model card of an export: how it was made, from what, and what it scores; read by people and by the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from math import nan
+from typing import Any
+
+import fsspec
+import yaml
+
+from engine.history.result import RunResult
+from engine.model_files.local import local_checkpoint, with_adapter
+from engine.spec import FusionSpec
+
+CARD_FILE = "README.md"
+PAPER = "[FuseLLM](https://arxiv.org/abs/2401.10491)"
+WEIGHTS = (".safetensors", ".bin", ".pt")
+HASHED_AT_ONCE = 2**22
+
+
+def write_model_card(spec: FusionSpec, result: RunResult) -> str:
+    """Write the card beside the exported model, over an older one.
+
+    Returns:
+        Its path or URL.
+
+    Raises:
+        OSError: the export cannot be written to.
+    """
+    filesystem, folder = fsspec.core.url_to_fs(result.export_dir)
+    place = os.path.join(folder, CARD_FILE)
+    filesystem.pipe_file(place, model_card(spec, result).encode("utf8"))
+    return filesystem.unstrip_protocol(place)
+
+
+def model_card(spec: FusionSpec, result: RunResult) -> str:
+    """Markdown, with the head that the hub reads."""
+    sources = [with_adapter(source.checkpoint, source.adapter) for source in spec.source_models]
+    head = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": [_shown(checkpoint) for checkpoint in (spec.target_model.checkpoint, *sources)],
+        "tags": ["knowledge-fusion"] if sources else ["continued-training"],
+    }
+    lines = ["---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "", f"# {spec.run.name}", ""]
+    lines += [_sentence(spec, result), "", "## Models", "", *_table(("", "checkpoint", "revision"), _models(spec)), ""]
+    lines += ["## Training", "", *_table(("", ""), _training(spec, result).items()), ""]
+    if result.bits_per_byte:
+        lines += ["## Held-out bits per byte (lower is better)", "", *_held_out(result.bits_per_byte), ""]
+    document = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    lines += ["## Spec", "", "```yaml", document.strip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def revision(checkpoint: str) -> str:
+    """What tells this state of a checkpoint from others: the hub's commit, or the SHA-256 of its files of weights."""
+    folder = local_checkpoint(checkpoint)
+    if not os.path.isdir(folder):
+        from transformers import AutoConfig
+
+        return f"commit {AutoConfig.from_pretrained(folder)._commit_hash}"
+    digest = hashlib.sha256()
+    for name in sorted(name for name in os.listdir(folder) if name.endswith(WEIGHTS)):
+        with open(os.path.join(folder, name), "rb") as file:
+            while part := file.read(HASHED_AT_ONCE):
+                digest.update(part)
+    return f"sha256 {digest.hexdigest()}"
+
+
+def _sentence(spec: FusionSpec, result: RunResult) -> str:
+    made = f"by knowledge-fusion-engine {_own_version()} in {result.steps:,} steps over {result.tokens:,} tokens"
+    if not spec.source_models:
+        return f"Continued training of {_shown(spec.target_model.checkpoint)}, {made}."
+    names = ", ".join(source.name for source in spec.source_models)
+    return f"{_shown(spec.target_model.checkpoint)} fused from {names} by the method of {PAPER}, {made}."
+
+
+def _models(spec: FusionSpec) -> Iterator[tuple[str, ...]]:
+    named = {"target": spec.target_model.checkpoint}
+    named |= {f"source {source.name}": with_adapter(source.checkpoint, source.adapter) for source in spec.source_models}
+    for name, checkpoint in named.items():
+        yield name, _shown(checkpoint), revision(checkpoint)
+
+
+def _training(spec: FusionSpec, result: RunResult) -> dict[str, str]:
+    training, optimizer, fusion = spec.training, spec.training.optimizer, spec.fusion
+    told = {
+        "data": ", ".join(map(_shown, spec.corpus.paths)),
+        "learned": f"{result.passages:,} passages, {result.tokens:,} target tokens, {result.bytes:,} bytes",
+        "left out of the corpus": f"{len(result.skipped):,} rows",
+        "steps": f"{result.steps:,} of {training.global_batch_blocks} blocks of {training.block_length} tokens",
+        "optimizer": f"AdamW, peak learning rate {optimizer.learning_rate:g}, {optimizer.schedule}, "
+        f"{optimizer.warmup_steps} steps of warm-up, weight decay {optimizer.weight_decay:g}",
+        "weights trained": f"adapters of rank {spec.target_model.lora.rank}, merged"
+        if spec.target_model.lora.rank
+        else "all",
+    }
+    if spec.source_models:
+        told["fusion"] = f"{fusion.rule} by {fusion.granularity}, the {fusion.top_k} likeliest tokens of each row"
+        told["alignment"] = f"tokens {spec.alignment.tokens}, vocabulary {spec.alignment.vocabulary}"
+        told["objective"] = f"{spec.objective.lm_loss_weight:g} causal LM loss + " + (
+            f"{1.0 - spec.objective.lm_loss_weight:g} fusion loss ({spec.objective.divergence})"
+        )
+    return told
+
+
+def _held_out(bits_per_byte: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    domains = list(dict.fromkeys(domain for row in bits_per_byte.values() for domain in row))
+    rows = [(label, *(f"{row.get(domain, nan):.4f}" for domain in domains)) for label, row in bits_per_byte.items()]
+    yield from _table(("model", *domains), rows)
+
+
+def _table(head: tuple[str, ...], rows: Any) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _shown(place: str) -> str:
+    """A checkpoint or file without the folders of the machine that it lay on; hub names and URLs as they are."""
+    return os.path.basename(place.rstrip("/")) if os.path.isabs(place) else place
+
+
+def _own_version() -> str:
+    try:
+        return version("knowledge-fusion-engine")
+    except PackageNotFoundError:  # run from its folder
+        return "from a working copy"

@@ -1,0 +1,132 @@
+"""How fast the stages of a running stream are just now, and which of them the others wait for."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engine.history.result import TRAIN, Progress, StageTotals
+from engine.reporting.figures import busy_share, ratio, replicas
+from engine.spec import FusionSpec
+
+#: Rates are taken over this long: several batches of a large source model, yet short enough to see a change.
+WINDOW_SECONDS = 30.0
+
+#: Below this busy share no stage is what the others wait for.
+BOTTLENECK_SHARE = 0.5
+
+
+def in_stream_order(stages: Iterable[StageTotals], spec: FusionSpec) -> list[StageTotals]:
+    """Stages as passages go through them: the corpus, the sources of the spec, what lies behind them, training."""
+    first = ["corpus", *(source.name for source in spec.source_models)]
+
+    def position(stage: StageTotals) -> int:
+        if stage.name == TRAIN:
+            return len(first) + 1
+        return first.index(stage.name) if stage.name in first else len(first)
+
+    return sorted(stages, key=position)
+
+
+@dataclass(frozen=True)
+class StageRate:
+    """One stage now.
+
+    Attributes:
+        name, passages: as in ``StageTotals``.
+        tokens_per_second: in the window, over all replicas; NaN for a stage that counts no tokens, and before the
+            second picture of it.
+        busy_share: share of the window's time that the stage worked, in [0, 1].
+        replicas: their number, and how many were replaced, in words.
+    """
+
+    name: str
+    passages: int
+    tokens_per_second: float
+    busy_share: float
+    replicas: str
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A picture's totals, the number of steps and the time."""
+
+    now: float
+    step: int
+    stages: dict[str, StageTotals]
+
+
+class FlowRates:
+    """Rates over the last ``WINDOW_SECONDS`` of pictures."""
+
+    def __init__(self, spec: FusionSpec):
+        self._spec = spec
+        self._looks: deque[_Look] = deque()
+
+    def update(self, picture: Progress, step: int, now: float) -> None:
+        """Take in a picture and forget those that are too old, but for the last one before the window."""
+        self._looks.append(_Look(now, step, {stage.name: stage for stage in picture.stages}))
+        while len(self._looks) > 2 and self._looks[1].now <= now - WINDOW_SECONDS:
+            self._looks.popleft()
+
+    def stages(self) -> list[StageRate]:
+        """All stages that have spoken, in the order of the stream."""
+        stages = in_stream_order(self._looks[-1].stages.values() if self._looks else (), self._spec)
+        arrived = [0, *(stage.passages for stage in stages)]
+        return [self._rate(stage, before > stage.passages) for stage, before in zip(stages, arrived, strict=False)]
+
+    @property
+    def train_tokens_per_second(self) -> float:
+        """Target tokens learned a second, NaN before the second picture."""
+        return next((rate.tokens_per_second for rate in self.stages() if rate.name == TRAIN), math.nan)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Wall time of a step, NaN before two steps lie in the window."""
+        looks = [look for look in self._looks if look.step]
+        return ratio(looks[-1].now - looks[0].now, looks[-1].step - looks[0].step) if looks else math.nan
+
+    def bottleneck(self) -> str:
+        """Which stage the others wait for, and how long training waits for data, in words."""
+        rates = [rate for rate in self.stages() if not math.isnan(rate.busy_share)]
+        if not rates:
+            return "no stage has reported yet"
+        slowest = max(rates, key=lambda rate: rate.busy_share)
+        train = next((rate for rate in rates if rate.name == TRAIN), None)
+        waits = f"training waits for data {100 * (1 - train.busy_share):.0f} % of the time" if train else ""
+        if slowest.name == TRAIN and slowest.busy_share >= BOTTLENECK_SHARE:
+            return f"training is busy {100 * slowest.busy_share:.0f} % of the time: the other stages wait for it"
+        if slowest.busy_share < BOTTLENECK_SHARE:
+            words = "no stage is busy for more than half of its time"
+        else:
+            words = f"{slowest.name} is {100 * slowest.busy_share:.0f} % busy: the others wait for it"
+        return "; ".join(filter(None, (words, waits)))
+
+    def _rate(self, stage: StageTotals, has_input: bool) -> StageRate:
+        first = next(look for look in self._looks if stage.name in look.stages)
+        earlier, seconds = first.stages[stage.name], self._looks[-1].now - first.now
+        return StageRate(
+            name=stage.name,
+            passages=stage.passages,
+            tokens_per_second=ratio(stage.tokens - earlier.tokens, seconds) if stage.tokens else math.nan,
+            busy_share=self._recent_busy_share(stage, earlier, has_input),
+            replicas=replicas(stage),
+        )
+
+    def _recent_busy_share(self, stage: StageTotals, earlier: StageTotals, has_input: bool) -> float:
+        """Of the work reported within the window.
+
+        A silent stage is in the middle of a long batch if passages wait in front of it, and works as ever; else it has
+        nothing to do.
+        """
+        recent = StageTotals(
+            stage.name,
+            busy_seconds=stage.busy_seconds - earlier.busy_seconds,
+            wait_seconds=stage.wait_seconds - earlier.wait_seconds,
+        )
+        share = busy_share(recent)
+        if not math.isnan(share):
+            return share
+        return busy_share(stage) if has_input or len(self._looks) == 1 else 0.0

@@ -1,0 +1,263 @@
+"""What a person sees while a run is going on and when it is done.
+
+On a terminal one live panel; elsewhere (continuous integration, the log of a Ray job) plain lines, each with its time.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from engine.history.result import EvaluationResult, Progress, RunResult, StepRecord
+from engine.reporting.evaluation_tables import ScoreTable, score_tables
+from engine.reporting.figures import (
+    Rows,
+    duration,
+    number,
+    ratio,
+    run_figures,
+    share,
+    source_rows,
+    stage_rows,
+    training_restarts,
+)
+from engine.reporting.rates import FlowRates, StageRate
+from engine.spec import FusionSpec
+
+#: Between two lines of a log: at first somebody waits to see that it works, later it is to stay readable.
+SECONDS_BETWEEN_FIRST_LINES, SECONDS_BETWEEN_LINES = 10.0, 60.0
+FIRST_SECONDS = 600.0
+
+
+class ProgressDisplay:
+    """An observer that shows a run on the console: a panel that is redrawn on a terminal, lines elsewhere.
+
+    Args:
+        spec: of the run.
+        console: where to write; the process's standard output by default.
+    """
+
+    def __init__(self, spec: FusionSpec, console: Console | None = None):
+        self._console = console or Console()
+        self._state = RunState(spec)
+        self._next_line = -math.inf
+        can_redraw = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = Live(console=self._console, auto_refresh=False) if can_redraw else None
+        if self._live is not None:
+            self._live.start()
+
+    def see(self, picture: Progress, now: float) -> None:
+        """Show a picture; in a log only when it is time for a line, or the target was evaluated."""
+        self._state.update(picture, now)
+        if self._live is not None:
+            self._live.update(panel(self._state), refresh=True)
+        elif now >= self._next_line or any(record.held_out for record in picture.steps):
+            is_early = self._state.elapsed_seconds < FIRST_SECONDS
+            self._next_line = now + (SECONDS_BETWEEN_FIRST_LINES if is_early else SECONDS_BETWEEN_LINES)
+            self._print_line()
+
+    def close(self) -> None:
+        """Leave the last state of the run on the console."""
+        if self._live is not None:
+            self._live.stop()
+        else:
+            self._print_line()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    def _print_line(self) -> None:
+        self.say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} | {line(self._state)}")
+
+
+class RunState:
+    """What the display knows: the spec, the latest picture, and the rates of the last half minute."""
+
+    def __init__(self, spec: FusionSpec, now: float | None = None):
+        self.spec = spec
+        self.picture = Progress()
+        self.step: StepRecord | None = None
+        self.evaluated: StepRecord | None = None
+        self.tokens = 0
+        self.rates = FlowRates(spec)
+        self._began = time.monotonic() if now is None else now
+        self.elapsed_seconds = 0.0
+
+    @property
+    def last_step(self) -> int:
+        """Number of the latest step, 0 before the first."""
+        return self.step.step if self.step else 0
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the first limit of the spec at the pace of the last half minute; NaN before there is one."""
+        training, step_seconds = self.spec.training, self.rates.seconds_per_step
+        left = [(training.max_steps - self.last_step) * step_seconds]
+        if training.max_tokens and self.step is not None:
+            left.append((training.max_tokens - self.tokens) * ratio(step_seconds, self.step.tokens))
+        if training.max_hours and self.step is not None:
+            left.append(3600 * training.max_hours - self.step.elapsed_seconds)
+        return math.nan if math.isnan(step_seconds) else max(0.0, min(left))
+
+    def update(self, picture: Progress, now: float) -> None:
+        """Take in a picture and the time at which it was taken."""
+        self.picture = picture
+        self.step = picture.steps[-1] if picture.steps else self.step
+        self.evaluated = next((record for record in reversed(picture.steps) if record.held_out), self.evaluated)
+        self.tokens += sum(record.tokens for record in picture.steps)
+        self.elapsed_seconds = now - self._began
+        self.rates.update(picture, self.last_step, now)
+
+    @property
+    def headline(self) -> str:
+        """What the run is doing, in words."""
+        if self.step is not None:
+            return self.rates.bottleneck()
+        sources = [source.name for source in self.spec.source_models]
+        waiting = [name for name in sources if name not in {stage.name for stage in self.picture.stages}]
+        seconds = f"{self.elapsed_seconds:.0f} s"
+        if waiting == sources and sources:
+            return f"starting {len(sources)} source model{'s' * (len(sources) > 1)} ... {seconds}"
+        if waiting:
+            return f"waiting for the first passages of {', '.join(waiting)} ... {seconds}"
+        return f"waiting for the first step ... {seconds}"
+
+
+def line(state: RunState) -> str:
+    """The state of a run in one line."""
+    parts = [state.spec.run.name]
+    if state.step is not None:
+        parts += [
+            f"step {state.last_step}/{state.spec.training.max_steps}",
+            _pace(state),
+            losses(state.step),
+            *_held_out(state),
+        ]
+    return " | ".join([*parts, state.headline, *_remarks(state)])
+
+
+def panel(state: RunState) -> RenderableType:
+    """The state of a run as a panel of the terminal."""
+    parts: list[RenderableType] = []
+    if state.step is not None:
+        parts += [_bar(state), Text(_pace(state)), Text(losses(state.step)), *map(Text, _held_out(state))]
+    if state.picture.stages:
+        parts += [_stage_table(state.rates.stages())]
+    parts += [Text(state.headline, style="bold"), *(Text(text, style="yellow") for text in _remarks(state))]
+    return Panel(Group(*parts), title=Text(state.spec.run.name, style="bold"), title_align="left", padding=(0, 1))
+
+
+def losses(record: StepRecord) -> str:
+    """The parts of a step's loss, and the length of its gradient."""
+    lm, fusion = number(record.lm_loss, ".4f"), number(record.fusion_loss, ".4f")
+    loss, norm = number(record.loss, ".4f"), number(record.grad_norm, ".3g")
+    return f"loss {loss} (causal LM {lm}, fusion {fusion}) nats per row, gradient norm {norm}"
+
+
+def _held_out(state: RunState) -> list[str]:
+    """The latest evaluation during training."""
+    if state.evaluated is None:
+        return []
+    parts = ", ".join(f"{domain} {number(bits, '.4f')}" for domain, bits in state.evaluated.held_out.items())
+    return [f"held-out bits per byte after step {state.evaluated.step}: {parts}"]
+
+
+def _bar(state: RunState) -> RenderableType:
+    most = state.spec.training.max_steps
+    row = Table.grid(padding=(0, 2), expand=True)
+    row.add_column(no_wrap=True)
+    row.add_column(ratio=1)
+    row.add_row(f"step {state.last_step}/{most}", ProgressBar(total=most, completed=state.last_step))
+    return row
+
+
+def _pace(state: RunState) -> str:
+    speed = number(state.rates.train_tokens_per_second, ",.0f")
+    return f"{speed} tokens/s, {duration(state.elapsed_seconds)}, at most {duration(state.seconds_left)} left"
+
+
+def _stage_table(rates: Sequence[StageRate]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("stage")
+    for heading in ("passages", "tokens/s", "busy", "replicas"):
+        table.add_column(heading, justify="right")
+    for rate in rates:
+        speed = number(rate.tokens_per_second, ",.0f")
+        table.add_row(rate.name, f"{rate.passages:,}", speed, share(rate.busy_share), rate.replicas)
+    return table
+
+
+def _remarks(state: RunState) -> list[str]:
+    skipped, left_out = state.picture.skipped, state.picture.left_out
+    told = []
+    if skipped:
+        last, plural = skipped[-1], "s" * (len(skipped) > 1)
+        told.append(f"{len(skipped):,} row{plural} skipped, last {last.path}, row {last.row}: {last.reason}")
+    if left_out:
+        told.append(f"{len(left_out):,} passages fused without {left_out[-1].source}: {left_out[-1].reason}")
+    if restarts := training_restarts(state.picture.stages):
+        told.append(f"training was started anew {restarts} time{'s' * (restarts > 1)}, from its last checkpoint")
+    return told
+
+
+def summary_table(result: RunResult) -> RenderableType:
+    """The end of a run for the terminal: totals, losses, source models, stages, evaluation and where things lie.
+
+    Paths are not wrapped into cells, so that they can be copied.
+    """
+    parts: list[RenderableType] = [_rich(run_figures(result))]
+    parts += [_rich(rows) for rows in (source_rows(result), stage_rows(result)) if rows.rows]
+    parts += [_rich_scores(table) for table in score_tables(result.evaluation)]
+    paths = {"exported model": result.export_dir, "report": result.report_path, "spec": result.spec_path}
+    parts += [Text(f"{label:<16}{path}", overflow="ignore", no_wrap=True) for label, path in paths.items()]
+    return Group(*parts)
+
+
+def show_summary(result: RunResult, console: Console | None = None) -> None:
+    """Print ``summary_table``."""
+    (console or Console()).print(summary_table(result), soft_wrap=True)
+
+
+def show_evaluation(evaluation: EvaluationResult, files: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print an evaluation's tables, and the files that it was written to."""
+    console = console or Console()
+    for table in score_tables(evaluation):
+        console.print(_rich_scores(table))
+    if not score_tables(evaluation):
+        message = "nothing to evaluate: name held-out domains in evaluation.corpora, or tasks in evaluation.tasks"
+        console.print(message, markup=False, soft_wrap=True)
+    for file in files:
+        console.print(file, markup=False, highlight=False, soft_wrap=True)
+
+
+def _rich_scores(scores: ScoreTable) -> Table:
+    """A table of scores, the best bold."""
+    table = Table(title=scores.heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, heading in enumerate(scores.columns):
+        is_score = index >= scores.label_columns
+        table.add_column(Text(heading), justify="right" if is_score else "left", overflow="fold")
+    for row in scores.rows:
+        table.add_row(*(Text(cell.text, style="bold green" if cell.is_best else "") for cell in row))
+    return table
+
+
+def _rich(rows: Rows) -> Table:
+    table = Table(
+        title=rows.heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for index, heading in enumerate(rows.columns):
+        is_number = index > 0 and len(rows.columns) > 2
+        table.add_column(heading, justify="right" if is_number else "left")
+    for row in rows.rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

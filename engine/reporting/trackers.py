@@ -1,0 +1,104 @@
+"""A run's metrics for TensorBoard and Weights & Biases, each through its own library, imported only where asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import tempfile
+import time
+from typing import Any
+
+from engine.errors import Fault
+from engine.history.result import Progress
+from engine.reporting.measurements import Measurement, measurements
+from engine.spec import FusionSpec
+
+#: Where tensorboardX can write, beside local folders.
+TENSORBOARD_URLS = ("s3://", "gs://")
+
+
+def experiment_log_faults(spec: FusionSpec) -> list[Fault]:
+    """What the run's logs need and have not got."""
+    faults = []
+    output_dir = spec.run.output_dir
+    if spec.run.tensorboard and "://" in output_dir and not output_dir.startswith(TENSORBOARD_URLS):
+        what = f"event files cannot be written to {output_dir}"
+        faults.append(Fault("run.tensorboard", what, "use a local run.output_dir, s3:// or gs://, or set it to false"))
+    for field, package in {"tensorboard": "tensorboardX", "wandb_project": "wandb"}.items():
+        value = getattr(spec.run, field)
+        if value and importlib.util.find_spec(package) is None:
+            what = f"is {value!r}, but the package {package} is not installed"
+            faults.append(Fault(f"run.{field}", what, f"pip install {package} where the driver runs, or unset it"))
+    return faults
+
+
+def experiment_logs(spec: FusionSpec) -> list[TensorBoardLog | WandbLog]:
+    """The observers that ``spec.run`` asks for."""
+    logs: list[TensorBoardLog | WandbLog] = [TensorBoardLog(spec)] if spec.run.tensorboard else []
+    return logs + ([WandbLog(spec)] if spec.run.wandb_project else [])
+
+
+class TensorBoardLog:
+    """An observer that writes event files, one for each start of the run, to ``output_dir/logs/tensorboard``."""
+
+    def __init__(self, spec: FusionSpec):
+        self._spec = spec
+        self._folder = os.path.join(spec.run.output_dir, "logs", "tensorboard")
+        self._writer: Any = None
+
+    def see(self, picture: Progress, now: float) -> None:
+        """Write the new steps, each with the time at which it was taken."""
+        for record in picture.steps:
+            # Steps that an earlier start has taken after its last checkpoint are lost, and must not be shown.
+            self._writer = self._writer or _summary_writer(self._folder, first_step=record.step)
+            taken = time.time() - (picture.steps[-1].elapsed_seconds - record.elapsed_seconds)
+            for found in measurements(self._spec, record):
+                self._writer.add_scalar(_path(found), found.value, record.step, walltime=taken)
+        if picture.steps:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class WandbLog:
+    """An observer that sends every step to Weights & Biases; a run that goes on goes on in the same place there."""
+
+    def __init__(self, spec: FusionSpec):
+        import wandb
+
+        self._spec = spec
+        self._scratch = tempfile.TemporaryDirectory(prefix="wandb-")
+        self._run = wandb.init(
+            project=spec.run.wandb_project,
+            name=spec.run.name,
+            id=hashlib.sha256(spec.run.output_dir.encode("utf8")).hexdigest()[:16],
+            resume="allow",
+            config=spec.model_dump(mode="json"),
+            dir=self._scratch.name,
+        )
+
+    def see(self, picture: Progress, now: float) -> None:
+        """Send the new steps."""
+        for record in picture.steps:
+            self._run.log({_path(found): found.value for found in measurements(self._spec, record)}, step=record.step)
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._run.finish()
+        self._scratch.cleanup()
+
+
+def _summary_writer(folder: str, first_step: int) -> Any:
+    """A writer of one more file; of what the others hold from ``first_step`` on, TensorBoard shows nothing."""
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(folder, purge_step=first_step, filename_suffix=f".step-{first_step}")
+
+
+def _path(found: Measurement) -> str:
+    """``loss/objective``; a number without a label stands alone: ``gradient_norm``."""
+    return f"{found.family}/{found.label}" if found.label else found.family

@@ -1,0 +1,37 @@
+"""The spec of a run: its sections, how it is loaded and checked, and the authors' presets."""
+
+from engine.spec.sections import (
+    AlignmentSpec,
+    ClusterSpec,
+    CorpusSpec,
+    Divergence,
+    EvaluationSpec,
+    FusionRuleSpec,
+    FusionSpec,
+    LoraSpec,
+    MergeSpec,
+    ObjectiveSpec,
+    OptimizerSpec,
+    RunSpec,
+    SourceModelSpec,
+    TargetModelSpec,
+    TrainingSpec,
+)
+
+__all__ = [
+    "AlignmentSpec",
+    "ClusterSpec",
+    "CorpusSpec",
+    "Divergence",
+    "EvaluationSpec",
+    "FusionRuleSpec",
+    "FusionSpec",
+    "LoraSpec",
+    "MergeSpec",
+    "ObjectiveSpec",
+    "OptimizerSpec",
+    "RunSpec",
+    "SourceModelSpec",
+    "TargetModelSpec",
+    "TrainingSpec",
+]

@@ -1,0 +1,236 @@
+"""From a YAML file and dotted overrides to a ``FusionSpec``, with every fault listed at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from engine.errors import Fault, SpecError
+from engine.spec.checks import cross_field_faults
+from engine.spec.presets import with_preset
+from engine.spec.sections import FusionSpec
+
+
+def load_spec(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> FusionSpec:
+    """Read and check a spec.
+
+    Args:
+        source: path of a YAML file, or the mapping that such a file holds. Its key ``preset`` names one of
+            ``presets.PRESETS``, whose values count where the spec has none of its own.
+        overrides: ``section.field=value``, the value in YAML; list items by position (``source_models.0.replicas=2``).
+
+    Raises:
+        SpecError: lists every fault with its dotted path, the value seen and the values allowed.
+    """
+    document = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
+    for override in overrides:
+        document = _with_override(document, override)
+    return parse(with_preset(document))
+
+
+def dump_spec(spec: FusionSpec) -> str:
+    """The spec with all defaults written out, as YAML that ``load_spec`` reads back to an equal spec."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def parse(document: Mapping[str, Any]) -> FusionSpec:
+    """Check a mapping section by section, so that a fault in one section hides none in another.
+
+    Raises:
+        SpecError: lists every fault.
+    """
+    faults = _unknown_keys(document, FusionSpec, where="")
+    sections: dict[str, Any] = {}
+    for name, field in FusionSpec.model_fields.items():
+        if name not in document:
+            if field.is_required():
+                faults.append(Fault(name, "this section is missing", _required_fields(field.annotation)))
+            else:
+                sections[name] = field.default
+            continue
+        try:
+            sections[name] = TypeAdapter(field.annotation).validate_python(document[name])
+        except ValidationError as error:
+            faults += [_fault(name, detail) for detail in error.errors(include_url=False)]
+    faults += cross_field_faults(sections)
+    if faults:
+        raise SpecError(sorted(faults, key=lambda fault: fault.where))
+    return FusionSpec(**sections)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf8"))
+    except OSError as error:
+        raise SpecError(
+            [Fault(str(path), f"cannot be read: {error.strerror}", "give the path of a YAML spec")]
+        ) from None
+    except UnicodeDecodeError as error:
+        raise SpecError([Fault(str(path), f"is not UTF-8 text (byte {error.start})", "save it as UTF-8")]) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        raise SpecError([Fault(where, f"is not YAML: {getattr(error, 'problem', error)}")]) from None
+    if not isinstance(document, dict):
+        raise SpecError([Fault(str(path), f"holds {_shown(document)}", "a spec is a mapping of sections")])
+    return document
+
+
+def _with_override(document: dict[str, Any], override: str) -> dict[str, Any]:
+    """A copy of ``document`` in which the place that ``override`` names has its value; nothing else is touched."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise SpecError([Fault(override, "is not an override", "write section.field=value")])
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError([Fault(override, f"has a value that is not YAML: {error}")]) from None
+    try:
+        return _replaced(document, path.split("."), value)
+    except (IndexError, ValueError, TypeError):
+        raise SpecError([Fault(override, f"names a place that the spec does not have: {path}")]) from None
+
+
+def _replaced(node: Any, keys: list[str], value: Any) -> Any:
+    if not keys:
+        return value
+    head, rest = keys[0], keys[1:]
+    if isinstance(node, list):
+        index = int(head)
+        return [*node[:index], _replaced(node[index], rest, value), *node[index + 1 :]]
+    if not isinstance(node, Mapping):
+        raise TypeError(f"{head} is inside a value, not a section")
+    return {**node, head: _replaced(node.get(head, {}), rest, value)}
+
+
+def _unknown_keys(document: Mapping[str, Any], section: type[BaseModel], where: str) -> list[Fault]:
+    unknown = [key for key in document if key not in section.model_fields]
+    return [Fault(where + str(key), "is no such section", _allowed_keys(str(key), section)) for key in unknown]
+
+
+def _allowed_keys(key: str, section: type[BaseModel]) -> str:
+    near = difflib.get_close_matches(key, section.model_fields, n=1)
+    return (f"did you mean {near[0]}? " if near else "") + "allowed: " + ", ".join(section.model_fields)
+
+
+def _required_fields(section: type[BaseModel]) -> str:
+    return "it needs " + ", ".join(name for name, field in section.model_fields.items() if field.is_required())
+
+
+def _fault(section: str, detail: Mapping[str, Any]) -> Fault:
+    """One of pydantic's findings as a sentence: the dotted path, the value seen, the values allowed."""
+    keys = [section, *detail["loc"]]
+    where = ".".join(str(key) for key in keys)
+    if detail["type"] == "extra_forbidden":
+        owner = _section_at(keys[:-1])
+        return Fault(where, "is no such field", _allowed_keys(str(keys[-1]), owner) if owner else "")
+    if detail["type"] == "missing":
+        return Fault(where, "is missing", _description_at(keys))
+    return Fault(
+        where, f"{_shown(detail['input'])} cannot be used", f"{detail['msg']}. {_description_at(keys)}".strip()
+    )
+
+
+def _section_at(keys: Sequence[str | int]) -> type[BaseModel] | None:
+    """The section class at a dotted path of the spec, through tuples of sections; None where there is none."""
+    owner: Any = FusionSpec
+    for key in keys:
+        if isinstance(key, int):
+            continue
+        field = owner.model_fields.get(key)
+        owner = _section_in(field.annotation) if field else None
+        if owner is None:
+            return None
+    return owner
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section class that an annotation is or holds, as in ``tuple[SourceModel, ...]``."""
+    candidates = (annotation, *get_args(annotation))
+    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
+
+
+def _description_at(keys: Sequence[str | int]) -> str:
+    names = [key for key in keys if isinstance(key, str)]
+    owner = _section_at(names[:-1])
+    field = owner.model_fields.get(names[-1]) if owner else None
+    return " ".join((field.description or "").split()) if field else ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def as_located_spec(spec: FusionSpec | Mapping[str, Any] | str | Path) -> FusionSpec:
+    """The spec with every local path absolute, so that it means the same in every process of the run.
+
+    Args:
+        spec: a spec, a mapping or the path of a YAML file. Relative paths in it count from the working directory.
+
+    Raises:
+        SpecError: a mapping or file is not a spec.
+    """
+    if not isinstance(spec, FusionSpec):
+        spec = load_spec(spec)
+    run = spec.run.model_copy(update={"output_dir": _absolute(spec.run.output_dir)})
+    corpus = spec.corpus.model_copy(update={"paths": _all_absolute(spec.corpus.paths)})
+    alignment = spec.alignment.model_copy(update={"cache_dir": _absolute(spec.alignment.cache_dir)})
+    update = {
+        "run": run,
+        "corpus": corpus,
+        "target_model": _with_located_checkpoint(spec.target_model),
+        "source_models": tuple(map(_with_located_adapter, map(_with_located_checkpoint, spec.source_models))),
+        "alignment": alignment,
+        "evaluation": _located_evaluation(spec.evaluation),
+    }
+    return spec.model_copy(update=update)
+
+
+def _with_located_checkpoint(model: Any) -> Any:
+    template = _absolute(model.chat_template) if model.chat_template else ""
+    return model.model_copy(update={"checkpoint": _located_checkpoint(model.checkpoint), "chat_template": template})
+
+
+def _with_located_adapter(source: Any) -> Any:
+    return source.model_copy(update={"adapter": _absolute(source.adapter)}) if source.adapter else source
+
+
+def _located_evaluation(evaluation: Any) -> Any:
+    """The section with its paths absolute; a member of a merge or an ensemble may be a label, which is no path."""
+    labels = {*evaluation.models, *evaluation.merges}
+
+    def located(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name if name in labels else _located_checkpoint(name) for name in names)
+
+    merges = {
+        label: merge.model_copy(update={"models": located(merge.models), "base": located([merge.base])[0]})
+        for label, merge in evaluation.merges.items()
+    }
+    return evaluation.model_copy(
+        update={
+            "corpora": {domain: _all_absolute(paths) for domain, paths in evaluation.corpora.items()},
+            "models": {label: _located_checkpoint(name) for label, name in evaluation.models.items()},
+            "merges": merges,
+            "ensembles": {label: located(names) for label, names in evaluation.ensembles.items()},
+            "task_folders": _all_absolute(evaluation.task_folders),
+        }
+    )
+
+
+def _located_checkpoint(checkpoint: str) -> str:
+    """A folder or file that exists becomes absolute; anything else is a hub name or a URL and stays."""
+    return _absolute(checkpoint) if checkpoint and Path(checkpoint).expanduser().exists() else checkpoint
+
+
+def _all_absolute(paths: Sequence[str]) -> tuple[str, ...]:
+    return tuple(_absolute(path) for path in paths)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())

@@ -1,0 +1,298 @@
+"""Tokenizers to ids and exact UTF-8 byte end offsets; special tokens by role.
+
+Bytes are the one scale that all tokenizers share. A token's bytes come from its vocabulary entry, not from the
+character offsets of the library: those cannot tell the three tokens of a split emoji apart. Only where the tokens'
+bytes are not the text, because the tokenizer normalises it, marks what it does not know or drops blanks, do character
+offsets serve (``engine.text.character_offsets``). Every encoding is checked against the text, so that a tokenizer that
+loses anything is refused, not trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from engine.errors import TokenizerError
+from engine.model_files.local import load_tokenizer, local_checkpoint
+from engine.text import character_offsets
+from engine.text.token_bytes import (
+    BYTE_TO_CHARACTER,
+    SPACE_MARKER,
+    is_byte_piece,
+    kind_of,
+    part_types,
+    token_bytes,
+    unified_piece,
+    unknown_piece,
+)
+
+#: The id of a role that a tokenizer does not have.
+NO_ROLE = -1
+
+#: Where each token begins and ends, in characters of the text.
+Offsets = Sequence[tuple[int, int]]
+
+
+class PassageTokenizer:
+    """One model's tokenizer, as alignment needs it.
+
+    Attributes:
+        name: the checkpoint, for messages.
+        token_bytes: the bytes of each id; None for special tokens and ids that stand for no text.
+        vocab_size: number of ids, added tokens included.
+        bos_id, eos_id, pad_id, turn_end_id: ids by role, ``NO_ROLE`` where the model has none. A turn's end is what the
+            model's own chat template puts behind an assistant's message.
+        adds_bos: whether the tokenizer puts BOS in front of a text by itself.
+        normalizer_types: names of the parts of its normalizer, in order.
+        fingerprint: changes with everything that changes ids or bytes.
+        hugging_face: the tokenizer as given, for its chat template. backend: the ``tokenizers.Tokenizer`` that takes
+            special strings for text.
+        special_tokens: the special ones of the added tokens, as tokenizer.json has them.
+    """
+
+    def __init__(self, tokenizer: Any, name: str, backend: Any = None):
+        """Wrap a Hugging Face tokenizer (see ``load``); ``backend`` is its ``tokenizers.Tokenizer``, if not its own."""
+        from tokenizers import Tokenizer, processors
+
+        serialized = (backend or tokenizer.backend_tokenizer).to_str()
+        self.backend = Tokenizer.from_str(serialized)
+        self.backend.encode_special_tokens = True  # a special string inside the text is text
+        self.backend.post_processor = processors.TemplateProcessing(single="$A")  # GPT-2's would trim the offsets
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.name = name
+        self.hugging_face = tokenizer
+        layout = json.loads(serialized)
+        self._model = {key: value for key, value in layout["model"].items() if key not in ("vocab", "merges")}
+        self._kind = kind_of(layout, name)
+        self.bos_id, self.eos_id, self.pad_id = (
+            NO_ROLE if role is None else int(role)
+            for role in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        )
+        self.turn_end_id = _turn_end(tokenizer)
+        self.adds_bos = self.bos_id != NO_ROLE and tokenizer("a")["input_ids"][0] == self.bos_id
+        self.normalizer_types = part_types(layout.get("normalizer"), "normalizers")
+        pieces = self.backend.get_vocab(with_added_tokens=True)
+        self.token_bytes = token_bytes(layout, self._kind, pieces)
+        self.vocab_size = len(self.token_bytes)
+        self._added = [token["id"] for token in layout["added_tokens"]]
+        self.special_tokens = [token for token in layout["added_tokens"] if token["special"]]
+        self._specials = {token["id"] for token in self.special_tokens}
+        self._specials -= {self.backend.token_to_id(unknown_piece(layout["model"]) or "")}
+        self._has_byte = np.zeros(256, bool)  # a byte-level vocabulary may lack bytes, which it then drops
+        self._has_byte[[data[0] for data in self.token_bytes if data and len(data) == 1]] = self._kind == "byte_level"
+        lengths = [len(data) if data is not None else 0 for data in self.token_bytes]
+        self._byte_lengths = np.array(lengths, np.int32)
+        roles = f"{self.bos_id} {self.eos_id} {self.pad_id} {self.turn_end_id}".encode()
+        self.fingerprint = hashlib.sha256(serialized.encode() + roles).hexdigest()
+        self._dummy_prefix_before = {blank: self._joined(blank + "a") == f" {blank}a".encode() for blank in ("", " ")}
+
+    @staticmethod
+    @lru_cache(maxsize=16)
+    def load(checkpoint: str) -> PassageTokenizer:
+        """The tokenizer of a checkpoint (``checkpoint_files``); one object a process and checkpoint.
+
+        Args:
+            checkpoint: its name, where wanted ``with_chat_template``.
+
+        Raises:
+            OSError, ValueError: there is no such checkpoint, or no tokenizer in it.
+            TokenizerError: it is of a kind whose tokens cannot be told as bytes.
+        """
+        from transformers import PreTrainedTokenizerFast
+
+        folder = local_checkpoint(checkpoint, weights=False)
+        tokenizer = load_tokenizer(checkpoint)
+        if hasattr(tokenizer, "backend_tokenizer"):
+            return PassageTokenizer(tokenizer, checkpoint)
+        try:  # Mistral's own class runs tekken.json by itself; the fast class reads the same file
+            backend = PreTrainedTokenizerFast.from_pretrained(folder).backend_tokenizer
+        except (OSError, ValueError, TypeError) as error:
+            raise TokenizerError(
+                f"{checkpoint}: the tokenizer ({type(tokenizer).__name__}) has no fast form: {error}; save it as "
+                f"tokenizer.json first"
+            ) from error
+        return PassageTokenizer(tokenizer, checkpoint, backend)
+
+    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Tokenize ``text``, special strings in it as plain text, nothing added.
+
+        Returns:
+            ids int32 [n]; end_bytes int32 [n]: UTF-8 bytes of the text consumed after each token. Of several tokens
+            with one end the last has consumed them all.
+
+        Raises:
+            TokenizerError: the tokens do not add up to the text; names the first character that is lost.
+        """
+        tokens = self._tokens(text)
+        return np.array(tokens, np.int32), self.end_bytes(text, tokens)
+
+    def tokens(self, text: str, backend: Any) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character offsets of ``text``, special strings in it taken apart.
+
+        Args:
+            backend: ``self.backend``, or a copy of it that knows further tokens.
+
+        The library keeps special strings from being *added* tokens; a model that has them in its vocabulary, such as
+        Unigram, finds them all the same.
+        """
+        encoding = backend.encode(text, add_special_tokens=False)
+        if self._specials.isdisjoint(encoding.ids):
+            return encoding.ids, encoding.offsets
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for token, piece, span in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True):
+            parts = [token]
+            if token in self._specials:
+                model = self.backend.model
+                parts = [found.id for part in (piece[:1], piece[1:]) for found in model.tokenize(part)]
+            ids += parts
+            offsets += [span] * len(parts)
+        return ids, offsets
+
+    def end_bytes(self, text: str, tokens: Sequence[int], offsets: Offsets | None = None) -> np.ndarray:
+        """UTF-8 bytes of ``text`` consumed after each of its tokens, int32 [n]; see ``encode``.
+
+        Args:
+            offsets: where each token begins and ends, in characters, as the library tells it; None: asked for where the
+                tokens' own bytes do not say.
+
+        Raises:
+            TokenizerError: as ``encode``.
+        """
+        ids = np.array(tokens, np.int32)
+        data = text.encode("utf8")
+        joined = b"".join([self.token_bytes[token] or b"" for token in tokens])
+        if joined == data:
+            return np.cumsum(self._byte_lengths[ids], dtype=np.int32)
+        if joined == b" " + data and self._kind == "space_marker":  # a dummy prefix: a blank that is not in the text
+            return np.cumsum(self._byte_lengths[ids], dtype=np.int32) - 1
+        kept = np.flatnonzero(self._has_byte[np.frombuffer(data, np.uint8)])
+        if joined and len(kept) == len(joined) and bytes(data[place] for place in kept) == joined:
+            ends = kept[np.cumsum(self._byte_lengths[ids]) - 1].astype(np.int32) + 1
+            return np.append(ends[:-1], np.int32(len(data)))
+        if offsets is None:
+            tokens, offsets = self.tokens(text, self.backend)
+        return self._ends_by_characters(text, tokens, offsets)
+
+    def encode_with_roles(self, text: str, add_bos: bool, ends_document: bool) -> tuple[np.ndarray, np.ndarray]:
+        """As ``encode``, with BOS in front (end 0) and EOS behind (end = all bytes) where wanted and there is one."""
+        ids, end_bytes = self.encode(text)
+        before = [self.bos_id] if add_bos and self.bos_id != NO_ROLE else []
+        after = [self.eos_id] if ends_document and self.eos_id != NO_ROLE else []
+        num_bytes = end_bytes[-1] if len(end_bytes) else 0
+        return (
+            np.concatenate([before, ids, after]).astype(np.int32),
+            np.concatenate([[0] * len(before), end_bytes, [num_bytes] * len(after)]).astype(np.int32),
+        )
+
+    def has_dummy_prefix(self, text: str) -> bool:
+        """Whether ``encode`` begins ``text`` with a blank that is not in it; some kinds add none before a blank."""
+        return self._dummy_prefix_before[" " if text.startswith(" ") else ""]
+
+    def tokens_within(self, data: bytes) -> list[int]:
+        """The ids of ``data`` as it would be tokenized in the middle of a text, as one pre-token.
+
+        Bytes that are no whole characters, and WordPiece's words, are covered by the longest entry that begins them.
+        Empty if there is none.
+        """
+        if self._kind == "word_piece":
+            return self._longest_beginning(data)
+        if self._kind == "byte_level":
+            piece = "".join(BYTE_TO_CHARACTER[byte] for byte in data)
+        else:
+            try:
+                piece = data.decode("utf8").replace(" ", SPACE_MARKER)
+            except UnicodeDecodeError:
+                return self._longest_beginning(data)
+        return [token.id for token in self.backend.model.tokenize(piece)]
+
+    @cached_property
+    def id_of_bytes(self) -> dict[bytes, int]:
+        """The id for each run of bytes that is one token; of several, the one that the tokenizer itself would use.
+
+        SentencePiece has every ASCII character twice, ``.`` as a piece and ``<0x2E>`` as a byte, and writes the byte
+        only where there is no piece. An added token is found before any piece. What is left is a tie: the lowest id.
+        """
+        ranks = [1 + is_byte_piece(piece, self._kind) for piece in self._raw_pieces]
+        for token in self._added:
+            ranks[token] = 0
+        found: dict[bytes, int] = {}
+        for token in sorted(range(self.vocab_size), key=lambda token: (ranks[token], token)):
+            data = self.token_bytes[token]
+            if data:
+                found.setdefault(data, token)
+        return found
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """Every id as written in the vocabulary, blanks as ``▁`` in all kinds; empty for ids that do not exist."""
+        added = set(self._added)
+        return [
+            piece if token in added or not piece else unified_piece(piece, self._kind, self._model)
+            for token, piece in enumerate(self._raw_pieces)
+        ]
+
+    @cached_property
+    def decoded(self) -> list[str]:
+        """Every id decoded alone: incomplete characters as U+FFFD, SentencePiece's leading blank stripped."""
+        texts = [
+            piece if data is None else data.decode("utf8", errors="replace")
+            for piece, data in zip(self._raw_pieces, self.token_bytes, strict=True)
+        ]
+        return texts if self._kind == "byte_level" else [text.removeprefix(" ") for text in texts]
+
+    @cached_property
+    def _raw_pieces(self) -> list[str]:
+        pieces = [""] * self.vocab_size
+        for piece, token in self.backend.get_vocab(with_added_tokens=True).items():
+            pieces[token] = piece
+        return pieces
+
+    def _longest_beginning(self, data: bytes) -> list[int]:
+        for length in range(len(data), 0, -1):
+            if data[:length] in self.id_of_bytes:
+                return [self.id_of_bytes[data[:length]]]
+        return []
+
+    def _tokens(self, text: str) -> list[int]:
+        """Ids of ``text``, special strings in it taken apart; without offsets, which cost a fifth more."""
+        tokens = self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return tokens if self._specials.isdisjoint(tokens) else self.tokens(text, self.backend)[0]
+
+    def _joined(self, text: str) -> bytes:
+        """The bytes that the tokens of ``text`` stand for."""
+        ids = self.backend.encode(text, add_special_tokens=False).ids
+        return b"".join(self.token_bytes[token] or b"" for token in ids)
+
+    def _ends_by_characters(self, text: str, tokens: Sequence[int], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+        if text and not tokens:
+            raise TokenizerError(f"{self.name}: the text {text[:12]!r} has no token at all")
+        try:
+            return character_offsets.end_bytes(text, np.array(offsets, np.int64).reshape(-1, 2))
+        except character_offsets.LostTextError as lost:
+            context = text[max(0, lost.place - 6) : lost.place + 6]
+            raise TokenizerError(
+                f"{self.name}: the tokens do not add up to the text: the character {text[lost.place]!r} at "
+                f"{lost.place}, in {context!r}, is in no token, or out of order, beside the token "
+                f"{self._raw_pieces[tokens[lost.token]]!r}; this tokenizer loses text and cannot be aligned by bytes"
+            ) from None
+
+
+def _turn_end(tokenizer: Any) -> int:
+    """The special token that the chat template puts behind an assistant's message; ``NO_ROLE`` without a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return NO_ROLE
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        ids: Sequence[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    except Exception:  # a template is a program that may refuse anything, a conversation among them
+        return NO_ROLE
+    special = set(tokenizer.all_special_ids)
+    behind = next((token for token in reversed(ids) if token in special), None)
+    return NO_ROLE if behind is None else int(behind)

@@ -1,0 +1,1 @@
+"""Ray for one run: the session, placement, metrics and errors."""

@@ -1,0 +1,92 @@
+"""A run's figures as Ray metrics, for Prometheus and the dashboard."""
+
+from __future__ import annotations
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from engine.history.result import Progress, StageTotals, StepRecord
+from engine.reporting.measurements import STEP_FAMILIES, measurements
+from engine.spec import FusionSpec
+
+PREFIX = "knowledge_fusion_"
+
+#: Seconds, doubling from a hundredth to about an hour.
+SECONDS = [0.01 * 2**power for power in range(19)]
+
+#: What each stage of the stream counts: the field of ``StageTotals`` and its meaning.
+STAGE_COUNTERS = {
+    "passages": "Passages that a stage has done",
+    "tokens": "Tokens that a stage has done, its own",
+    "busy_seconds": "Time that a stage's replicas have worked, seconds",
+    "wait_seconds": "Time that a stage's replicas have waited, seconds",
+}
+
+
+class RayMetrics:
+    """An observer that hands the run's numbers to Ray: gauges of the last step, counters, histograms of its times.
+
+    Counters begin at 0 in every start of a run, as Prometheus expects of them.
+    """
+
+    def __init__(self, spec: FusionSpec):
+        self._spec = spec
+        self._run = {"run": spec.run.name}
+        self._gauges = {
+            name: Gauge(PREFIX + name, family.meaning, tag_keys=_tag_keys(family.label))
+            for name, family in STEP_FAMILIES.items()
+            if name not in ("step_seconds", "exposed_wait_seconds")
+        }
+        self._times = {
+            name: Histogram(PREFIX + name, STEP_FAMILIES[name].meaning, SECONDS, _tag_keys(""))
+            for name in ("step_seconds", "exposed_wait_seconds")
+        }
+        self._steps = Counter(PREFIX + "steps", "Optimizer steps", _tag_keys(""))
+        self._learned = {
+            name: Counter(PREFIX + f"learned_{name}", f"Target {name} learned", _tag_keys(""))
+            for name in ("tokens", "passages", "bytes")
+        }
+        self._stages = {
+            name: Counter(PREFIX + f"stage_{name}", meaning, _tag_keys("stage"))
+            for name, meaning in STAGE_COUNTERS.items()
+        }
+        self._replicas = Gauge(PREFIX + "stage_replicas", "Replicas of a stage", _tag_keys("stage"))
+        self._seen: dict[str, StageTotals] = {}
+
+    def see(self, picture: Progress, now: float) -> None:
+        """Hand over what is new in the picture."""
+        for record in picture.steps:
+            self._add_step(record)
+        for stage in picture.stages:
+            self._add_stage(stage)
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+    def _add_step(self, record: StepRecord) -> None:
+        for family, label, value in measurements(self._spec, record):
+            if family in self._times:
+                self._times[family].observe(value, self._run)
+            else:
+                key = STEP_FAMILIES[family].label
+                self._gauges[family].set(value, self._run | ({key: label} if key else {}))
+        self._steps.inc(1, self._run)
+        for name, counter in self._learned.items():
+            _grow(counter, getattr(record, name), self._run)
+
+    def _add_stage(self, stage: StageTotals) -> None:
+        tags = self._run | {"stage": stage.name}
+        before = self._seen.get(stage.name, StageTotals(stage.name))
+        for name, counter in self._stages.items():
+            _grow(counter, getattr(stage, name) - getattr(before, name), tags)
+        self._replicas.set(stage.replicas, tags)
+        self._seen[stage.name] = stage
+
+
+def _tag_keys(label: str) -> tuple[str, ...]:
+    return ("run", label) if label else ("run",)
+
+
+def _grow(counter: Counter, value: float, tags: dict[str, str]) -> None:
+    """Ray's counters refuse to grow by nothing."""
+    if value > 0:
+        counter.inc(value, tags)

@@ -1,0 +1,1 @@
+"""Evaluation: bits per byte, tasks, merges and ensembles of the run's models."""

@@ -1,0 +1,117 @@
+"""An evaluation on the run's cluster: all models on the same held-out documents and tasks, each in a Ray task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+
+from engine.corpus.documents import Conversation, Document, read
+from engine.corpus.files import find_files, units_of
+from engine.errors import RecordError
+from engine.history.result import EvaluationResult
+from engine.spec import FusionSpec
+from pipelines.evaluation.bits_per_byte import ScoredText, Text, bits_per_byte, score_texts
+from pipelines.evaluation.ensemble import ensemble
+from pipelines.evaluation.merges import parts_of, write_merge
+from pipelines.evaluation.models import compared_models
+from pipelines.evaluation.tasks import TaskScores, run_tasks
+
+
+def evaluate_models(spec: FusionSpec) -> EvaluationResult:
+    """Everything that ``spec.evaluation`` asks for, on all models that it compares.
+
+    Writes the merges to ``output_dir/merges``.
+
+    Raises:
+        RecordError: a held-out file or row cannot be read and ``corpus.on_error`` is ``fail``.
+        FusionError: models cannot be merged.
+    """
+    settings = spec.evaluation
+    models = compared_models(spec)
+    models |= _merged(spec, models)
+    bits = _bits_per_byte(spec, models) if settings.corpora else {}
+    tasks = _task_scores(spec, models) if settings.tasks else {}
+    return EvaluationResult(
+        checkpoints=models | {label: " + ".join(members) for label, members in settings.ensembles.items()},
+        bits_per_byte=bits,
+        tasks={label: found.scores for label, found in tasks.items()},
+        higher_is_better={task: row for found in tasks.values() for task, row in found.higher_is_better.items()},
+        subtasks={group: parts for found in tasks.values() for group, parts in found.subtasks.items()},
+    )
+
+
+def held_out_documents(spec: FusionSpec) -> dict[str, list[Text]]:
+    """The documents, or conversations, of every held-out domain.
+
+    Raises:
+        RecordError: a file or row cannot be read and ``corpus.on_error`` is ``fail``.
+    """
+    return {domain: _documents(spec, paths) for domain, paths in spec.evaluation.corpora.items()}
+
+
+def _documents(spec: FusionSpec, paths: Sequence[str]) -> list[Text]:
+    texts: list[Text] = []
+    for path in find_files(paths, "evaluation.corpora")[0]:
+        for unit in units_of(path):
+            for document in read(unit, spec.corpus.text_column, spec.corpus.messages_column):
+                if isinstance(document, Conversation):
+                    texts.append(document.messages)
+                elif isinstance(document, Document):
+                    texts.append(document.text)
+                elif spec.corpus.on_error == "fail":
+                    raise RecordError(f"{document}; mend it, or set corpus.on_error: skip to go on without it")
+    return texts
+
+
+def _merged(spec: FusionSpec, models: Mapping[str, str]) -> dict[str, str]:
+    """Label to checkpoint of every merge, written."""
+    merge = ray.remote(num_cpus=1)(write_merge)
+    folder = os.path.join(spec.run.output_dir, "merges")
+    written = {
+        label: merge.remote(recipe, [models.get(part, part) for part in parts_of(recipe)], os.path.join(folder, label))
+        for label, recipe in spec.evaluation.merges.items()
+    }
+    return {label: ray.get(place) for label, place in written.items()}
+
+
+def _bits_per_byte(spec: FusionSpec, models: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Label to domain to bits per byte, of models and ensembles; every model is loaded once."""
+    settings = spec.evaluation
+    members = {label: [models.get(name, name) for name in names] for label, names in settings.ensembles.items()}
+    texts = ray.put(held_out_documents(spec))
+    score = _remote(spec, score_texts)
+    window = (spec.training.block_length, settings.stride_tokens, settings.batch_tokens, _device(spec))
+    checkpoints = dict.fromkeys([*models.values(), *(name for names in members.values() for name in names)])
+    asked = {checkpoint: score.remote(checkpoint, texts, *window) for checkpoint in checkpoints}
+    scored = {checkpoint: ray.get(found) for checkpoint, found in asked.items()}
+    found = {label: scored[checkpoint] for label, checkpoint in models.items()}
+    found |= {label: _ensemble([scored[name] for name in names]) for label, names in members.items()}
+    return {
+        label: {domain: bits_per_byte(texts) for domain, texts in by_domain.items()}
+        for label, by_domain in found.items()
+    }
+
+
+def _ensemble(members: Sequence[Mapping[str, Sequence[ScoredText]]]) -> dict[str, list[ScoredText]]:
+    """Domain to texts as the ensemble scores them."""
+    return {
+        domain: [ensemble(text) for text in zip(*(member[domain] for member in members), strict=True)]
+        for domain in members[0]
+    }
+
+
+def _task_scores(spec: FusionSpec, models: Mapping[str, str]) -> dict[str, TaskScores]:
+    run = _remote(spec, run_tasks)
+    asked = {label: run.remote(checkpoint, spec.evaluation, _device(spec)) for label, checkpoint in models.items()}
+    return {label: ray.get(found) for label, found in asked.items()}
+
+
+def _remote(spec: FusionSpec, work: Callable[..., Any]) -> Any:
+    return ray.remote(num_cpus=1, num_gpus=spec.training.num_gpus_per_worker)(work)
+
+
+def _device(spec: FusionSpec) -> str:
+    return "cuda" if spec.training.num_gpus_per_worker else "cpu"

@@ -1,0 +1,112 @@
+"""Models made of other models' weights (``engine.method.merging``), written as checkpoints like any other.
+
+All models of a merge are in memory at once, each in the type that it was saved in, one parameter in float64.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import fsspec
+
+from engine.errors import FusionError
+from engine.method.merging import linear, select_calculate_erase
+from engine.model_files.local import load_tokenizer, local_checkpoint
+from engine.spec import MergeSpec
+from engine.text.tokenization import PassageTokenizer
+
+#: Differences between two models that a message lists.
+MOST_DIFFERENCES = 3
+
+
+def parts_of(merge: MergeSpec) -> tuple[str, ...]:
+    """Labels or checkpoints of all models that a merge needs, the one that gives configuration and tokenizer first."""
+    return (merge.base, *merge.models) if merge.base else merge.models
+
+
+def unlike(checkpoints: Sequence[str]) -> list[str]:
+    """Why some checkpoints cannot be merged with the first one, a sentence each; looks at no weights."""
+    first, *others = checkpoints
+    names, tokens = _shapes(first), PassageTokenizer.load(first).token_bytes
+    reasons = []
+    for other in others:
+        shapes = _shapes(other)
+        different = [name for name in {**names, **shapes} if names.get(name) != shapes.get(name)]
+        if different:
+            shown = ", ".join(
+                f"{name} {_shown(names, name)} and {_shown(shapes, name)}" for name in different[:MOST_DIFFERENCES]
+            )
+            more = f", and {len(different) - MOST_DIFFERENCES} more" if len(different) > MOST_DIFFERENCES else ""
+            reasons.append(f"{first} and {other} differ in shape: {shown}{more}")
+        elif PassageTokenizer.load(other).token_bytes != tokens:
+            reasons.append(f"{first} and {other} have different vocabularies, so their embeddings do not correspond")
+    return reasons
+
+
+def write_merge(merge: MergeSpec, checkpoints: Sequence[str], url: str) -> str:
+    """Merge models and write the result in Hugging Face format, in place of what an earlier evaluation has left.
+
+    Args:
+        merge: the recipe.
+        checkpoints: of ``parts_of(merge)``, in this order.
+        url: folder or fsspec URL.
+
+    Returns:
+        ``url``.
+
+    Raises:
+        FusionError: the models cannot be merged.
+    """
+    reasons = unlike(checkpoints)
+    if reasons:
+        raise FusionError(f"the merge {os.path.basename(url)} cannot be made: " + "; ".join(reasons))
+    models = [_load(checkpoint) for checkpoint in checkpoints]
+    _merge_into_first(merge, models)
+    filesystem, place = fsspec.core.url_to_fs(url)
+    if filesystem.exists(place):
+        filesystem.rm(place, recursive=True)
+    with tempfile.TemporaryDirectory() as folder:
+        models[0].save_pretrained(folder)
+        load_tokenizer(checkpoints[0]).save_pretrained(folder)
+        filesystem.put(folder + "/", place + "/", recursive=True)
+    return url
+
+
+def _merge_into_first(merge: MergeSpec, models: Sequence[Any]) -> None:
+    """Give the first model the merged weights, parameter by parameter; tied ones are one parameter."""
+    import torch
+
+    parameters = [dict(model.named_parameters()) for model in models]
+    with torch.no_grad():
+        for name, parameter in parameters[0].items():
+            arrays = [found[name].double().numpy() for found in parameters]
+            if merge.method == "linear":
+                merged = linear(arrays, merge.weights or [1.0] * len(arrays))
+            else:
+                pivot, *targets = arrays
+                merged = select_calculate_erase(pivot, targets, merge.select, merge.arithmetic)
+            parameter.copy_(torch.from_numpy(merged))
+
+
+def _load(checkpoint: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(local_checkpoint(checkpoint), dtype="auto")
+
+
+def _shapes(checkpoint: str) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter, from the configuration alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(local_checkpoint(checkpoint, weights=False))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _shown(shapes: dict[str, tuple[int, ...]], name: str) -> str:
+    return str(list(shapes[name])) if name in shapes else "missing"

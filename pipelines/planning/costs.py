@@ -1,0 +1,110 @@
+"""What each model needs and costs, from its configuration alone: memory, work per byte of text, a proposal of replicas.
+
+Work is counted in multiplications and additions of matrices, 2 for each weight and token in a forward pass and 6 in a
+training step; attention's own share, small at these lengths, is left out. So the proposal holds for replicas on devices
+of one kind; the run's report says which pool really was the slowest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actors.sources.backends import transformers as transformers_backend
+from actors.sources.backends import vllm as vllm_backend
+from engine.model_files.local import local_checkpoint
+from engine.spec import FusionSpec, SourceModelSpec
+from engine.text.tokenization import PassageTokenizer
+
+FORWARD, TRAINING = 2, 6
+#: Log-probabilities of a scoring chunk are float32.
+BYTES_PER_LOGIT = 4
+#: Bytes of a weight in training: the float32 weight, its gradient, and two moments of AdamW.
+BYTES_PER_TRAINED_WEIGHT = 16
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """One model of a run.
+
+    Attributes:
+        name: ``target``, or the source's name.
+        parameters: all of them. matrix_weights: those that every token is multiplied by.
+        memory_bytes: of one replica: weights, key-value cache and the vocabulary rows of a scoring chunk; of the
+            target: weights, gradients and optimizer over all workers, without activations.
+        work_per_byte: floating point operations for each byte of text.
+        relative: work per byte, in that of the target's training.
+        replicas: of the spec (the target: training workers); ``proposed``: enough to keep step with the training
+            workers, at least 1.
+    """
+
+    name: str
+    parameters: int
+    matrix_weights: int
+    memory_bytes: int
+    work_per_byte: float
+    relative: float
+    replicas: int
+    proposed: int
+
+
+def model_costs(spec: FusionSpec, texts: Sequence[str]) -> tuple[ModelCost, ...]:
+    """The target and all sources.
+
+    Args:
+        texts: a sample of the corpus, for how many tokens each model makes of a byte.
+    """
+    workers = spec.training.num_workers
+    parameters, weights, _, _ = _sizes(spec.target_model.checkpoint)
+    training = TRAINING * weights * _tokens_per_byte(spec.target_model.checkpoint, texts)
+    target = ModelCost(
+        "target", parameters, weights, parameters * BYTES_PER_TRAINED_WEIGHT, training, 1.0, workers, workers
+    )
+    return target, *(_source_cost(source, texts, training, workers) for source in spec.source_models)
+
+
+def _source_cost(source: SourceModelSpec, texts: Sequence[str], training: float, workers: int) -> ModelCost:
+    parameters, weights, vocabulary, own_dtype_bytes = _sizes(source.checkpoint)
+    work = FORWARD * weights * _tokens_per_byte(source.checkpoint, texts)
+    relative = work / training if training else 0.0
+    weight_bytes = parameters * {"float32": 4, "bfloat16": 2, "float16": 2}.get(source.dtype, own_dtype_bytes)
+    logits = _chunk_tokens(source) * vocabulary * BYTES_PER_LOGIT
+    cache = source.kv_cache_bytes if source.backend == "vllm" else 0
+    return ModelCost(
+        source.name,
+        parameters,
+        weights,
+        weight_bytes + cache + logits,
+        work,
+        relative,
+        source.replicas,
+        max(1, round(relative * workers)),
+    )
+
+
+def _chunk_tokens(source: SourceModelSpec) -> int:
+    """Tokens whose vocabulary rows are held at once."""
+    if source.backend == "transformers":
+        return transformers_backend.PASS_TOKENS
+    return vllm_backend.BATCHED_TOKENS["cuda" if source.num_gpus else "cpu"]
+
+
+def _sizes(checkpoint: str) -> tuple[int, int, int, int]:
+    """Parameters, weights that every token is multiplied by, rows of the vocabulary, and bytes of a stored weight."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(local_checkpoint(checkpoint, weights=False))
+    with torch.device("meta"):  # shapes alone, no memory
+        model = AutoModelForCausalLM.from_config(config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    looked_up = 0 if embedding is head else embedding.numel()
+    dtype = config.dtype if config.dtype is not None else torch.float32
+    return parameters, parameters - looked_up, head.shape[0], dtype.itemsize
+
+
+def _tokens_per_byte(checkpoint: str, texts: Sequence[str]) -> float:
+    tokenizer = PassageTokenizer.load(checkpoint)
+    num_bytes = sum(len(text.encode("utf8")) for text in texts)
+    return sum(len(tokenizer.encode(text)[0]) for text in texts) / num_bytes if num_bytes else 0.0

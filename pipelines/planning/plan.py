@@ -1,0 +1,75 @@
+"""What a run would do and need, and what its sources have to offer, said before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.spec import FusionSpec
+from engine.spec.loading import as_located_spec
+from pipelines.planning.costs import ModelCost, model_costs
+from pipelines.planning.plan_text import BYTES_PER_ENTRY, cost_lines, fusion_line, length_line, survey_lines
+from pipelines.planning.survey import SourceSurvey, sample_passages, survey
+from pipelines.stream.sizes import FlowPlan, derive_flow
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The spec, and what follows from it, its models and its corpus. ``print`` it.
+
+    Attributes:
+        sources: what each source has to offer, on a sample of the corpus, in the order of the spec.
+        costs: what the target and each source need and cost.
+    """
+
+    spec: FusionSpec
+    flow: FlowPlan
+    sources: tuple[SourceSurvey, ...]
+    costs: tuple[ModelCost, ...]
+
+    def __str__(self) -> str:
+        spec, flow, training = self.spec, self.flow, self.spec.training
+        step_tokens = training.global_batch_blocks * training.block_length
+        windows = ", ".join(
+            f"{name} {window}"
+            for name, window in zip(["target", *(s.name for s in spec.source_models)], flow.windows, strict=True)
+        )
+        lines = {
+            "run": f"{spec.run.name} -> {spec.run.output_dir}",
+            "corpus": f"{len(flow.corpus_units)} units x {spec.corpus.passes} passes",
+            "windows": f"{windows} text tokens a passage",
+            "fusion": fusion_line(spec),
+            "batch": f"passages of {flow.batch_blocks} blocks in a call of a source model",
+            "step": f"{training.global_batch_blocks} blocks of {training.block_length} = {step_tokens:,} tokens, "
+            f"{training.global_batch_blocks // training.num_workers} blocks a worker on {training.num_workers} workers",
+            "length": length_line(spec, step_tokens),
+            "traffic": f"{BYTES_PER_ENTRY * spec.fusion.top_k:,} bytes a token from each source",
+            "Ray reserves": f"{flow.logical_cpus:g} logical CPUs, {flow.gpus:g} GPUs",
+        }
+        sizes = "\n".join(f"{name:<14}{text}" for name, text in lines.items())
+        return "\n\n".join(
+            [
+                sizes,
+                "\n".join(cost_lines(self.costs)),
+                *("\n".join(survey_lines(source, spec)) for source in self.sources),
+            ]
+        )
+
+
+def plan(spec: FusionSpec | Mapping[str, Any] | str | Path, score: bool = True) -> Plan:
+    """Look at the models, their tokenizers and a sample of the corpus; start nothing.
+
+    Args:
+        score: whether to load the models, one after the other on this machine's CPU, and score a few passages; without,
+            the sources' nats per byte and what top K cuts off stay unknown.
+
+    Raises:
+        SpecError: the spec is wrong.
+        PreflightError: lists every model that cannot be loaded and every path without files.
+    """
+    located = as_located_spec(spec)
+    flow = derive_flow(located)
+    texts = [passage.text for passage in sample_passages(located, flow)]
+    return Plan(located, flow, survey(located, flow, score), model_costs(located, texts))

@@ -1,0 +1,152 @@
+"""The plan as text for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.spec import FusionSpec
+from pipelines.planning.costs import ModelCost
+from pipelines.planning.survey import Scores, SourceSurvey
+from pipelines.planning.survey_tokens import Traits
+
+#: Bytes of one kept entry on its way: an int32 id and a float16 log-probability.
+BYTES_PER_ENTRY = 6
+
+
+def cost_lines(costs: Sequence[ModelCost]) -> list[str]:
+    """Memory and work of every model; the target's is over all workers and without activations."""
+    lines = [f"{'model':<18}{'parameters':>15}{'memory':>12}{'work':>9}{'replicas':>11}{'proposed':>11}"]
+    for cost in costs:
+        memory = f"{cost.memory_bytes / 2**30:.2f} GiB"
+        lines.append(
+            f"{cost.name:<18}{cost.parameters:>15,}{memory:>12}{cost.relative:>9.2f}{cost.replicas:>11}{cost.proposed:>11}"
+        )
+    return [*lines, "work: per byte of text, in that of training the target; proposed: to keep step with the workers"]
+
+
+def length_line(spec: FusionSpec, step_tokens: int) -> str:
+    """When the run ends: at the latest, and by what else."""
+    training, patience = spec.training, spec.evaluation.patience
+    limits = ["with the corpus"]
+    limits += [f"with {training.max_tokens:,} tokens"] if training.max_tokens else []
+    limits += [f"after {training.max_hours:g} hours"] if training.max_hours else []
+    limits += [f"after {patience} evaluations without improvement"] if patience else []
+    most = f"at most {training.max_steps} steps = {training.max_steps * step_tokens:,} tokens"
+    return f"{most}; earlier {' or '.join(limits)}"
+
+
+def fusion_line(spec: FusionSpec) -> str:
+    if not spec.source_models:
+        return "none: continued training on the causal LM loss alone"
+    fusion, weight = spec.fusion, spec.objective.lm_loss_weight
+    return (
+        f"{fusion.rule} per {fusion.granularity} of {len(spec.source_models)} source models, top {fusion.top_k}; "
+        f"loss = {weight:g} x causal LM + {1 - weight:g} x fusion"
+    )
+
+
+def survey_lines(source: SourceSurvey, spec: FusionSpec) -> list[str]:
+    """One source's block."""
+    return [
+        f"source model {source.name}, on {source.passages} passages ({source.num_bytes:,} bytes) of the corpus",
+        *_coverage_lines(source, spec.alignment.tokens),
+        *_mapping_lines(source, spec.alignment.vocabulary),
+        *_score_lines(source, spec.fusion.top_k),
+        *_tokenizer_lines(source),
+        *_example_lines(source),
+    ]
+
+
+def _coverage_lines(source: SourceSurvey, tokens: str) -> list[str]:
+    found = source.coverage
+    if not found.rows:
+        return ["  coverage: unknown, the sample has no target row"]
+    return [
+        f"  coverage of {found.rows:,} labelled target rows, by byte offsets"
+        + (f" (the run aligns by {tokens})" if tokens != "byte_offset" else ""),
+        _share("1-1", found.exact, "exact: the same bytes in one token of each"),
+        _share("1-n", found.one_to_many, "the target token is several source tokens"),
+        _share("n-1, last", found.last_of_longer, "the target token ends a longer source token"),
+        _share("n-1, interior", found.interior, "ends inside a source token: no source row"),
+        _share("unaligned", found.unaligned, "no source row for another reason, such as BOS"),
+        _share("used", found.used, "the first three: both end here"),
+    ]
+
+
+def _mapping_lines(source: SourceSurvey, method: str) -> list[str]:
+    found = source.mapping
+    return [
+        f"  vocabulary mapping ({method}) of {found.ids:,} source ids",
+        _share("same bytes", found.same, "or the same role, such as EOS"),
+        _share("otherwise", found.otherwise, "another target token stands for it"),
+        _share("nowhere", found.nowhere, "its mass goes to the rest bucket"),
+        _line("nonsense?", f"{found.nonsense:>7,} ids", "mapped to a token that does not begin their own bytes"),
+    ]
+
+
+def _score_lines(source: SourceSurvey, top_k: int) -> list[str]:
+    if source.scores is None:
+        return ["  distributions: not looked at (--without-scoring): no nats per byte, no mass lost"]
+    if source.scores.problem:
+        return [f"  distributions: unknown, the model cannot be scored here: {source.scores.problem}"]
+    scores = source.scores
+    return [
+        f"  distributions, {scores.rows:,} rows, {scores.num_bytes:,} bytes",
+        _share("lost", scores.lost_mass, f"mean mass beyond the likeliest {top_k}"),
+        _share("unmapped", scores.unmapped_mass, "mean mass that is kept and maps nowhere"),
+        _line("nats per byte", f"{scores.nats_per_byte:>9.4f}", _target_nats(source.target_scores)),
+    ]
+
+
+def _target_nats(scores: Scores | None) -> str:
+    if scores is None:
+        return ""
+    if scores.problem:
+        return f"target: unknown, it cannot be scored here: {scores.problem}"
+    return f"target: {scores.nats_per_byte:.4f}"
+
+
+def _tokenizer_lines(source: SourceSurvey) -> list[str]:
+    """What the tokenizer does, and what the target's does where that is something else."""
+    own, others = _trait_texts(source.traits), _trait_texts(source.target_traits)
+    lines = [
+        f"    {name:<15}{text:<36}  {'as the target' if text == others[name] else f'target: {others[name]}'}"
+        for name, text in own.items()
+    ]
+    return ["  tokenizer", *lines, f"    {'padding':<15}{_padding(source)}"]
+
+
+def _trait_texts(found: Traits) -> dict[str, str]:
+    bos = "precedes every passage" if found.adds_bos else "there is one, not added" if found.has_bos else "none"
+    normalizer = ", ".join(found.normalizer) or "none"
+    return {
+        "BOS": bos,
+        "EOS": "there is one" if found.has_eos else "none",
+        "pad": "there is one" if found.has_pad else "none",
+        "normaliser": f"{normalizer} ({', '.join(found.habits)})" if found.habits else normalizer,
+        "dummy prefix": "a blank before every passage" if found.dummy_prefix else "none",
+    }
+
+
+def _padding(source: SourceSurvey) -> str:
+    if source.padding_rows < 0:
+        return f"the embedding has {-source.padding_rows:,} rows too few for the tokenizer's {source.vocab_size:,} ids"
+    return f"{source.padding_rows:,} rows of the embedding beyond the tokenizer's {source.vocab_size:,} ids"
+
+
+def _example_lines(source: SourceSurvey) -> list[str]:
+    examples = source.mapping.examples
+    width = max((len(str(example)) for example in examples), default=0)
+    suspicion = {True: ", nonsense?", False: ""}
+    return [
+        "  examples of the mapping",
+        *(f"    {item!s:<{width}}  {item.count:,} x in the sample{suspicion[item.is_nonsense]}" for item in examples),
+    ]
+
+
+def _share(name: str, share: float, meaning: str) -> str:
+    return _line(name, f"{100 * share:>7.1f} %", meaning)
+
+
+def _line(name: str, value: str, meaning: str) -> str:
+    return f"    {name:<15}{value:<11}  {meaning}".rstrip()

@@ -1,0 +1,269 @@
+"""What every source has to offer the target, looked at on a small sample of the corpus before anything runs.
+
+Coverage is counted by byte offsets, whatever ``alignment.tokens`` says: it shows how far two tokenizers go together.
+The distributions are those of transformers on the CPU, so that a plan needs no GPU and no vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
+from math import nan
+
+import numpy as np
+import pyarrow as pa
+
+from engine.corpus.conversations import ConversationCutter
+from engine.corpus.documents import Conversation, Document, Unreadable, read
+from engine.corpus.files import CorpusUnit
+from engine.corpus.passages import PassageCutter
+from engine.corpus.windows import SMALLEST_WINDOW
+from engine.errors import RecordError, TokenizerError
+from engine.method.vocabulary import UNMAPPED, load_or_build
+from engine.model_files.local import local_checkpoint, with_chat_template
+from engine.records import MESSAGES, PASSAGE, flat_values, rows_of, schema
+from engine.spec import CorpusSpec, FusionSpec, SourceModelSpec
+from engine.text.chat import content_of
+from engine.text.tokenization import PassageTokenizer
+from pipelines.planning.survey_examples import MappingSurvey, survey_mapping
+from pipelines.planning.survey_tokens import Coverage, SampledPassage, Tokenization, Traits, coverage, tokenize, traits
+from pipelines.stream.sizes import FlowPlan, mapping_sample
+
+#: Text of the sample, and the share that each of its units gives at least.
+SAMPLE_BYTES = 65_536
+SMALLEST_SHARE = 4096
+
+#: Documents of a unit that are looked at, readable or not.
+MOST_DOCUMENTS = 2000
+
+#: Passages that are scored. With at most so many text tokens each, and BOS and EOS, they have 4,096 tokens at most.
+SCORED_PASSAGES = 8
+PASSAGE_TOKENS = 510
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model says about the scored passages.
+
+    Attributes:
+        rows: distributions looked at. num_bytes: the bytes that their tokens cover, EOS apart.
+        nats_per_byte: over these bytes.
+        lost_mass: mean over the rows of what is beyond the likeliest K, in [0, 1].
+        unmapped_mass: mean over the rows of what is kept and maps nowhere, in [0, 1].
+        problem: why the model could not be scored, in one line; then the numbers are NaN.
+    """
+
+    rows: int = 0
+    num_bytes: int = 0
+    nats_per_byte: float = nan
+    lost_mass: float = nan
+    unmapped_mass: float = nan
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class SourceSurvey:
+    """One source model beside the target, on a sample.
+
+    Attributes:
+        name: of the source.
+        passages, num_bytes: of the sample.
+        coverage: of the target's rows by the source's.
+        mapping: of the source's vocabulary to the target's.
+        traits, target_traits: what the two tokenizers do to a text.
+        vocab_size: ids of the source's tokenizer. padding_rows: rows of its embedding beyond them; negative if the
+            embedding has too few.
+        scores, target_scores: of the models; None where scoring was not asked for.
+    """
+
+    name: str
+    passages: int
+    num_bytes: int
+    coverage: Coverage
+    mapping: MappingSurvey
+    traits: Traits
+    target_traits: Traits
+    vocab_size: int
+    padding_rows: int
+    scores: Scores | None
+    target_scores: Scores | None
+
+
+def survey(spec: FusionSpec, flow: FlowPlan, score: bool = True) -> tuple[SourceSurvey, ...]:
+    """Survey all sources of a spec on one sample of the corpus.
+
+    What cannot be read is passed over: the run itself reports it. Weights that cannot be loaded are told in ``Scores``.
+
+    Args:
+        flow: of the same spec.
+        score: whether to load weights and score; without, nats per byte and masses are left out.
+    """
+    if not spec.source_models:
+        return ()
+    passages = sample_passages(spec, flow)
+    target = PassageTokenizer.load(flow.checkpoints[0])
+    target_tokens = tokenize(target, passages, target.adds_bos)
+    scored = _spread(passages, SCORED_PASSAGES)
+    target_scores = _scores(_target_section(spec), 1, scored, None) if score else None
+    mapping_text = mapping_sample(spec, flow)
+    return tuple(
+        _survey_source(spec, source, passages, mapping_text, target_tokens, scored, target_scores)
+        for source in spec.source_models
+    )
+
+
+def _survey_source(
+    spec: FusionSpec,
+    section: SourceModelSpec,
+    passages: Sequence[SampledPassage],
+    mapping_text: Sequence[str],
+    target_tokens: Tokenization,
+    scored: Sequence[SampledPassage],
+    target_scores: Scores | None,
+) -> SourceSurvey:
+    target = target_tokens.tokenizer
+    source = PassageTokenizer.load(with_chat_template(section.checkpoint, section.chat_template))
+    source_traits = traits(source, section.bos)
+    source_tokens = tokenize(
+        source, [replace(passage, ends_document=True) for passage in passages], source_traits.adds_bos
+    )
+    alignment = spec.alignment
+    mapping = load_or_build(source, target, alignment.vocabulary, alignment.cache_dir, mapping_text)
+    return SourceSurvey(
+        name=section.name,
+        passages=len(passages),
+        num_bytes=sum(passage.num_bytes for passage in passages),
+        coverage=coverage(target_tokens, source_tokens),
+        mapping=survey_mapping(source, target, mapping, source_tokens.counts()),
+        traits=source_traits,
+        target_traits=traits(target, "tokenizer"),
+        vocab_size=source.vocab_size,
+        padding_rows=_embedding_rows(section.checkpoint) - source.vocab_size,
+        scores=None if target_scores is None else _scores(section, spec.fusion.top_k, scored, mapping),
+        target_scores=target_scores,
+    )
+
+
+def sample_passages(spec: FusionSpec, flow: FlowPlan) -> list[SampledPassage]:
+    """The first passages of units spread over the corpus, about ``SAMPLE_BYTES`` in all; the same for the same spec."""
+    tokenizers = [PassageTokenizer.load(checkpoint) for checkpoint in flow.checkpoints]
+    # One token less than the window: the target may fill its context, a source leaves a place free.
+    windows = [max(SMALLEST_WINDOW, min(window - 1, PASSAGE_TOKENS)) for window in flow.windows]
+    cutter = (ConversationCutter if spec.corpus.messages_column else PassageCutter)(tokenizers, windows)
+    units = [CorpusUnit(**unit) for unit in _spread(flow.corpus_units, SAMPLE_BYTES // SMALLEST_SHARE)]
+    share = SAMPLE_BYTES // len(units) if units else 0
+    return [passage for unit in units for passage in _first_passages(unit, spec.corpus, cutter, share)]
+
+
+def _first_passages(
+    unit: CorpusUnit, corpus: CorpusSpec, cutter: PassageCutter | ConversationCutter, num_bytes: int
+) -> list[SampledPassage]:
+    """The first passages of one unit, until they have ``num_bytes``."""
+    found: list[SampledPassage] = []
+    left = num_bytes
+    for document in islice(read(unit, corpus.text_column, corpus.messages_column), MOST_DOCUMENTS):
+        if isinstance(document, Unreadable):
+            continue
+        try:
+            for passage in _passages_of(document, cutter):
+                left -= passage.num_bytes
+                found.append(passage)
+                if left <= 0:
+                    return found
+        except (TokenizerError, RecordError):
+            continue
+    return found
+
+
+def _passages_of(
+    document: Document | Conversation, cutter: PassageCutter | ConversationCutter
+) -> Iterator[SampledPassage]:
+    if isinstance(document, Conversation):
+        messages = tuple(cutter.cut(document.messages))
+        text = content_of(messages)
+        yield SampledPassage(text, len(text.encode("utf8")), ends_document=True, messages=messages)
+        return
+    of_document = len(document.text.encode("utf8"))
+    for text in cutter.cut(document.text):
+        size = len(text.encode("utf8"))
+        of_document -= size
+        yield SampledPassage(text, size, ends_document=of_document == 0)
+
+
+def _spread(items: Sequence, most: int) -> list:
+    """At most ``most`` items, evenly spread."""
+    if len(items) <= most:
+        return list(items)
+    return [items[index * len(items) // most] for index in range(most)]
+
+
+def _scores(
+    section: SourceModelSpec, top_k: int, passages: Sequence[SampledPassage], mapping: np.ndarray | None
+) -> Scores:
+    """Load one model on the CPU and score passages with it; what goes wrong is told in ``problem``."""
+    from actors.sources.source_model import SourceModel
+
+    if not passages:
+        return Scores(problem="the corpus has no text that can be read")
+    try:
+        model = SourceModel(
+            section.model_copy(update={"backend": "transformers", "num_gpus": 0.0, "probe": "off"}), top_k
+        )
+        return scores_of(model(_table(passages)), section.name, top_k, mapping)
+    except Exception as error:  # every library that reads weights has errors of its own; the plan goes on without them
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return Scores(problem=lines[0])
+
+
+def scores_of(batch: pa.Table, name: str, top_k: int, mapping: np.ndarray | None) -> Scores:
+    """The figures of one source's columns; without ``mapping`` nothing is unmapped. An answer counts as a passage."""
+    masses = np.exp(flat_values(batch[f"{name}/topk_logprobs"])[0].reshape(-1, top_k).astype(np.float64))
+    nats, covered = 0.0, 0
+    ends, logprobs = rows_of(batch[f"{name}/end_bytes"]), rows_of(batch[f"{name}/token_logprobs"])
+    for consumed, following in zip(ends, logprobs, strict=True):
+        starts = [0, *np.flatnonzero(np.diff(consumed) < 0) + 1, len(consumed)]  # offsets fall where an answer begins
+        for start, end in pairwise(starts if len(consumed) else ()):
+            num_bytes = consumed[end - 1]
+            nats -= float(following[start:end][consumed[start:end] < num_bytes].sum(dtype=np.float64))
+            covered += int(num_bytes - consumed[start])
+    unmapped = np.zeros(len(masses))
+    if mapping is not None:
+        ids = flat_values(batch[f"{name}/topk_ids"])[0].reshape(-1, top_k)
+        beyond = np.full(
+            max(int(ids.max(initial=0)) + 1 - len(mapping), 0), UNMAPPED, np.int32
+        )  # an embedding's padding
+        unmapped = (masses * (np.concatenate([mapping, beyond])[ids] == UNMAPPED)).sum(axis=1)
+    return Scores(
+        rows=len(masses),
+        num_bytes=covered,
+        nats_per_byte=nats / covered if covered else nan,
+        lost_mass=float(np.maximum(1.0 - masses.sum(axis=1), 0.0).mean()) if len(masses) else nan,
+        unmapped_mass=float(unmapped.mean()) if len(masses) else nan,
+    )
+
+
+def _table(passages: Sequence[SampledPassage]) -> pa.Table:
+    """``records.PASSAGE``, of conversations with ``records.MESSAGES``; nothing is context."""
+    columns = {
+        "passage_id": [f"sample:{index}" for index in range(len(passages))],
+        "text": [passage.text for passage in passages],
+        "num_bytes": [passage.num_bytes for passage in passages],
+        "context_bytes": [0] * len(passages),
+        "ends_document": [passage.ends_document for passage in passages],
+        MESSAGES.name: [list(passage.messages) for passage in passages],
+    }
+    fields = schema([*PASSAGE, MESSAGES] if passages[0].messages else PASSAGE)
+    return pa.table([pa.array(columns[field.name], field.type) for field in fields], fields)
+
+
+def _target_section(spec: FusionSpec) -> SourceModelSpec:
+    """The target as if it were a source."""
+    target = spec.target_model
+    return SourceModelSpec(name="target", checkpoint=target.checkpoint, chat_template=target.chat_template)
+
+
+def _embedding_rows(checkpoint: str) -> int:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(local_checkpoint(checkpoint, weights=False)).get_text_config().vocab_size

@@ -1,0 +1,208 @@
+"""How far two tokenizers go together on a sample: coverage of the target's rows, and what each does to a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import nan
+from typing import Literal
+
+import numpy as np
+
+from engine.errors import TokenizerError
+from engine.method.alignment import NO_ROW, match_end_bytes
+from engine.method.answers import answers_of, beginnings_beyond
+from engine.text.chat import ChatTemplate, Message
+from engine.text.tokenization import NO_ROLE, PassageTokenizer
+
+#: What a labelled target row can be, in the order of ``Coverage``; the first three have a source row.
+KINDS = EXACT, ONE_TO_MANY, LAST_OF_LONGER, INTERIOR, UNALIGNED = range(5)
+
+#: Texts that tell what a normalizer does: the habit, a text, and the text that is left of it.
+PROBES = (
+    ("lower-cases", "Ab", "ab"),
+    ("composes characters as NFC", "e\u0301", "\u00e9"),
+    ("takes characters apart as NFD", "\u00e9", "e\u0301"),
+    ("strips accents", "\u00e9", "e"),
+    ("replaces compatibility characters as NFKC", "\ufb01", "fi"),
+    ("collapses blanks", "a  b", "a b"),
+)
+
+
+@dataclass(frozen=True)
+class SampledPassage:
+    """A passage of the sample: its text, its length in UTF-8 bytes, and whether its document ends with it.
+
+    A conversation has ``messages``; its text is then what the assistant says.
+    """
+
+    text: str
+    num_bytes: int
+    ends_document: bool
+    messages: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What the target's labelled rows are to one source, by byte offsets; shares of ``rows`` that sum to 1.
+
+    Attributes:
+        rows: labelled rows in the sample. Without any, the shares are NaN.
+        exact: a source token of the same bytes ends here.
+        one_to_many: the target token is several source tokens, the last of which ends here.
+        last_of_longer: the target token is the end of a longer source token (the last piece of n-1).
+        interior: the target token ends inside a source token (n-1): it has no row.
+        unaligned: none of these, such as BOS beside a source that has none.
+    """
+
+    rows: int
+    exact: float
+    one_to_many: float
+    last_of_longer: float
+    interior: float
+    unaligned: float
+
+    @property
+    def used(self) -> float:
+        """Share of the rows where the ends of both meet: they have a source row."""
+        return self.exact + self.one_to_many + self.last_of_longer
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a tokenizer does to a text, and the roles that it has.
+
+    Attributes:
+        adds_bos: whether BOS precedes a passage in the run. has_bos, has_eos, has_pad: whether there is such a token.
+        dummy_prefix: whether a blank that is not in it precedes a text.
+        normalizer: names of the normalizer's parts, in order. habits: what they do, as ``PROBES`` names it.
+    """
+
+    adds_bos: bool
+    has_bos: bool
+    has_eos: bool
+    has_pad: bool
+    dummy_prefix: bool
+    normalizer: tuple[str, ...]
+    habits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """A sample as one tokenizer has it: ids and end bytes of each passage, BOS and EOS included, int32 [T] each.
+
+    Of conversations, the answers: what precedes an answer is there in the place of BOS, its turn's end in that of EOS.
+    """
+
+    tokenizer: PassageTokenizer
+    ids: tuple[np.ndarray, ...]
+    end_bytes: tuple[np.ndarray, ...]
+
+    def counts(self) -> np.ndarray:
+        """How often each id occurs, int64 [V]."""
+        return np.bincount(np.concatenate([np.empty(0, np.int32), *self.ids]), minlength=self.tokenizer.vocab_size)
+
+    def beginnings(self) -> list[bytes]:
+        """What precedes each text in its first token; see ``answers.beginnings_beyond``."""
+        offsets = np.cumsum([0, *(len(ids) for ids in self.ids)])
+        none = np.empty(0, np.int32)
+        return beginnings_beyond(
+            self.tokenizer, np.concatenate([none, *self.ids]), np.concatenate([none, *self.end_bytes]), offsets
+        )
+
+
+def tokenize(tokenizer: PassageTokenizer, passages: Sequence[SampledPassage], add_bos: bool) -> Tokenization:
+    """Tokenize a sample, with EOS where a passage ends its document."""
+    if any(passage.messages for passage in passages):
+        return _tokenized_answers(tokenizer, passages)
+    encoded = [tokenizer.encode_with_roles(passage.text, add_bos, passage.ends_document) for passage in passages]
+    return Tokenization(tokenizer, tuple(ids for ids, _ in encoded), tuple(ends for _, ends in encoded))
+
+
+def _tokenized_answers(tokenizer: PassageTokenizer, passages: Sequence[SampledPassage]) -> Tokenization:
+    answers = answers_of([ChatTemplate(tokenizer).encode(passage.messages) for passage in passages]).rows
+    places = [slice(start, end) for start, end in pairwise(answers.offsets)]
+    return Tokenization(
+        tokenizer,
+        tuple(answers.token_ids[place] for place in places),
+        tuple(answers.end_bytes[place] for place in places),
+    )
+
+
+def coverage(target: Tokenization, source: Tokenization) -> Coverage:
+    """Count the kinds of the target's labelled rows.
+
+    Args:
+        target: with BOS and EOS as in the run. source: with EOS behind every passage, as sources score.
+    """
+    counts = np.zeros(len(KINDS), np.int64)
+    beginnings = zip(target.beginnings(), source.beginnings(), strict=True)
+    ends = zip(target.end_bytes, source.end_bytes, strict=True)
+    for (own, other), (target_ends, source_ends) in zip(beginnings, ends, strict=True):
+        counts += np.bincount(row_kinds(target_ends, source_ends, own == other), minlength=len(KINDS))
+    rows = int(counts.sum())
+    return Coverage(rows, *((counts / rows).tolist() if rows else [nan] * len(KINDS)))
+
+
+def row_kinds(target_ends: np.ndarray, source_ends: np.ndarray, begins_alike: bool) -> np.ndarray:
+    """What each labelled target row of one passage is: one of ``KINDS``, int64 [T-1].
+
+    Args:
+        target_ends, source_ends: int32 [T], [S+1]; the source's last token, EOS, has no row.
+        begins_alike: see ``alignment.match_end_bytes``.
+    """
+    rows = source_ends[:-1]
+    match = match_end_bytes(
+        target_ends, np.array([0, len(target_ends)]), rows, np.array([0, len(rows)]), np.array([begins_alike])
+    )[:-1]
+    target_starts, target_run = _spans(target_ends)
+    source_starts, source_run = _spans(source_ends)
+    kinds = np.full(len(match), UNALIGNED)
+    reached = np.searchsorted(source_ends, target_ends[:-1]).clip(max=len(source_ends) - 1)
+    inside = (source_starts[reached] < target_ends[:-1]) & (target_ends[:-1] < source_ends[reached])
+    kinds[inside] = INTERIOR
+    aligned = np.flatnonzero(match != NO_ROW)
+    found = match[aligned]
+    later = source_starts[found] - target_starts[aligned]
+    finer = source_run[found] - target_run[aligned]
+    kinds[aligned] = np.select(
+        [(later == 0) & (finer == 0), (later > 0) | ((later == 0) & (finer > 0))], [EXACT, ONE_TO_MANY], LAST_OF_LONGER
+    )
+    return kinds
+
+
+def _spans(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the text of each token begins, and which of the tokens with one end it is, from 1.
+
+    Tokens that share an end, such as BOS and a lone dummy prefix, or the parts of a character, share a beginning.
+    """
+    first = np.searchsorted(ends, ends)
+    return np.where(first > 0, ends[first - 1], 0), np.arange(len(ends)) - first + 1
+
+
+def traits(tokenizer: PassageTokenizer, bos: Literal["tokenizer", "always", "never"]) -> Traits:
+    """What a tokenizer does to a text.
+
+    Args:
+        bos: as in the spec, whether BOS precedes a passage.
+    """
+    return Traits(
+        adds_bos={"always": True, "never": False}.get(bos, tokenizer.adds_bos),
+        has_bos=tokenizer.bos_id != NO_ROLE,
+        has_eos=tokenizer.eos_id != NO_ROLE,
+        has_pad=tokenizer.pad_id != NO_ROLE,
+        dummy_prefix=tokenizer.has_dummy_prefix("a"),
+        normalizer=tokenizer.normalizer_types,
+        habits=tuple(habit for habit, text, left in PROBES if _text_of(tokenizer, text) == left),
+    )
+
+
+def _text_of(tokenizer: PassageTokenizer, text: str) -> str:
+    """What the tokens of ``text`` say, blanks around it aside; nothing where the tokenizer cannot say it."""
+    try:
+        ids, _ = tokenizer.encode(text)
+    except TokenizerError:
+        return ""
+    data = b"".join(tokenizer.token_bytes[token] or b"" for token in ids)
+    return data.decode("utf8", errors="replace").strip()

@@ -1,0 +1,1 @@
+"""A whole run, from preflight to report: `engine.run`."""

@@ -1,0 +1,110 @@
+"""Everything that must be true before work starts; all faults are collected and raised once."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import fsspec
+
+from engine.errors import Fault, PreflightError
+from engine.reporting.trackers import experiment_log_faults
+from engine.spec import EvaluationSpec, FusionSpec
+from engine.spec.loading import dump_spec, load_spec
+from pipelines.evaluation.models import comparison_faults
+from pipelines.stream.sizes import FlowPlan, derive_flow
+
+SPEC_FILE = "spec.yaml"
+
+#: Where and how fast a run goes on may change between two starts of it; what it computes may not.
+PLACEMENT: dict[str, Any] = {
+    "cluster": True,
+    "run": {"tensorboard", "wandb_project"},
+    "evaluation": set(EvaluationSpec.model_fields) - {"patience"},  # patience decides which weights are exported
+    "alignment": {"cache_dir"},
+    "training": {
+        "num_workers",
+        "num_cpus_per_worker",
+        "num_gpus_per_worker",
+        "micro_batch_blocks",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+        "max_tokens",
+        "max_hours",
+        "max_restarts",
+    },
+    "source_models": {
+        "__all__": {
+            "replicas",
+            "most_replicas",
+            "num_cpus",
+            "num_gpus",
+            "tensor_parallel_size",
+            "kv_cache_bytes",
+            "max_restarts",
+        },
+    },
+}
+
+
+def preflight(spec: FusionSpec) -> FlowPlan:
+    """Check models, corpora and the output folder; write the resolved spec.
+
+    Raises:
+        PreflightError: lists everything that is missing or in the way.
+    """
+    faults: list[Fault] = []
+    flow = None
+    try:
+        flow = derive_flow(spec)
+    except PreflightError as error:
+        faults += error.faults
+    faults += comparison_faults(spec, trains_first=True)
+    faults += experiment_log_faults(spec)
+    faults += _occupied(spec)
+    if faults or flow is None:
+        raise PreflightError(faults)
+    _write_spec(spec)
+    return flow
+
+
+def _occupied(spec: FusionSpec) -> list[Fault]:
+    """A fault if the output folder holds another run, whose checkpoints this one must not go on from."""
+    try:
+        filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
+        path = os.path.join(folder, SPEC_FILE)
+        if not filesystem.exists(path):
+            return []
+        earlier = load_spec(_yaml(filesystem.cat_file(path)))
+    except Exception as error:  # any filesystem's own error, none installed, or a spec that is no longer one
+        reason = f"{spec.run.output_dir} cannot be used: {type(error).__name__}: {error}"
+        return [Fault("run.output_dir", reason, "choose another folder")]
+    if _essence(earlier) == _essence(spec):
+        return []
+    reason = f"{spec.run.output_dir} holds another run ({_first_difference(earlier, spec)})"
+    return [Fault("run.output_dir", reason, "choose another folder, or remove that run")]
+
+
+def _yaml(data: bytes) -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load(data)
+
+
+def _essence(spec: FusionSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", exclude=PLACEMENT)
+
+
+def _first_difference(earlier: FusionSpec, spec: FusionSpec) -> str:
+    before, now = _essence(earlier), _essence(spec)
+    section = next(name for name in now if before[name] != now[name])
+    if not isinstance(now[section], dict):
+        return f"its {section} differ"
+    name = next(name for name in now[section] if before[section].get(name) != now[section][name])
+    return f"its {section}.{name} is {before[section].get(name)!r}, not {now[section][name]!r}"
+
+
+def _write_spec(spec: FusionSpec) -> None:
+    filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
+    filesystem.makedirs(folder, exist_ok=True)
+    filesystem.pipe_file(os.path.join(folder, SPEC_FILE), dump_spec(spec).encode("utf8"))

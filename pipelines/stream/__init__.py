@@ -1,0 +1,1 @@
+"""The stream: from the corpus through the source models and fusion into training."""

@@ -1,0 +1,172 @@
+"""The numbers of a run that follow from its spec, its models and its corpus: nobody sets them, ``plan`` shows them.
+
+Logical CPUs are counted here because too few of them do not slow a stream down, they stop it: actor pools reserve
+theirs before the first task runs, and a task that finds none left waits for ever, without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from actors.sources.backends.vllm import BATCHED_TOKENS
+from engine.corpus.files import CorpusUnit, find_files, units_of
+from engine.corpus.sample import sample
+from engine.corpus.windows import scoring_window, text_window
+from engine.errors import Fault, FusionError, PreflightError
+from engine.model_files.configuration import context_limit, load_configuration
+from engine.model_files.local import with_adapter, with_chat_template
+from engine.spec import FusionSpec, SourceModelSpec, TargetModelSpec
+from engine.text.chat import ChatTemplate
+from engine.text.tokenization import PassageTokenizer
+
+#: Steps of its own that an engine is kept busy for by one batch: the last one is partly empty, so that a single one
+#: would be wasteful. With three sources at K=128 (768 bytes a row) a GPU's batch stays below 100 MB.
+STEPS_IN_A_BATCH = 8
+
+READER_CPUS = 0.5
+ALIGNER_CPUS = 1.0
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class FlowPlan:
+    """Sizes of the stream.
+
+    Attributes:
+        corpus_units: what readers share out, as the fields of ``files.CorpusUnit``; one pass.
+        checkpoints, windows: of the target and all sources: the names of their tokenizers, chat templates included, and
+            the text tokens that each can take in one passage.
+        batch_blocks: training blocks whose passages are one call of a source model, an aligner or the packer; as many
+            for one training worker as for the other.
+        reader_replicas, reader_cpus, aligner_replicas, aligner_cpus: of the stages between the models.
+        logical_cpus, gpus: what Ray must be able to reserve for all stages and workers at once.
+    """
+
+    corpus_units: tuple[dict[str, Any], ...]
+    checkpoints: tuple[str, ...]
+    windows: tuple[int, ...]
+    batch_blocks: int
+    reader_replicas: int
+    reader_cpus: float
+    aligner_replicas: int
+    aligner_cpus: float
+    logical_cpus: float
+    gpus: float
+
+
+def derive_flow(spec: FusionSpec) -> FlowPlan:
+    """Look at the models' configurations and the corpus' files and derive all sizes.
+
+    Raises:
+        PreflightError: lists every model that cannot be loaded and every path without files.
+    """
+    faults: list[Fault] = []
+    files, missing = find_files(spec.corpus.paths, "corpus.paths")
+    faults += missing
+    windows = [_collect(faults, "target_model.checkpoint", _target_window, spec)]
+    for index, source in enumerate(spec.source_models):
+        windows.append(_collect(faults, f"source_models.{index}.checkpoint", _source_window, source))
+        if windows[-1] is not None and source.tensor_parallel_size > 1:
+            faults += _uneven_heads(f"source_models.{index}.tensor_parallel_size", source)
+    for label, checkpoint in spec.evaluation.models.items():
+        _collect(faults, f"evaluation.models.{label}", _evaluation_window(spec), checkpoint)
+    if spec.corpus.messages_column and not faults:
+        _insist_on_chat_templates(spec, faults)
+    if faults:
+        raise PreflightError(faults)
+    replicas = sum(source.replicas for source in spec.source_models)
+    training = spec.training
+    corpus_units = tuple(asdict(unit) for path in files for unit in units_of(path))
+    # One order of passages has one reader: see ``engine.blocks.arrangement``.
+    readers = 1 if spec.run.deterministic else max(1, min(replicas // 4, len(corpus_units)))
+    aligners = max(1, replicas // 2)
+    return FlowPlan(
+        corpus_units=corpus_units,
+        checkpoints=tuple(_tokenizer_of(model) for model in (spec.target_model, *spec.source_models)),
+        windows=tuple(windows),
+        batch_blocks=_batch_blocks(spec),
+        reader_replicas=readers,
+        reader_cpus=READER_CPUS,
+        aligner_replicas=aligners,
+        aligner_cpus=ALIGNER_CPUS,
+        logical_cpus=training.num_workers * training.num_cpus_per_worker
+        + sum(source.replicas * source.num_cpus for source in spec.source_models)
+        + readers * READER_CPUS
+        + aligners * ALIGNER_CPUS,
+        gpus=training.num_workers * training.num_gpus_per_worker
+        + sum(source.replicas * source.num_gpus * source.tensor_parallel_size for source in spec.source_models),
+    )
+
+
+def mapping_sample(spec: FusionSpec, flow: FlowPlan) -> list[str]:
+    """The text that a statistical vocabulary mapping is counted on; nothing for the other mappings."""
+    if spec.alignment.vocabulary != "statistical":
+        return []
+    units = [CorpusUnit(**unit) for unit in flow.corpus_units]
+    return sample(units, spec.corpus.text_column, spec.corpus.messages_column, spec.alignment.sample_bytes)
+
+
+def _batch_blocks(spec: FusionSpec) -> int:
+    """Training blocks that hold about as many tokens as keep an engine busy for ``STEPS_IN_A_BATCH`` of its steps."""
+    on_gpu = any(source.num_gpus for source in spec.source_models)
+    budget = STEPS_IN_A_BATCH * BATCHED_TOKENS["cuda" if on_gpu else "cpu"]
+    workers = spec.training.num_workers
+    return workers * max(1, budget // (workers * spec.training.block_length))
+
+
+def _collect(
+    faults: list[Fault],
+    where: str,
+    look: Callable[[Any], Result],
+    subject: Any,
+    remedy: str = "give a Hugging Face folder, its URL, a hub name, or a .gguf file",
+) -> Result | None:
+    """``look(subject)``, its failure turned into a fault at ``where``."""
+    try:
+        return look(subject)
+    except (OSError, ValueError, ImportError, FusionError) as error:  # a protocol's package may not be installed
+        faults.append(Fault(where, str(error).strip().splitlines()[0], remedy))
+        return None
+
+
+def _evaluation_window(spec: FusionSpec) -> Callable[[str], int]:
+    return lambda checkpoint: scoring_window(checkpoint, spec.training.block_length)
+
+
+def _target_window(spec: FusionSpec) -> int:
+    return scoring_window(spec.target_model.checkpoint, spec.training.block_length)
+
+
+def _source_window(source: Any) -> int:
+    config = load_configuration(with_adapter(source.checkpoint, source.adapter))
+    return text_window(source.checkpoint, context_limit(config, source.max_context_tokens, generated_tokens=1))
+
+
+def _uneven_heads(where: str, source: Any) -> list[Fault]:
+    """A fault if the GPUs of one replica cannot share its attention heads evenly, which vLLM asks for."""
+    size, config = source.tensor_parallel_size, load_configuration(source.checkpoint).get_text_config()
+    heads = getattr(config, "num_attention_heads", size)  # without attention there is nothing to share
+    if heads % size == 0:
+        return []
+    divisors = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
+    reason = f"{size} GPUs cannot share the {heads} attention heads of {source.checkpoint} evenly"
+    return [Fault(where, reason, f"choose one of {divisors}")]
+
+
+def _tokenizer_of(model: TargetModelSpec | SourceModelSpec) -> str:
+    return with_chat_template(model.checkpoint, model.chat_template)
+
+
+def _insist_on_chat_templates(spec: FusionSpec, faults: list[Fault]) -> None:
+    """Every model that reads conversations needs a chat template that can be learned from."""
+    tokenizers = {"target_model.chat_template": _tokenizer_of(spec.target_model)}
+    for index, source in enumerate(spec.source_models):
+        tokenizers[f"source_models.{index}.chat_template"] = _tokenizer_of(source)
+    for label, checkpoint in spec.evaluation.models.items() if spec.evaluation.corpora else ():
+        tokenizers[f"evaluation.models.{label}"] = checkpoint
+    for where, tokenizer in tokenizers.items():
+        remedy = "give a Jinja chat template, or save one with the tokenizer"
+        _collect(faults, where, lambda name: ChatTemplate(PassageTokenizer.load(name)), tokenizer, remedy)

@@ -1,0 +1,138 @@
+"""Short runs in processes of their own, to be killed: a part of the quickstart, one source, to the corpus' end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.support.paths import ROOT
+
+CORPUS = ROOT / "pipelines/quickstart/corpus/train.jsonl"
+
+#: Documents in the corpus: about forty steps.
+DOCUMENTS = 60
+
+SECONDS_TO_WAIT = 240.0
+
+
+class InterruptedRun:
+    """A run of ``python -m engine`` and the folder that it works in; start it as often as you like.
+
+    Args:
+        folder: for the corpus, the log and everything that the run writes.
+        overrides: of the quickstart's spec.
+    """
+
+    def __init__(self, folder: Path, *overrides: str):
+        self.folder = folder
+        self.corpus = folder / "corpus.jsonl"
+        self.corpus.write_text("\n".join(CORPUS.read_text(encoding="utf8").splitlines()[:DOCUMENTS]), encoding="utf8")
+        self._overrides = overrides
+        self.process: subprocess.Popen | None = None
+
+    def start(self, *overrides: str) -> InterruptedRun:
+        """Start it, or start it again, with further overrides; a session of its own, so that Ctrl-C can be sent."""
+        command = [
+            *(sys.executable, "-m", "engine", "run", "pipelines/specs/quickstart.yaml", "evaluation.corpora={}"),
+            *(f"run.output_dir={self.folder / 'out'}", f"alignment.cache_dir={self.folder / 'tables'}"),
+            "source_models=[{name: gpt2-code, checkpoint: pipelines/quickstart/models/gpt2-code, dtype: float32}]",
+            *(f"corpus.paths=[{self.corpus}]", "training.max_steps=1000", "training.checkpoint_every_steps=2"),
+            *(*self._overrides, *overrides),
+        ]
+        with open(self.folder / "log.txt", "a") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        return self
+
+    def wait(self) -> int:
+        """The exit code. A run that does not end is ended."""
+        try:
+            return self.process.wait(SECONDS_TO_WAIT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def __enter__(self) -> InterruptedRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whatever a test has found, nothing goes on behind it."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    @property
+    def log(self) -> str:
+        """The end of what all starts have printed."""
+        return (self.folder / "log.txt").read_text()[-4000:]
+
+    def wait_for(self, condition: Callable[[], Any]) -> Any:
+        """The first true value of ``condition``, while the run lives."""
+        deadline = time.monotonic() + SECONDS_TO_WAIT
+        while not (found := condition()):
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.02)
+        return found
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait for a checkpoint of this step or a later one."""
+        self.wait_for(lambda: any(int(name.parent.name[5:]) >= step for name in self._checkpoints()))
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """The run's processes that have ``name`` in theirs, what these have just forked left out."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if name in _title(process) and name not in _title(process.parent()):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The journal of the newest complete checkpoint."""
+        return json.loads(self._checkpoints()[-1].read_text())
+
+    @property
+    def curve(self) -> list[tuple[float, ...]]:
+        """What each step was like, of what must not depend on time."""
+        names = ("step", "loss", "lm_loss", "fusion_loss", "grad_norm", "learning_rate", "tokens", "passages", "bytes")
+        return [tuple(record[name] for name in names) for record in self.state["history"]]
+
+    @property
+    def report(self) -> str:
+        """The run's report."""
+        return (self.folder / "out" / "report.html").read_text()
+
+    def insist_on_exactly_once(self) -> None:
+        """Every byte of the corpus is learned in one passage, and every step stands in the journal once."""
+        state = self.state
+        history = state["history"]
+        assert [record["step"] for record in history] == list(range(1, state["step"] + 1))
+        assert len(state["learned"]) == len(set(state["learned"]))
+        assert sum(record["passages"] for record in history) == len(state["learned"])
+        texts = [json.loads(row)["text"] for row in self.corpus.read_text(encoding="utf8").splitlines()]
+        assert sum(record["bytes"] for record in history) == sum(len(text.encode("utf8")) for text in texts)
+        documents = {name.rsplit(":", 1)[0] for name in state["learned"]}
+        assert documents == {f"0/{self.corpus}:{row}" for row in range(1, len(texts) + 1)}
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.folder / "out" / "checkpoints").glob("*/state.json"))
+
+
+def _title(process: psutil.Process | None) -> str:
+    return "" if process is None else " ".join([process.name(), *process.cmdline()])
+
+
+def kill_group(process: subprocess.Popen, signal_number: int) -> None:
+    """Send a signal as a terminal does: to all processes of the session's foreground."""
+    os.killpg(process.pid, signal_number)

@@ -1,0 +1,22 @@
+"""Passages for a source model, and the spec's section of one with random weights."""
+
+import pyarrow as pa
+
+from engine.records import PASSAGE, schema
+from engine.spec import SourceModelSpec
+
+TEXTS = ["The cat sat on the mat.", "x", "def main():\n\treturn 🙂", "Deich und Zéphyr"]
+TOP_K = 5
+
+
+def section(checkpoint: str, **fields) -> SourceModelSpec:
+    """A source of random weights, which no probe would let pass."""
+    fields = {"probe": "off"} | fields
+    return SourceModelSpec(name="one", checkpoint=checkpoint, backend="transformers", dtype="float32", **fields)
+
+
+def passages(texts: list[str]) -> pa.Table:
+    sizes = [len(text.encode()) for text in texts]
+    columns = [[f"0/a:{row}:0" for row in range(len(texts))], texts, sizes, [0] * len(texts), [True] * len(texts)]
+    fields = schema(PASSAGE)
+    return pa.table([pa.array(values, field.type) for values, field in zip(columns, fields, strict=True)], fields)

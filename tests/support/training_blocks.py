@@ -1,0 +1,60 @@
+"""Training blocks with random content, as the packer makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from engine.blocks.arrangement import best_fit
+from engine.blocks.packing import Packer
+from engine.records import FUSED_PASSAGE, NO_TOKEN, TRAINING_BLOCK, flat_values, ragged, schema
+
+LENGTH, TOP_K, VOCABULARY = 32, 3, 400
+
+
+def training_blocks(seed: int, lengths: Sequence[int] = (20, 30, 12, 25, 16, 9)) -> pa.Table:
+    """Blocks of ``LENGTH`` tokens whose fused rows are distributions: distinct ids, some missing, a rest."""
+    random = np.random.default_rng(seed)
+    rows = [_row_set(random, length) for length in lengths]
+    columns = {
+        "passage_id": pa.array(
+            [f"{seed}/a:1:{index}" if seed != 1 else f"0/a:1:{index}" for index in range(len(rows))]
+        ),
+        "num_bytes": pa.array([3 * length for length in lengths], pa.int32()),
+        "token_ids": ragged([random.integers(0, VOCABULARY, length) for length in lengths], pa.int32()),
+        "fused_ids": ragged([ids for ids, _, _ in rows], pa.int32()),
+        "fused_probs": ragged([probs for _, probs, _ in rows], pa.float16()),
+        "is_fused": ragged([fused for _, _, fused in rows], pa.bool_()),
+        "is_learned": ragged([np.arange(1, length + 1) < length for length in lengths], pa.bool_()),
+        "win_share": ragged([random.random(2).astype(np.float32) for _ in rows], pa.float32()),
+        "cross_entropy": ragged([random.random(2) for _ in rows], pa.float32()),
+        "covered_rows": ragged([random.integers(0, 9, 2) for _ in rows], pa.int32()),
+    }
+    places = np.empty(len(rows), np.int32)
+    for block, items in enumerate(best_fit(lengths, LENGTH)):
+        places[items] = block
+    return Packer(LENGTH, TOP_K)(pa.table(columns, schema(FUSED_PASSAGE)), places)
+
+
+def with_bad_probability(table: pa.Table) -> pa.Table:
+    """The same blocks with one probability that is no number, in a fused row."""
+    probs = flat_values(table["fused_probs"])[0].copy()
+    probs[flat_values(table["fused_ids"])[0].argmax()] = np.nan
+    rows = list(probs.reshape(len(table), -1))
+    return table.set_column(
+        table.column_names.index("fused_probs"), schema(TRAINING_BLOCK).field("fused_probs"), ragged(rows, pa.float16())
+    )
+
+
+def _row_set(random: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ids = np.stack([random.choice(VOCABULARY, TOP_K, replace=False) for _ in range(length)])
+    probs = random.random((length, TOP_K))
+    probs *= random.uniform(0.5, 1.0, (length, 1)) / probs.sum(-1, keepdims=True)
+    fused = random.random(length) < 0.8
+    fused[-1] = False
+    short = random.random(length) < 0.3
+    ids[short, -1], probs[short, -1] = NO_TOKEN, 0.0
+    ids[~fused], probs[~fused] = NO_TOKEN, 0.0
+    return ids, probs, fused

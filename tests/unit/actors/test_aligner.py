@@ -1,0 +1,269 @@
+"""Aligner: whole passages from tables to tables, against the slow path, and what it does about odd batches."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from actors.aligner import Aligner
+from actors.monitor import NoMeter
+from engine.errors import RecordError
+from engine.method.vocabulary import UNMAPPED
+from engine.records import FUSED_PASSAGE, NO_TOKEN, PASSAGE, ragged, rows_of, schema, source_columns
+from engine.spec import AlignmentSpec, FusionRuleSpec
+from engine.text.tokenization import PassageTokenizer
+from tests.oracles import fused_passage
+from tests.support.tiny_tokenizers import tokenizer_folders
+
+TOP_K = 6
+MIN_CE = FusionRuleSpec(top_k=TOP_K)
+SAMPLE = ["The cat sat on the mat, and the dog in the sun.", "def main():\n    print(2024)\n"]
+TEXTS = [
+    "The cat sat on the mat.",
+    "def main():\r\n\tfor index in range(10):\n\n    print(index)\x00",
+    "日本語 and emoji 🙂👩‍👩‍👧, e\u0301 and é",
+    "   blanks in front, </s> and <|endoftext|> and <bos> inside   ",
+    "\n",
+    "x",
+    "2024.",
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    return {folder.name: folder for folder in tokenizer_folders(tmp_path_factory.mktemp("tokenizers"))}
+
+
+def passages(texts: list[str] = TEXTS) -> pa.Table:
+    rows = {
+        "passage_id": [f"0/corpus.txt:{row}:0" for row in range(len(texts))],
+        "text": texts,
+        "num_bytes": [len(text.encode()) for text in texts],
+        "context_bytes": [0] * len(texts),
+        "ends_document": [row % 2 == 0 for row in range(len(texts))],
+    }
+    return pa.table(rows, schema(PASSAGE))
+
+
+def scored(batch: pa.Table, name: str, folder: Path, top_k: int = TOP_K, missing: int | None = None) -> pa.Table:
+    """The batch with a source's columns: random distributions over its own vocabulary, EOS scored behind each text."""
+    tokenizer = PassageTokenizer.load(str(folder))
+    random = np.random.default_rng(len(name))
+    columns = {column.name: [] for column in source_columns(name)}
+    for row, text in enumerate(batch["text"].to_pylist()):
+        ids, ends = tokenizer.encode_with_roles(text, tokenizer.adds_bos, True)
+        ids, ends = (ids[:0], ends[:0]) if row == missing else (ids[:-1], ends[:-1])
+        logits = random.normal(0, 3, (len(ends), tokenizer.vocab_size))
+        logprobs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        order = np.argsort(-logprobs, axis=-1)[:, :top_k]
+        values = (ids, ends, order, np.take_along_axis(logprobs, order, -1), random.normal(-2, 1, len(ends)))
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
+    for column in source_columns(name):
+        batch = batch.append_column(column.name, ragged(columns[column.name], column.dtype.value_type))
+    return batch
+
+
+def aligner(
+    folders, target: str, sources: list[str], tmp_path: Path, fusion: FusionRuleSpec = MIN_CE, **alignment
+) -> Aligner:
+    return Aligner(
+        str(folders[target]),
+        [(name, str(folders[name])) for name in sources],
+        fusion,
+        AlignmentSpec(cache_dir=str(tmp_path), **alignment),
+        SAMPLE,
+        NoMeter(),
+    )
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("target", ["byte-level-with-bos", "byte-level-without-bos", "sentencepiece-like"])
+@pytest.mark.parametrize(
+    ("fusion", "vocabulary", "split_tokens"),
+    [
+        (FusionRuleSpec(top_k=TOP_K), "prefix", "first_piece"),
+        (FusionRuleSpec(rule="avg_ce", top_k=TOP_K), "prefix", "product"),
+        (FusionRuleSpec(rule="avg_ce", temperature=0.2, top_k=TOP_K), "exact", "first_piece"),
+        (FusionRuleSpec(rule="uniform", top_k=TOP_K), "exact", "product"),
+        (FusionRuleSpec(granularity="token", top_k=TOP_K), "prefix", "product"),
+        (FusionRuleSpec(rule="avg_ce", granularity="token", top_k=TOP_K), "prefix", "first_piece"),
+    ],
+)
+def test_every_passage_equals_the_slow_path(folders, tmp_path, target, fusion, vocabulary, split_tokens):
+    batch, names = passages(), list(folders)
+    for name in names:
+        batch = scored(batch, name, folders[name])
+    align = aligner(folders, target, names, tmp_path, fusion, vocabulary=vocabulary, split_tokens=split_tokens)
+    table = align(batch)
+    assert table.schema == schema(FUSED_PASSAGE)
+    tokenizers = [PassageTokenizer.load(str(folders[name])) for name in names]
+    for row, text in enumerate(TEXTS):
+        distributions = [
+            {column.name.split("/")[1]: rows_of(batch[column.name])[row] for column in source_columns(name)}
+            for name in names
+        ]
+        expected = fused_passage(
+            text,
+            batch["ends_document"][row].as_py(),
+            PassageTokenizer.load(str(folders[target])),
+            tokenizers,
+            distributions,
+            fusion,
+            vocabulary,
+            split_tokens == "product",
+        )
+        for column in ("token_ids", "is_fused", "covered_rows"):
+            assert rows_of(table[column])[row].tolist() == expected[column].tolist(), (text, column)
+        assert rows_of(table["fused_ids"])[row].tolist() == expected["fused_ids"].ravel().tolist(), text
+        if fusion.granularity == "passage":
+            np.testing.assert_allclose(rows_of(table["win_share"])[row], expected["win_share"])
+        np.testing.assert_allclose(rows_of(table["cross_entropy"])[row], expected["cross_entropy"], rtol=1e-6)
+        # One rounding to float16: half a unit in the last place, or half of the smallest subnormal number.
+        probs = rows_of(table["fused_probs"])[row].astype(np.float64)
+        np.testing.assert_allclose(probs, expected["fused_probs"].ravel(), rtol=2**-11 * 1.001, atol=2**-25 * 1.001)
+        assert (probs.reshape(-1, TOP_K).sum(-1) <= 1 + 2**-11).all()
+
+
+def test_a_single_source_is_taken_whatever_its_cross_entropy(folders, tmp_path):
+    names = list(folders)
+    batch = passages()
+    for name in names:
+        batch = scored(batch, name, folders[name])
+    fusion = FusionRuleSpec(rule="single", single_source=names[2], top_k=TOP_K)
+    both = aligner(folders, names[0], names, tmp_path, fusion)(batch)
+    alone = aligner(folders, names[0], [names[2]], tmp_path)(batch.drop_columns(columns_of(names[:2])))
+    for column in ("fused_ids", "fused_probs", "is_fused"):
+        assert both[column] == alone[column]
+
+
+def columns_of(names: list[str]) -> list[str]:
+    return [column.name for name in names for column in source_columns(name)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "vocabulary"), [("min_edit", "min_edit"), ("exact", "exact"), ("suffix", "statistical")]
+)
+def test_by_edits_every_scored_row_learns_from_the_source_or_from_its_label(folders, tmp_path, tokens, vocabulary):
+    target, name = "byte-level-with-bos", "sentencepiece-like"
+    batch = scored(passages(), name, folders[name], missing=2)
+    table = aligner(folders, target, [name], tmp_path, tokens=tokens, vocabulary=vocabulary)(batch)
+    taught = used = 0
+    for row in range(len(TEXTS)):
+        token_ids = rows_of(table["token_ids"])[row]
+        ids = rows_of(table["fused_ids"])[row].reshape(-1, TOP_K)
+        probs = rows_of(table["fused_probs"])[row].reshape(-1, TOP_K)
+        fused = rows_of(table["is_fused"])[row]
+        if row == 2:
+            assert not fused.any()
+            assert rows_of(table["covered_rows"])[row].tolist() == [0]
+            continue
+        assert not fused[-1], "the last row has no label"
+        one_hot = (probs[:-1, 0] == 1.0) & (ids[:-1, 0] == token_ids[1:]) & (ids[:-1, 1] == NO_TOKEN)
+        covered = rows_of(table["covered_rows"])[row][0]
+        # A row of the source whose kept tokens all map nowhere is not fused, and no label is put in its place.
+        assert one_hot.sum() + covered >= fused.sum() >= one_hot.sum()
+        taught, used = taught + one_hot.sum(), used + covered
+    assert taught > 0
+    assert used > 0
+
+
+def test_context_is_neither_fused_nor_compared(folders, tmp_path):
+    target, name = "byte-level-with-bos", "sentencepiece-like"
+    plain = scored(passages(TEXTS[:2]), name, folders[name])
+    position = plain.column_names.index("context_bytes")
+    context = pa.array([len("The cat"), 0], pa.int32())
+    batch = plain.set_column(position, "context_bytes", context)
+    whole, part = (aligner(folders, target, [name], tmp_path)(table) for table in (plain, batch))
+    _, ends = PassageTokenizer.load(str(folders[target])).encode_with_roles(TEXTS[0], True, True)
+    rows = int((ends <= len("The cat")).sum()) - 1
+    for row, context_rows in ((0, rows), (1, 0)):
+        learned = rows_of(part["is_learned"])[row]
+        assert learned.tolist() == [False] * context_rows + [True] * (len(learned) - context_rows - 1) + [False]
+    assert rows > 1
+    assert part["num_bytes"].to_pylist() == [len(TEXTS[0]) - len("The cat"), len(TEXTS[1])]
+    fused = [rows_of(table["is_fused"])[0] for table in (whole, part)]
+    assert not fused[1][:rows].any()
+    assert fused[1][rows:].tolist() == fused[0][rows:].tolist()
+    assert rows_of(part["covered_rows"])[0][0] == rows_of(whole["covered_rows"])[0][0] - (fused[0][:rows].sum())
+    assert rows_of(part["cross_entropy"])[0] != rows_of(whole["cross_entropy"])[0]
+    assert rows_of(part["cross_entropy"])[1] == rows_of(whole["cross_entropy"])[1]
+
+
+def test_without_sources_the_passages_go_through_unfused(folders, tmp_path):
+    table = aligner(folders, "byte-level-with-bos", [], tmp_path)(passages())
+    assert table.schema == schema(FUSED_PASSAGE)
+    assert table["passage_id"].to_pylist() == passages()["passage_id"].to_pylist()
+    for tokens, ids, fused in zip(
+        *(rows_of(table[name]) for name in ("token_ids", "fused_ids", "is_fused")), strict=True
+    ):
+        assert ids.tolist() == [NO_TOKEN] * len(tokens) * TOP_K
+        assert not fused.any()
+    assert all(len(row) == 0 for row in rows_of(table["win_share"]))
+
+
+def test_a_source_that_failed_on_a_passage_is_left_out_there_alone(folders, tmp_path):
+    names = ["byte-level-with-bos", "sentencepiece-like"]
+    batch = scored(scored(passages(), names[0], folders[names[0]], missing=0), names[1], folders[names[1]])
+    table = aligner(folders, "byte-level-with-bos", names, tmp_path)(batch)
+    cross_entropy = np.array(rows_of(table["cross_entropy"]))
+    assert np.isnan(cross_entropy[0]).tolist() == [True, False]
+    assert not np.isnan(cross_entropy[1]).any()
+    assert rows_of(table["win_share"])[0].tolist() == [0, 1]
+    assert rows_of(table["covered_rows"])[0][0] == 0
+    assert rows_of(table["is_fused"])[0].sum() > 0
+
+
+def test_batches_of_any_chunking_and_slice_come_out_alike(folders, tmp_path):
+    name = "byte-level-without-bos"
+    batch, align = scored(passages(), name, folders[name]), aligner(folders, "byte-level-with-bos", [name], tmp_path)
+    whole = align(batch)
+    chunked = pa.concat_tables([batch.slice(0, 2), batch.slice(2, 1), batch.slice(3)])
+    for part, expected in (
+        (batch.slice(2, 3), whole.slice(2, 3)),
+        (chunked, whole),
+        (batch.slice(0, 0), whole.slice(0, 0)),
+    ):
+        # As text, where NaN equals itself; floats are written with all their digits.
+        assert str(align(part).to_pylist()) == str(expected.to_pylist())
+
+
+def test_the_last_row_of_a_passage_is_never_fused(folders, tmp_path):
+    name = "byte-level-with-bos"
+    table = aligner(folders, name, [name], tmp_path)(scored(passages(), name, folders[name]))
+    fused = rows_of(table["is_fused"])
+    assert not any(row[-1] for row in fused)
+    assert all(row[:-1].all() for row in fused), "a model aligns with itself everywhere else"
+
+
+@pytest.mark.parametrize("vocabulary", ["prefix", "exact"])
+def test_a_table_of_another_model_is_refused(folders, tmp_path, vocabulary):
+    """One that maps nothing, one of a single token: all mass would be rest, with a loss that looks like any."""
+    name = "sentencepiece-like"
+    batch = scored(passages(["The cat sat on the mat, and the dog in the sun."] * 40), name, folders[name])
+    align = aligner(folders, "byte-level-with-bos", [name], tmp_path, vocabulary=vocabulary)
+    assert rows_of(align(batch)["is_fused"])[0].any(), "the pair is sound"
+    sound = align._mappings[0]
+    for wrong in (np.full_like(sound, UNMAPPED), sound[:1]):
+        align._mappings[0] = wrong
+        with pytest.raises(RecordError, match=rf"mass that source model {name} keeps .*{vocabulary}.*delete"):
+            align(batch)
+
+
+def test_a_few_rows_in_another_script_are_no_fault(folders, tmp_path):
+    name = "sentencepiece-like"
+    batch = scored(passages(["The cat sat on the mat."]), name, folders[name])
+    align = aligner(folders, "byte-level-with-bos", [name], tmp_path)
+    align._mappings[0] = np.full_like(align._mappings[0], UNMAPPED)
+    table = align(batch)
+    assert (rows_of(table["fused_probs"])[0] == 0).all(), "all of it is rest"
+
+
+def test_rows_that_do_not_fit_together_are_refused(folders, tmp_path):
+    name = "byte-level-with-bos"
+    batch = scored(passages(), name, folders[name], top_k=TOP_K - 1)
+    with pytest.raises(RecordError, match=r"passage 0/corpus.txt:0:0 has \d+ values in .*topk_ids.*, expected \d+"):
+        aligner(folders, name, [name], tmp_path)(batch)
+    with pytest.raises(RecordError, match=r"token_ids.* is missing"):
+        aligner(folders, name, [name], tmp_path)(passages())

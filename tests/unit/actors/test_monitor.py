@@ -1,0 +1,220 @@
+"""The monitor counts everything once, and a meter loses nothing of what it was told."""
+
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from actors import monitor as run_monitor
+from actors.monitor import Meter, NoMeter, RunMonitor
+from engine.errors import FusionError
+from engine.history.result import SkippedRow, StageTotals, StepRecord
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.timeout(30)
+
+STEP = StepRecord(1, 5.0, 5.2, 4.8, 1.0, 1e-3, 100, 4, 400, seconds=2.0, wait_seconds=0.5, padding=0.1, fused_rows=90)
+
+
+class _Method:
+    """A method of an actor handle: ``remote`` carries it out here and now."""
+
+    def __init__(self, call, calls):
+        self._call, self._calls = call, calls
+
+    def remote(self, *arguments):
+        self._calls.append(arguments)
+        self._call(*arguments)
+
+
+class Handle:
+    """What an actor's handle looks like from a meter, around a monitor in this process."""
+
+    def __init__(self):
+        self.monitor = RunMonitor()
+        self.sent = []
+        self.report = _Method(self.monitor.report, self.sent)
+        self.skip = _Method(self.monitor.skip, [])
+
+
+class Clock:
+    """Stands in for ``time`` in the module under test: it moves when told."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(run_monitor, "time", clock)
+    return clock
+
+
+def totals(passages, tokens, busy_seconds, wait_seconds):
+    return StageTotals("gpt2-code", passages, tokens, busy_seconds, wait_seconds)
+
+
+def test_a_stage_adds_up_over_its_replicas():
+    monitor = RunMonitor()
+    monitor.report("first", "1", totals(8, 800, 2.0, 0.5))
+    monitor.report("second", "2", totals(4, 300, 1.0, 0.25))
+    assert monitor.snapshot().stages == (StageTotals("gpt2-code", 12, 1100, 3.0, 0.75, replicas=2, starts=2),)
+
+
+def test_a_report_that_comes_twice_counts_once():
+    monitor = RunMonitor()
+    for _ in range(2):
+        monitor.report("first", "1", totals(8, 800, 2.0, 0.5))
+    assert monitor.snapshot().stages == (StageTotals("gpt2-code", 8, 800, 2.0, 0.5, replicas=1, starts=1),)
+
+
+def test_a_replica_that_starts_again_was_replaced_and_its_work_counts():
+    monitor = RunMonitor()
+    for process in ("1", "2"):
+        monitor.report("first", process, totals(8, 800, 2.0, 0.5))
+    monitor.report("second", "3", totals(4, 300, 1.0, 0.25))
+    assert monitor.snapshot().stages == (StageTotals("gpt2-code", 20, 1900, 5.0, 1.25, replicas=2, starts=3),)
+
+
+def test_a_step_that_comes_again_replaces_the_old_one():
+    monitor = RunMonitor()
+    for step, loss in ((1, 5.0), (2, 4.0), (3, 3.0), (2, 4.5)):
+        monitor.step(replace(STEP, step=step, loss=loss))
+    picture = monitor.snapshot()
+    assert [(record.step, record.loss) for record in picture.steps] == [(1, 5.0), (2, 4.5), (3, 3.0)]
+    assert picture.stages == (StageTotals("train", 12, 300, 4.5, 1.5, replicas=1, starts=1),)
+
+
+def test_a_new_stream_has_new_replicas_and_forgets_no_work():
+    monitor = RunMonitor()
+    monitor.begin_stream()
+    assert monitor.start("first", "1", "gpt2-code") == 0
+    assert monitor.start("first", "2", "gpt2-code") == 1
+    monitor.report("first", "2", totals(8, 800, 2.0, 0.5))
+    monitor.begin_stream()
+    assert monitor.start("second", "3", "gpt2-code") == 1, "deaths of the stream before still count"
+    monitor.report("second", "3", totals(4, 300, 1.0, 0.25))
+    assert monitor.snapshot().stages == (StageTotals("gpt2-code", 12, 1100, 3.0, 0.75, replicas=1, starts=2),)
+
+
+def test_training_that_starts_anew_is_counted():
+    monitor = RunMonitor()
+    for _ in range(2):
+        monitor.begin_stream()
+        monitor.step(STEP)
+    (train,) = monitor.snapshot().stages
+    assert (train.replicas, train.starts, train.tokens) == (1, 2, 100)
+
+
+def test_a_stage_whose_replicas_die_too_often_is_refused():
+    class Restarted(Meter):
+        def start(self) -> int:
+            return 3
+
+    Restarted("align", Handle(), max_restarts=3).start_or_refuse()
+    with pytest.raises(FusionError, match=r"align: its replicas have died 3 times, training\.max_restarts is 2; look"):
+        Restarted("align", Handle(), max_restarts=2).start_or_refuse()
+
+
+def test_a_snapshot_leaves_out_known_steps_but_not_their_totals():
+    monitor = RunMonitor()
+    for step in (3, 1, 2):
+        monitor.step(replace(STEP, step=step))
+    picture = monitor.snapshot(since_step=2)
+    assert [record.step for record in picture.steps] == [3]
+    assert picture.stages[0].tokens == 300
+    assert pickle.loads(pickle.dumps(picture)) == picture
+
+
+def test_a_row_is_skipped_once_in_all_passes():
+    monitor = RunMonitor()
+    for row in (7, 7, 8):
+        monitor.skip(SkippedRow("corpus.jsonl", row, "not JSON"))
+    monitor.skip(SkippedRow("other.jsonl", 7, "not JSON"))
+    skipped = monitor.snapshot().skipped
+    assert [(row.path, row.row) for row in skipped] == [("corpus.jsonl", 7), ("corpus.jsonl", 8), ("other.jsonl", 7)]
+
+
+def test_waiting_is_what_lies_between_two_pieces_of_work(clock):
+    handle = Handle()
+    meter = Meter("gpt2-code", handle)
+    meter.record(8, 800, busy_seconds=1.0)
+    clock.now += 3.0
+    meter.record(8, 800, busy_seconds=2.5)
+    (stage,) = handle.monitor.snapshot().stages
+    assert (stage.passages, stage.tokens) == (16, 1600)
+    assert stage.busy_seconds == pytest.approx(3.5)
+    assert stage.wait_seconds == pytest.approx(0.5), "nothing is known of the time before the first piece"
+
+
+def test_a_meter_holds_nothing_back():
+    handle = Handle()
+    meter = Meter("gpt2-code", handle)
+    for call in range(1, 4):
+        meter.record(1, 10, busy_seconds=0.0)
+        assert handle.monitor.snapshot().stages[0].tokens == 10 * call
+    assert len(handle.sent) == 3
+
+
+def test_every_process_of_a_stage_is_a_replica_outside_of_ray():
+    handle = Handle()
+    for meter in (Meter("gpt2-code", handle), Meter("gpt2-code", handle)):
+        for _ in range(3):
+            meter.record(1, 10, busy_seconds=0.0)
+    (stage,) = handle.monitor.snapshot().stages
+    assert (stage.replicas, stage.starts, stage.tokens) == (2, 2, 60)
+
+
+def test_a_pickled_meter_starts_from_nothing():
+    meter = Meter("gpt2-code", "handle", 3)
+    copy = pickle.loads(pickle.dumps(meter))
+    assert copy.__reduce__() == (Meter, ("gpt2-code", "handle", 3))
+
+
+def test_outside_a_run_nothing_is_counted():
+    NoMeter().record(1, 10, 0.0)
+    NoMeter().skip(SkippedRow("corpus.jsonl", 3, "not JSON"))
+    assert not vars(NoMeter())
+
+
+def test_skipped_rows_go_to_the_monitor():
+    handle = Handle()
+    Meter("corpus", handle).skip(SkippedRow("corpus.jsonl", 3, "not JSON"))
+    assert handle.monitor.snapshot().skipped == (SkippedRow("corpus.jsonl", 3, "not JSON"),)
+
+
+def test_the_monitor_knows_nothing_of_ray():
+    code = "import sys, actors.monitor; print(sorted({'ray', 'torch', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_process_that_takes_the_place_of_a_dead_one_is_counted():
+    monitor = RunMonitor()
+    assert [monitor.start("actor 1", "a", "gpt2-code"), monitor.start("actor 2", "b", "gpt2-code")] == [0, 0]
+    assert monitor.start("actor 1", "c", "gpt2-code") == 1
+    assert monitor.start("actor 1", "c", "gpt2-code") == 1, "said twice, counted once"
+    assert monitor.start("actor 9", "d", "llama-docs") == 0
+    assert monitor.start("actor 1", "e", "gpt2-code", deaths=4) == 4, "two have died before they could say a word"
+    monitor.report("actor 1", "c", totals(3, 30, 1.0, 0.0))
+    (stage,) = [stage for stage in monitor.snapshot().stages if stage.name == "gpt2-code"]
+    assert (stage.replicas, stage.starts, stage.passages) == (2, 6, 3)
+
+
+def test_passages_without_a_source_are_listed_once():
+    monitor = RunMonitor()
+    monitor.leave_out("gpt2-code", ["0/a:1:0", "0/a:1:1"], "it cannot be loaded")
+    monitor.leave_out("gpt2-code", ["0/a:1:1"], "it cannot be loaded")
+    monitor.leave_out("llama-docs", ["0/a:1:1"], "it died")
+    found = monitor.snapshot().left_out
+    assert [(row.source, row.passage_id) for row in found] == [
+        ("gpt2-code", "0/a:1:0"),
+        ("gpt2-code", "0/a:1:1"),
+        ("llama-docs", "0/a:1:1"),
+    ]

@@ -1,0 +1,111 @@
+"""The training loop of one worker: what it tells of its steps, what it saves, and how long a step took."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from actors.training import loop as trainer
+from actors.training.held_out_loss import HeldOutBlocks
+from actors.training.journal import Journal
+from actors.training.loop import learn, train_worker
+from actors.training.step_counts import StepCounts
+from actors.training.target_model import StepLosses
+from engine.method.losses import NO_LABEL
+from engine.spec.loading import parse
+from tests.support.tiny_models import tiny_checkpoint
+from tests.support.tiny_tokenizers import byte_level_with_bos
+from tests.support.training_blocks import LENGTH, TOP_K, VOCABULARY, training_blocks
+
+pytestmark = pytest.mark.timeout(60)
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group(tmp_path_factory):
+    store = tmp_path_factory.mktemp("store") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Monitor:
+    """Keeps the records that it is told, as an actor's handle would send them."""
+
+    def __init__(self):
+        self.told = []
+        self.step = self
+        self.remote = self.told.append
+
+
+@pytest.fixture
+def spec(tmp_path):
+    byte_level_with_bos().save_pretrained(tmp_path / "tokenizer")
+    checkpoint = tiny_checkpoint(tmp_path / "model", "llama", tmp_path / "tokenizer")
+    return parse(
+        {
+            "run": {"name": "trial", "output_dir": str(tmp_path / "out")},
+            "corpus": {"paths": ["corpus.jsonl"]},
+            "target_model": {"checkpoint": checkpoint},
+            "source_models": [{"name": name, "checkpoint": checkpoint} for name in ("one", "two")],
+            "fusion": {"top_k": TOP_K},
+            "training": {"block_length": LENGTH, "global_batch_blocks": 4, "checkpoint_every_steps": 100},
+            "evaluation": {"every_steps": 2, "corpora": {"own": ["held_out.jsonl"]}},
+        }
+    )
+
+
+def held_out_domains():
+    """Two blocks of one window each."""
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (2, LENGTH)).astype(np.int32)
+    positions = np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1))
+    labels = np.concatenate([ids[:, 1:], np.full((2, 1), NO_LABEL, np.int32)], axis=1)
+    return {"own": HeldOutBlocks(ids, positions, labels, scored_bytes=100)}
+
+
+def work(spec, monkeypatch, steps=STEPS):
+    """Run the loop over so many steps; what it has told, and what it returns."""
+    monkeypatch.setattr(trainer, "_blocks", lambda spec: iter([training_blocks(seed) for seed in range(2, steps + 2)]))
+    monkeypatch.setattr(trainer.ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monitor = Monitor()
+    history = train_worker(spec, monitor, 1, held_out_domains)
+    return monitor.told, history
+
+
+def test_every_step_is_told_once_with_its_evaluation_the_last_of_the_corpus_too(spec, monkeypatch):
+    told, history = work(spec, monkeypatch)
+    assert tuple(told) == history
+    assert [record.step for record in told] == [1, 2, 3]
+    assert [bool(record.held_out) for record in told] == [False, True, True]
+
+
+def test_a_finished_run_that_is_started_again_leaves_its_checkpoint_alone(spec, monkeypatch):
+    _, history = work(spec, monkeypatch)
+    (folder,) = os.scandir(os.path.join(spec.run.output_dir, "checkpoints"))
+    before = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(folder)}
+    told, again = work(spec, monkeypatch, steps=0)
+    assert {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(folder)} == before
+    assert again == history
+    assert not told, "its steps were taken by the start before"
+
+
+def test_a_step_that_waits_for_the_data_of_another_worker_counts_the_wait_once(monkeypatch):
+    class Target:
+        step, device = 1, torch.device("cpu")
+
+        def train_step(self, table):
+            time.sleep(0.05)
+            return StepLosses(1.0, 1.0, 1.0, 1.0, 0.1, 1, 1)
+
+    def others_come_later(counts: StepCounts, wait_seconds: float, device: torch.device):
+        time.sleep(0.4)
+        return counts, wait_seconds + 0.4
+
+    monkeypatch.setattr(trainer, "over_workers", others_come_later)
+    record = learn(Target(), (training_blocks(seed=1), 0.1), 2, Journal())
+    assert record.wait_seconds == pytest.approx(0.5)
+    assert 0.55 <= record.seconds < 0.8, "0.1 s for its own data, 0.4 s for another's, 0.05 s of work"

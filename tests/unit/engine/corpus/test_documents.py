@@ -1,0 +1,153 @@
+"""The corpus: every format and compression gives the same documents; whatever is unreadable is named and counted."""
+
+import gzip
+import json
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from engine.corpus.documents import Document, Unreadable, read_documents
+from engine.corpus.files import find_files, units_of
+
+TEXTS = ["first", "zweites é\r\n", "third 🙂\ttab", "a\x00b"]
+
+
+def documents(path: str, column: str = "text") -> list:
+    return [item for unit in units_of(path) for item in read_documents(unit, column)]
+
+
+def lines() -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode("utf8")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet"])
+def test_every_format_gives_the_same_documents(tmp_path, suffix):
+    path = tmp_path / f"corpus.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table({"id": range(4), "text": TEXTS}), path, row_group_size=3)
+    else:
+        pack = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.ZstdCompressor().compress}
+        half = len(lines()) // 2  # two members or frames, as parallel compressors and `cat` make them
+        path.write_bytes(pack[suffix](lines()[:half]) + pack[suffix](lines()[half:]))
+    assert documents(str(path)) == [Document(str(path), row, text) for row, text in enumerate(TEXTS, start=1)]
+
+
+def test_a_text_file_is_one_document_byte_for_byte(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\r\ntwo\n\n")
+    assert documents(str(path)) == [Document(str(path), 1, "one\r\ntwo\n\n")]
+
+
+def test_any_fsspec_url_can_be_read():
+    with fsspec.open("memory://corpus/a.jsonl.gz", "wb", compression="gzip") as file:
+        file.write(lines())
+    files, faults = find_files(["memory://corpus/*.gz"], "corpus.paths")
+    assert not faults
+    assert [document.text for document in documents(files[0])] == TEXTS
+
+
+def test_row_groups_are_units_of_their_own(tmp_path):
+    path = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table({"text": TEXTS}), path, row_group_size=3)
+    assert [(unit.row_group, unit.first_row) for unit in units_of(str(path))] == [(0, 1), (1, 4)]
+
+
+def test_bad_rows_are_named_and_good_ones_kept(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    rows = [
+        b'{"text": "good"}',
+        b"{torn",
+        b'{"title": "no text"}',
+        b'["a list"]',
+        b'{"text": 3}',
+        b'{"text": ""}',
+        b'{"text": "\xff\xfe"}',
+        b'{"text": "half \\ud83d"}',
+        b"",
+        b'{"text": "last"}',
+    ]
+    path.write_bytes(b"\n".join(rows))
+    found = documents(str(path))
+    assert [item.text for item in found if isinstance(item, Document)] == ["good", "last"]
+    bad = {item.row: item.reason for item in found if isinstance(item, Unreadable)}
+    assert list(bad) == [2, 3, 4, 5, 6, 7, 8]
+    expected = {
+        2: "not JSON",
+        3: "no key 'text'; it has title",
+        4: "list",
+        5: "int",
+        6: "empty",
+        7: "invalid UTF-8 at byte 10",
+        8: "surrogate",
+    }
+    assert all(words in bad[row] for row, words in expected.items()), bad
+    assert found[-1] == Document(str(path), 10, "last")
+
+
+def test_invalid_utf8_inside_parquet_is_one_bad_row(tmp_path):
+    path = tmp_path / "bad.parquet"
+    binary = pa.array([b"good", b"\xff", b"last"], pa.binary())
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 3, binary.buffers())}), path)
+    found = documents(str(path))
+    assert [type(item) for item in found] == [Document, Unreadable, Document]
+    assert "invalid UTF-8 at byte 0" in found[1].reason
+
+
+@pytest.mark.parametrize("name", ["torn.parquet", "torn.jsonl.gz", "torn.jsonl.zst", "none.jsonl"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
+    path = tmp_path / name
+    if not name.startswith("none"):
+        path.write_bytes(b"PAR1 this is no file of this kind")
+    (found,) = documents(str(path))
+    assert isinstance(found, Unreadable)
+    assert str(found).startswith(f"{path}: the file cannot be read")
+
+
+def test_a_missing_column_names_the_columns_there(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"body": TEXTS}), path)
+    (found,) = documents(str(path))
+    assert "no column 'text'; it has body" in found.reason
+
+
+def test_patterns_without_files_and_unknown_kinds_are_faults(tmp_path):
+    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "b.jsonl").write_text("{}")
+    patterns = [str(tmp_path / "*.parquet"), str(tmp_path / "*"), "nonsense://x"]
+    files, faults = find_files(patterns, "corpus.paths")
+    assert [fault.where for fault in faults] == ["corpus.paths.0", "corpus.paths.1", "corpus.paths.2"]
+    assert "no file" in faults[0].what
+    assert "a.csv" in faults[1].what
+    assert "nonsense" in faults[2].what
+    assert str(tmp_path / "b.jsonl") in files
+
+
+def test_a_file_that_two_patterns_name_is_one_fault_of_the_later_one(tmp_path):
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl", "c.txt"):
+        (tmp_path / name).write_text("{}")
+    patterns = [
+        str(tmp_path / "c.txt"),
+        str(tmp_path / "*.jsonl"),
+        str(tmp_path / "[bc].*"),
+        f"file://{tmp_path}/c.txt",
+    ]
+    files, (overlap, repeated) = find_files(patterns, "corpus.paths")
+    assert files == [str(tmp_path / name) for name in ("c.txt", "a.jsonl", "b.jsonl", "c.jsonl")]
+    assert str(overlap) == (
+        f"corpus.paths.2: names '{tmp_path}/b.jsonl' again, which corpus.paths.1 ('{tmp_path}/*.jsonl') has named "
+        f"(the first of 3 files that are named before); name every file once; corpus.passes repeats the whole corpus"
+    )
+    assert str(repeated) == (
+        f"corpus.paths.3: names '{tmp_path}/c.txt' again, which corpus.paths.0 ('{tmp_path}/c.txt') has named; "
+        f"name every file once; corpus.passes repeats the whole corpus"
+    )
+
+
+def test_of_held_out_files_that_are_named_twice_no_pass_is_spoken(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    _, (fault,) = find_files([str(tmp_path / "*"), str(tmp_path / "a.jsonl")], "evaluation.corpora.docs")
+    assert fault.where == "evaluation.corpora.docs.1"
+    assert fault.remedy == "name every file once"

@@ -1,0 +1,200 @@
+"""What is measured of a step, and how it goes to Ray, TensorBoard and Weights & Biases."""
+
+import math
+import sys
+from collections import defaultdict
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
+
+from engine.errors import PreflightError
+from engine.history.result import Progress, StageTotals, StepRecord
+from engine.reporting.measurements import STEP_FAMILIES, measurements
+from engine.reporting.trackers import TensorBoardLog, WandbLog, experiment_log_faults, experiment_logs
+from engine.spec.loading import load_spec, parse
+from pipelines.cluster.ray_metrics import RayMetrics
+from pipelines.run.preflight import preflight
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def step(number):
+    return StepRecord(
+        step=number,
+        loss=3.0 / number,
+        lm_loss=4.0,
+        fusion_loss=math.nan,
+        grad_norm=1.5,
+        learning_rate=1e-3,
+        tokens=440,
+        passages=40,
+        bytes=2000,
+        seconds=2.0,
+        wait_seconds=0.5,
+        padding=0.125,
+        fused_rows=300,
+        source_nats=(1500.0, 0.0),
+        source_bytes=(2000, 0),
+        source_wins=(10, 30),
+        source_covered_rows=(320, 0),
+        elapsed_seconds=10.0 * number,
+        held_out={"docs": 2.5} if number == 2 else {},
+    )
+
+
+def spec(output_dir="outputs", **run):
+    return parse(
+        {
+            "run": {"name": "trial", "output_dir": str(output_dir), **run},
+            "corpus": {"paths": ["corpus.jsonl"]},
+            "target_model": {"checkpoint": "target"},
+            "source_models": [{"name": "llama", "checkpoint": "a"}, {"name": "gpt2", "checkpoint": "b"}],
+        }
+    )
+
+
+EXPECTED = {
+    ("loss", "objective"): 1.5,
+    ("loss", "causal_lm"): 4.0,
+    ("gradient_norm", ""): 1.5,
+    ("learning_rate", ""): 1e-3,
+    ("tokens_per_second", ""): 220.0,
+    ("step_seconds", ""): 2.0,
+    ("exposed_wait_seconds", ""): 0.5,
+    ("packing_utilisation", ""): 0.875,
+    ("fused_share", ""): 0.75,
+    ("source_nats_per_byte", "llama"): 0.75,
+    ("source_win_rate", "llama"): 0.25,
+    ("source_win_rate", "gpt2"): 0.75,
+    ("source_coverage", "llama"): 0.8,
+    ("source_coverage", "gpt2"): 0.0,
+    ("held_out_bits_per_byte", "docs"): 2.5,
+}
+
+
+def test_a_step_is_measured_whole_and_what_is_not_there_is_left_out():
+    found = {(name, label): value for name, label, value in measurements(spec(), step(2))}
+    assert found == pytest.approx(EXPECTED)
+    assert {name for name, _ in found} == set(STEP_FAMILIES)
+
+
+class Recorder:
+    """Stands in for a metric of Ray; what is measured goes into ``written``."""
+
+    def __init__(self, written, name, description, *_, tag_keys=None):
+        assert description
+        self._written, self._name = written, name
+
+    def record(self, value, tags):
+        self._written[self._name, *sorted(tags.items())].append(value)
+
+    set = inc = observe = record
+
+
+def test_ray_gets_gauges_counters_and_histograms(monkeypatch):
+    written = defaultdict(list)
+    for kind in ("Gauge", "Counter", "Histogram"):
+        monkeypatch.setattr(f"pipelines.cluster.ray_metrics.{kind}", partial(Recorder, written))
+    metrics = RayMetrics(spec())
+    metrics.see(Progress(steps=(step(1), step(2)), stages=(StageTotals("llama", 40, 500, 3.0, 1.0, 2, 2),)), 0.0)
+    metrics.see(Progress(stages=(StageTotals("llama", 60, 700, 4.0, 1.0, 2, 2),)), 1.0)
+    metrics.close()
+    run = ("run", "trial")
+    expected = {
+        ("loss", ("part", "objective"), run): [3.0, 1.5],
+        ("step_seconds", run): [2.0, 2.0],
+        ("steps", run): [1, 1],
+        ("learned_tokens", run): [440, 440],
+        ("held_out_bits_per_byte", ("domain", "docs"), run): [2.5],
+        ("source_win_rate", run, ("source", "gpt2")): [0.75, 0.75],
+        ("stage_tokens", run, ("stage", "llama")): [500, 200],
+        ("stage_wait_seconds", run, ("stage", "llama")): [1.0],
+        ("stage_replicas", run, ("stage", "llama")): [2, 2],
+    }
+    for (name, *tags), values in expected.items():
+        assert written[f"knowledge_fusion_{name}", *tags] == pytest.approx(values), name
+
+
+def events(folder):
+    """All events of all files, oldest file first: each is length, checksum, message, checksum."""
+    for path in sorted(folder.glob("events.*")):
+        data = path.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            message, checksum = data[12 : 12 + length], data[12 + length : 16 + length]
+            assert masked_crc32c(message) == int.from_bytes(checksum, "little")
+            yield Event.FromString(message)
+            data = data[16 + length :]
+
+
+def test_tensorboard_gets_every_step_at_its_time(tmp_path):
+    log = TensorBoardLog(spec(tmp_path))
+    log.see(Progress(steps=(step(1), step(2))), 0.0)
+    log.close()
+    found = {
+        (event.step, value.tag): (value.simple_value, event.wall_time)
+        for event in events(tmp_path / "logs" / "tensorboard")
+        for value in event.summary.value
+    }
+    names = {f"{name}/{label}" if label else name: value for (name, label), value in EXPECTED.items()}
+    assert {tag: found[2, tag][0] for tag in names} == pytest.approx(names)
+    assert found[1, "loss/objective"][0] == 3.0
+    assert found[2, "learning_rate"][1] - found[1, "learning_rate"][1] == pytest.approx(10.0, abs=0.1)
+
+
+def test_tensorboard_hides_what_a_restart_has_lost(tmp_path):
+    for first in (1, 3):
+        log = TensorBoardLog(spec(tmp_path))
+        log.see(Progress(steps=(step(first),)), 0.0)
+        log.close()
+    marks = [event.step for event in events(tmp_path / "logs" / "tensorboard") if event.HasField("session_log")]
+    assert marks == [1, 3]
+
+
+def test_wandb_gets_every_step_in_a_run_that_goes_on(monkeypatch, tmp_path):
+    calls = []
+    run = SimpleNamespace(
+        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finished")
+    )
+    fake = SimpleNamespace(init=lambda **how: calls.append(how) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for _ in range(2):
+        log = WandbLog(spec(tmp_path, wandb_project="fusion"))
+        log.see(Progress(steps=(step(2),)), 0.0)
+        log.close()
+    first, (number, values), finished, second = calls[:4]
+    assert (first["project"], first["name"], first["resume"]) == ("fusion", "trial", "allow")
+    assert first["config"]["fusion"]["rule"] == "min_ce"
+    assert first["id"] == second["id"]
+    assert (number, values["loss/objective"], values["source_win_rate/gpt2"]) == (2, 1.5, 0.75)
+    assert finished == "finished"
+    assert list(tmp_path.iterdir()) == [], "its own files lie elsewhere"
+
+
+def test_logs_are_written_only_where_asked_for(tmp_path):
+    assert experiment_logs(spec()) == []
+    assert [type(log) for log in experiment_logs(spec(tmp_path, tensorboard=True))] == [TensorBoardLog]
+    assert list(tmp_path.iterdir()) == [], "nothing before the first step"
+
+
+def test_what_logs_need_is_said_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    overrides = [f"run.output_dir={tmp_path / 'out'}", "run.wandb_project=fusion"]
+    with pytest.raises(PreflightError) as caught:
+        preflight(load_spec("pipelines/specs/quickstart.yaml", overrides))
+    assert str(caught.value).splitlines()[1:] == [
+        "  - run.wandb_project: is 'fusion', but the package wandb is not installed; "
+        "pip install wandb where the driver runs, or unset it"
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_event_files_cannot_go_to_every_filesystem():
+    (fault,) = experiment_log_faults(spec("memory://runs/trial", tensorboard=True))
+    assert str(fault) == (
+        "run.tensorboard: event files cannot be written to memory://runs/trial; "
+        "use a local run.output_dir, s3:// or gs://, or set it to false"
+    )

@@ -1,0 +1,268 @@
+"""The report is one page that holds every number, needs nothing from outside and parses as HTML."""
+
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from engine.history.result import EvaluationResult, RunResult, SkippedRow, SourceTotals, StageTotals, StepRecord
+from engine.reporting.figures import slowest_stage
+from engine.reporting.page import MOST_SKIPPED_ROWS, render_report, write_report
+from engine.reporting.plots import plots, smoothed
+from engine.spec.loading import parse
+
+pytestmark = pytest.mark.timeout(60)
+
+SOURCES = ("llama-docs", "gpt2-code")
+SPEC = parse(
+    {
+        "run": {"name": "trial", "output_dir": "outputs"},
+        "corpus": {"paths": ["corpus/<all>.jsonl"]},
+        "target_model": {"checkpoint": "models/target"},
+        "source_models": [{"name": name, "checkpoint": f"models/{name}"} for name in SOURCES],
+    }
+)
+
+
+def step(number, sources=2):
+    return StepRecord(
+        step=number,
+        loss=7.0 / number,
+        lm_loss=8.0 / number,
+        fusion_loss=math.nan if number == 3 else 6.0 / number,
+        grad_norm=1.0,
+        learning_rate=1e-3,
+        tokens=440,
+        passages=40,
+        bytes=2000,
+        seconds=2.0,
+        wait_seconds=0.5,
+        padding=0.1,
+        fused_rows=300,
+        source_nats=(1500.0, 1000.0)[:sources],
+        source_bytes=(2000, 2000)[:sources],
+        source_wins=(10, 30)[:sources],
+        source_covered_rows=(320, 360)[:sources],
+    )
+
+
+@pytest.fixture
+def result():
+    return RunResult(
+        name="trial",
+        output_dir="outputs",
+        export_dir="outputs/export",
+        report_path="outputs/report.html",
+        spec_path="outputs/spec.yaml",
+        steps=12,
+        passages=480,
+        tokens=5280,
+        bytes=24000,
+        wall_seconds=125.0,
+        spilled_bytes=0,
+        sources=(SourceTotals("llama-docs", 0.75, 0.25, 0.8), SourceTotals("gpt2-code", 0.5, 0.75, 0.9)),
+        history=tuple(step(number) for number in range(1, 13)),
+        stages=(
+            StageTotals("corpus", 480, 0, 1.0, 99.0, 1, 1),
+            StageTotals("llama-docs", 480, 6000, 40.0, 60.0, 1, 1),
+            StageTotals("train", 480, 5280, 18.0, 6.0, 1, 1),
+        ),
+        skipped=(SkippedRow("corpus/a.jsonl", 7, "not JSON: <b>&"),),
+        evaluation=EvaluationResult(
+            bits_per_byte={
+                "target before": {"docs": 2.5, "code": 3.0},
+                "source gpt2-code": {"docs": 2.0, "code": 1.25},
+                "fused target": {"docs": 1.75, "code": 1.375},
+            }
+        ),
+    )
+
+
+class Page(HTMLParser):
+    """Collects what a page says and what it would fetch, and insists that every element is closed in its turn."""
+
+    EMPTY = frozenset({"meta", "link", "br", "img"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.texts, self.fetched, self.ids, self.bold = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "data") and not value.startswith("#"):
+                self.fetched.append(value)
+            if name == "id":
+                self.ids.append(value)
+        assert tag != "script"
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.EMPTY:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+        if "strong" in self.open:
+            self.bold.append(data)
+
+
+def test_the_page_holds_every_number(result):
+    page = Page(render_report(SPEC, result))
+    for text in (
+        "trial",
+        "2 min 05 s",
+        "5,280 tokens in 480 passages, 24,000 bytes",
+        "42 tokens/s, loading and evaluation included",
+        "7.0000 -> 0.5833 nats per row",
+        "24.0 s, 220 tokens/s, waiting for data 25.0 %",
+        "0.7500",  # nats per byte of the first source
+        "0.7213",  # bits per byte of the second: 0.5 / ln 2
+        "25.0 %",
+        "90.0 %",
+        "1 min 39 s",  # that the corpus has waited
+        "150",  # tokens/s of llama-docs, were it never to wait
+        "1.3750",
+        "1.6250",  # mean of the domains
+        "not JSON: <b>&",
+        "outputs/export",
+    ):
+        assert text in page.texts, text
+    assert any("corpus/<all>.jsonl" in text for text in page.texts), "the spec, escaped"
+    assert any("fused from llama-docs, gpt2-code by min_ce, 64 entries a row" in text for text in page.texts)
+
+
+def test_the_best_of_every_column_is_marked(result):
+    assert Page(render_report(SPEC, result)).bold == ["1.2500", "1.7500", "1.5625"]
+
+
+def test_the_page_needs_nothing_from_outside(result):
+    text = render_report(SPEC, result)
+    page = Page(text)
+    assert page.fetched == []
+    assert "@import" not in text
+    assert re.findall(r"url\((?!#)", text) == []
+    assert len(page.ids) == len(set(page.ids)), "ids are unique over all plots"
+
+
+def test_every_plot_is_well_formed_and_takes_the_colours_of_the_page(result):
+    found = plots(result)
+    assert len(found) == 8
+    for caption, svg in found.items():
+        ElementTree.fromstring(svg)
+        assert "currentColor" in svg, caption
+        assert "#010203" not in svg
+    losses = next(svg for caption, svg in found.items() if caption.startswith("Loss"))
+    assert all(label in losses for label in ("objective", "causal LM", "fusion", "nats per row"))
+
+
+def test_curves_show_the_numbers_of_the_steps(result):
+    steady = replace(result, history=tuple(replace(step(number), lm_loss=4.0) for number in range(1, 13)))
+    svg = next(svg for caption, svg in plots(steady).items() if caption.startswith("Win rate"))
+    heights = [{y for _, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)} for path in re.findall(r' d="([^"]+)"', svg)]
+    level = [values.pop() for values in heights if len(values) == 1]
+    assert len(set(level)) >= 2, "two sources with 25 % and 75 % of the passages run level, each on its own height"
+
+
+def test_evaluations_during_training_have_a_curve_a_domain(result):
+    bits = {4: {"docs": 2.5, "code": 2.0}, 8: {"docs": 2.25, "code": 1.5}, 12: {"docs": 2.3, "code": 1.25}}
+    history = tuple(replace(record, held_out=bits.get(record.step, {})) for record in result.history)
+    evaluated = replace(result, history=history, stopped_by="no improvement", exported_step=8)
+    caption = "Held-out bits per byte of the target during training."
+    svg = plots(evaluated)[caption]
+    assert all(label in svg for label in ("docs", "code", "bits per byte"))
+    curves = [re.findall(r"[ML] ([\d.]+) ([\d.]+)", path) for path in re.findall(r' d="([^"]+)"', svg)]
+    docs = next(points for points in curves if len(points) == 3)
+    heights = [float(y) for _, y in docs]
+    assert heights[0] < heights[2] < heights[1], "SVG counts downwards: the lowest value stands lowest"
+    page = Page(render_report(SPEC, evaluated))
+    for text in (
+        caption,
+        "2.0000 after step 4 -> 1.2500 bits per byte after step 12",
+        "the weights of step 8, the best on held-out text",
+        "no improvement: the held-out loss fell no further (evaluation.patience)",
+        "90.0 % of the blocks' places held a token to learn",
+    ):
+        assert text in page.texts, text
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 500])
+def test_short_and_long_runs_have_a_report(result, steps):
+    history = tuple(step(number) for number in range(1, steps + 1))
+    stages = result.stages if steps else ()
+    text = render_report(SPEC, replace(result, history=history, stages=stages, evaluation=EvaluationResult()))
+    page = Page(text)
+    assert ("Over the run" in page.texts) == bool(steps)
+    assert not any("Held-out" in words for words in page.texts)
+    assert len(text) < 800_000
+
+
+def test_a_baseline_without_sources_has_a_report(result):
+    spec = SPEC.model_copy(update={"source_models": ()})
+    history = tuple(replace(step(number, sources=0), fusion_loss=math.nan, fused_rows=0) for number in (1, 2, 3))
+    baseline = replace(result, sources=(), history=history)
+    page = Page(render_report(spec, baseline))
+    assert "models/target, trained further on the causal LM loss alone." in page.texts
+    assert "Source models on the learned passages" not in page.texts
+    assert len(plots(baseline)) == 5
+
+
+def test_many_skipped_rows_are_counted_not_listed(result):
+    many = tuple(SkippedRow("corpus/a.jsonl", row, "not JSON") for row in range(1, 1001))
+    page = Page(render_report(SPEC, replace(result, skipped=many)))
+    assert f"Skipped rows (the first {MOST_SKIPPED_ROWS} of 1,000)" in page.texts
+    assert page.texts.count("not JSON") == MOST_SKIPPED_ROWS
+
+
+def test_the_report_is_written_to_any_filesystem(result, tmp_path):
+    import fsspec
+
+    local = tmp_path / "new" / "folder" / "report.html"
+    write_report(SPEC, result, str(local))
+    assert local.read_text(encoding="utf8").startswith("<!DOCTYPE html>")
+    write_report(SPEC, result, "memory://runs/trial/report.html")
+    with fsspec.open("memory://runs/trial/report.html", "r", encoding="utf8") as file:
+        assert file.read() == local.read_text(encoding="utf8"), "the same run gives the same page"
+
+
+def test_smoothing_is_a_moving_average_that_leaves_out_gaps():
+    values = [1.0] * 50 + [math.nan] * 2 + [1.0] * 50
+    assert smoothed(values) == pytest.approx(np.ones(102))
+    ramp = np.arange(100.0)
+    assert smoothed(ramp)[3:-3] == pytest.approx(ramp[3:-3]), "a straight line stays one"
+    noisy = np.random.default_rng(0).normal(size=400)
+    assert smoothed(noisy).std() < 0.35 * noisy.std()
+    assert np.isnan(smoothed([math.nan, math.nan])).all()
+    assert smoothed([5.0]).tolist() == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("busy", "expected"),
+    [
+        (
+            {"gpt2-code": 90, "train": 30},
+            "gpt2-code, 1 min 30 s of work for a replica: more replicas of it would help most",
+        ),
+        ({"gpt2-code": 4, "train": 8, "corpus": 1}, "train, 8.0 s of work for a replica: the others wait for it"),
+        ({}, "-"),
+    ],
+)
+def test_the_slowest_stage_is_named(result, busy, expected):
+    stages = tuple(
+        StageTotals(name, 1, 1, busy_seconds=2 * seconds, wait_seconds=9.0, replicas=2, starts=2)
+        for name, seconds in busy.items()
+    )
+    sources = (SourceTotals("gpt2-code", 1.0, 1.0, 1.0),)
+    told = slowest_stage(replace(result, stages=stages, sources=sources))
+    assert told == expected

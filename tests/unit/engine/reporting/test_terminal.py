@@ -1,0 +1,282 @@
+"""What a person reads while a run goes on and at its end: the words and the numbers, at any width."""
+
+import io
+import math
+import time
+from dataclasses import replace
+from datetime import datetime
+
+import pytest
+from rich.console import Console
+
+from engine.history.result import (
+    EvaluationResult,
+    Progress,
+    RunResult,
+    SkippedRow,
+    SourceTotals,
+    StageTotals,
+    StepRecord,
+)
+from engine.reporting.figures import duration, run_figures, share, stage_rows
+from engine.reporting.terminal import ProgressDisplay, RunState, line, panel, show_evaluation, show_summary
+from engine.spec.loading import parse
+
+pytestmark = pytest.mark.timeout(30)
+
+SPEC = parse(
+    {
+        "run": {"name": "trial", "output_dir": "outputs"},
+        "corpus": {"paths": ["corpus.jsonl"]},
+        "target_model": {"checkpoint": "target"},
+        "source_models": [{"name": "llama-docs", "checkpoint": "a"}, {"name": "gpt2-code", "checkpoint": "b"}],
+        "training": {"max_steps": 50},
+    }
+)
+STEP = StepRecord(
+    10, 5.0, 5.25, 4.75, 1.0, 1e-3, 1000, 40, 4000, seconds=2.0, wait_seconds=0.5, padding=0.1, fused_rows=900
+)
+
+
+def stages(passages, **seconds):
+    """Totals of a run in which every stage has done as many passages of 100 tokens; ``name=(busy, wait)``."""
+    named = {name.replace("_", "-"): times for name, times in seconds.items()}
+    return tuple(StageTotals(name, passages, 100 * passages, *times, 1, 1) for name, times in named.items())
+
+
+@pytest.fixture
+def state():
+    """A run 60 s after its start: ten steps in the last 20 s, ``gpt2-code`` busy for 19 of them."""
+    state = RunState(SPEC, now=0.0)
+    early = stages(100, train=(30.0, 10.0), llama_docs=(20.0, 20.0), gpt2_code=(30.0, 10.0))
+    late = stages(200, train=(42.0, 18.0), llama_docs=(25.0, 35.0), gpt2_code=(49.0, 11.0))
+    state.update(Progress(stages=early, steps=(replace(STEP, step=10),)), now=40.0)
+    state.update(Progress(stages=late, steps=(replace(STEP, step=20),)), now=60.0)
+    return state
+
+
+def shown(renderable, width=100):
+    console = Console(file=io.StringIO(), width=width, record=True, color_system=None)
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_rates_are_those_of_the_last_half_minute(state):
+    rates = {rate.name: rate for rate in state.rates.stages()}
+    assert list(rates) == ["llama-docs", "gpt2-code", "train"], "in the order of the stream"
+    assert state.rates.train_tokens_per_second == pytest.approx(100 * 100 / 20)
+    assert rates["gpt2-code"].busy_share == pytest.approx(19 / 20)
+    assert rates["llama-docs"].busy_share == pytest.approx(5 / 20)
+    assert state.rates.seconds_per_step == pytest.approx(2.0)
+    assert state.seconds_left == pytest.approx(30 * 2.0)
+
+
+def test_old_pictures_are_forgotten(state):
+    later = stages(300, train=(42.0, 28.0), llama_docs=(25.0, 45.0), gpt2_code=(59.0, 11.0))
+    state.update(Progress(stages=later), now=91.0)
+    assert state.rates.train_tokens_per_second == pytest.approx(100 * 100 / 31), "since the picture 31 s ago"
+
+
+def test_the_words_say_what_waits_for_what(state):
+    words = "gpt2-code is 95 % busy: the others wait for it; training waits for data 40 % of the time"
+    assert state.rates.bottleneck() == words
+    assert words in line(state)
+
+
+def test_a_slow_trainer_is_named_as_such():
+    state = RunState(SPEC, now=0.0)
+    picture = Progress(stages=stages(100, llama_docs=(2.0, 18.0), train=(19.0, 1.0)), steps=(STEP,))
+    state.update(picture, now=20.0)
+    assert state.headline == "training is busy 95 % of the time: the other stages wait for it"
+
+
+def test_no_stage_is_blamed_when_none_is_busy():
+    state = RunState(SPEC, now=0.0)
+    picture = Progress(stages=stages(100, llama_docs=(2.0, 18.0), train=(3.0, 17.0)), steps=(STEP,))
+    state.update(picture, now=20.0)
+    assert state.headline.startswith("no stage is busy for more than half of its time; training waits for data 85 %")
+
+
+def test_loading_is_said_with_its_time():
+    state = RunState(SPEC, now=0.0)
+    state.update(Progress(), now=12.0)
+    assert line(state) == "trial | starting 2 source models ... 12 s"
+    state.update(Progress(stages=stages(8, llama_docs=(1.0, 0.0))), now=13.0)
+    assert "waiting for the first passages of gpt2-code ... 13 s" in shown(panel(state))
+    state.update(Progress(stages=stages(8, llama_docs=(1.0, 0.0), gpt2_code=(1.0, 0.0))), now=14.0)
+    assert state.headline == "waiting for the first step ... 14 s"
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_panel_has_everything(state, width):
+    text = shown(panel(state), width)
+    assert max(map(len, text.splitlines())) <= width
+    for word in ("trial", "step 20/50", "loss 5.0000", "llama-docs", "gpt2-code", "train", "95.0 %"):
+        assert word in text
+    assert "500 tokens/s, 1 min 00 s, at most 1 min 00 s left" in text
+    assert "(causal LM 5.2500, fusion 4.7500)" in text
+
+
+def test_a_replaced_replica_and_a_skipped_row_are_seen(state):
+    replaced = StageTotals("gpt2-code", 200, 20000, 49.0, 11.0, replicas=2, starts=3)
+    row = SkippedRow("corpus.jsonl", 7, "not JSON [really]")
+    state.update(Progress(stages=(replaced,), skipped=(row,)), now=61.0)
+    text = shown(panel(state))
+    assert "2 (1 replaced)" in text
+    assert "1 row skipped, last corpus.jsonl, row 7: not JSON [really]" in text
+
+
+def test_training_that_starts_anew_is_named(state):
+    anew = StageTotals("train", 210, 21000, 42.0, 18.0, replicas=1, starts=2)
+    state.update(Progress(stages=(anew,)), now=61.0)
+    assert "training was started anew 1 time, from its last checkpoint" in shown(panel(state))
+
+
+def test_a_log_gets_lines_with_their_time_now_and_then():
+    console = Console(file=io.StringIO(), force_terminal=False, width=20)
+    display = ProgressDisplay(SPEC, console)
+    began = time.monotonic()
+    evaluated = {14: {"docs": 2.5}}
+    for second in range(40):
+        record = replace(STEP, step=second + 1, held_out=evaluated.get(second, {}))
+        display.see(
+            Progress(steps=(record,), stages=stages(second, train=(0.75 * second, 0.25 * second))), began + second
+        )
+    display.close()
+    lines = [text.split(" | ") for text in console.file.getvalue().splitlines()]
+    assert [parts[2] for parts in lines] == [f"step {step}/50" for step in (1, 11, 15, 25, 35, 40)], "not wrapped"
+    assert all(abs(datetime.fromisoformat(parts[0]) - datetime.now()).total_seconds() < 60 for parts in lines)
+    assert lines[1][3:6] == [
+        "100 tokens/s, 10.0 s, at most 39.0 s left",
+        "loss 5.0000 (causal LM 5.2500, fusion 4.7500) nats per row, gradient norm 1",
+        "training is busy 75 % of the time: the other stages wait for it",
+    ]
+    assert "held-out bits per byte after step 15: docs 2.5000" in lines[2], "an evaluation has a line of its own"
+    assert "held-out bits per byte after step 15: docs 2.5000" in lines[3], "and stays until the next"
+
+
+def test_a_long_run_has_a_line_a_minute():
+    console = Console(file=io.StringIO(), force_terminal=False)
+    display = ProgressDisplay(SPEC, console)
+    began = time.monotonic()
+    for second in range(0, 1800, 5):
+        display.see(Progress(), began + second)
+    assert len(console.file.getvalue().splitlines()) == 60 + 20
+
+
+def test_a_terminal_gets_one_panel_that_is_redrawn():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, _environ={"TERM": "xterm"})
+    display = ProgressDisplay(SPEC, console)
+    display.see(Progress(steps=(STEP,), stages=stages(10, train=(1.5, 0.5))), time.monotonic())
+    display.close()
+    assert "step 10/50" in console.file.getvalue()
+    assert "\x1b[" in console.file.getvalue()
+    assert "training is busy 75 %" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [({}, 60.0), ({"max_tokens": 12_000}, 20.0), ({"max_hours": 0.01}, 30.0), ({"max_tokens": 1}, 0.0)],
+)
+def test_the_time_left_is_that_until_the_first_limit(limits, seconds):
+    spec = SPEC.model_copy(update={"training": SPEC.training.model_copy(update=limits)})
+    state = RunState(spec, now=0.0)
+    state.update(Progress(steps=(replace(STEP, step=10),)), now=40.0)
+    state.update(Progress(steps=(replace(STEP, step=20, elapsed_seconds=6.0),)), now=60.0)
+    assert state.seconds_left == pytest.approx(seconds)
+
+
+@pytest.fixture
+def result():
+    folder = "/a/rather/long/path/to/the/place/where/all/the/runs/of/this/machine/have/always/been/kept/trial"
+    return RunResult(
+        name="trial",
+        output_dir=folder,
+        export_dir=f"{folder}/export",
+        report_path=f"{folder}/report.html",
+        spec_path=f"{folder}/spec.yaml",
+        steps=2,
+        passages=80,
+        tokens=2000,
+        bytes=8000,
+        wall_seconds=200.0,
+        spilled_bytes=0,
+        sources=(SourceTotals("llama-docs", math.log(2), 0.75, 0.9), SourceTotals("gpt2-code", 1.0, math.nan, 0.5)),
+        history=(
+            replace(STEP, step=1, held_out={"docs": 2.5}, held_out_seconds=0.75),
+            replace(STEP, step=2, loss=4.0, fusion_loss=math.nan, held_out={"docs": 2.0}, held_out_seconds=0.75),
+        ),
+        stopped_by="tokens",
+        exported_step=1,
+        stages=(*stages(80, llama_docs=(40.0, 60.0)), StageTotals("gpt2-code", 80, 8000, 160.0, 40.0, 2, 3)),
+        skipped=(SkippedRow("corpus.jsonl", 7, "not JSON"),),
+        evaluation=EvaluationResult(bits_per_byte={"target before": {"docs": 2.5}, "fused target": {"docs": 1.5}}),
+    )
+
+
+def test_the_summary_has_every_figure_with_its_unit(result):
+    console = Console(file=io.StringIO(), width=80, record=True)
+    show_summary(result, console)
+    text = console.export_text()
+    for word in (
+        "3 min 20 s",
+        "10 tokens/s",
+        "2,000 tokens in 80 passages, 8,000 bytes",
+        "5.0000 -> 4.0000 nats per row",
+        "4.7500 -> - nats per row",
+        "4.0 s, 500 tokens/s, waiting for data 25.0 %",
+        "90.0 % of the blocks' places held a token to learn",
+        "tokens: training.max_tokens",
+        "2.5000 after step 1 -> 2.0000 bits per byte after step 2",
+        "1.5 s in 2 evaluations",
+        "the weights of step 1, the best on held-out text",
+        "0.6931",
+        "1.0000",
+        "75.0 %",
+        "replaced",
+        "fused target",
+        "1.5000*",
+        result.export_dir,
+        result.report_path,
+    ):
+        assert word in text, word
+
+
+def test_throughput_counts_the_time_of_all_replicas(result):
+    first, second = stage_rows(result).rows
+    assert first == ("llama-docs", "80", "8,000", "80", "200", "40.0 %", "1")
+    assert second == ("gpt2-code", "80", "8,000", "80", "100", "80.0 %", "2 (1 replaced)")
+
+
+def test_restarts_of_training_stand_in_the_summary(result):
+    anew = replace(result, stages=(*result.stages, StageTotals("train", 80, 8000, 1.0, 1.0, replicas=1, starts=3)))
+    assert ("training restarts", "2, each from the checkpoint before") in run_figures(anew).rows
+    assert "training restarts" not in dict(run_figures(result).rows)
+
+
+def test_a_run_without_a_step_has_a_summary(result):
+    empty = replace(result, history=(), stages=(), sources=(), steps=0, tokens=0, wall_seconds=math.nan)
+    assert ("losses", "no step was made: the corpus held nothing to learn") in run_figures(empty).rows
+    show_summary(empty, Console(file=io.StringIO()))
+
+
+def test_an_evaluation_marks_the_best():
+    console = Console(file=io.StringIO(), width=80, record=True)
+    scores = {"before": {"docs": 2.5, "code": 1.0}, "after": {"docs": 1.5, "code": 2.5}}
+    show_evaluation(EvaluationResult(bits_per_byte=scores), console=console)
+    text = console.export_text()
+    assert all(word in text for word in ("1.5000*", "1.0000*", "1.7500*", "2.0000 ", "mean"))
+    show_evaluation(EvaluationResult(), console=console)
+    assert "name held-out domains in evaluation.corpora" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(8.44, "8.4 s"), (59.96, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (math.nan, "-")],
+)
+def test_durations_are_said_as_a_person_says_them(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_shares_are_per_cent():
+    assert (share(0.4567), share(1.0), share(math.nan)) == ("45.7 %", "100.0 %", "-")

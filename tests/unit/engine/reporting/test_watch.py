@@ -1,0 +1,92 @@
+"""A watch shows a run to all observers, from the first picture to the last, and never stands in its way."""
+
+import threading
+import time
+
+import pytest
+
+from engine.history.result import Progress, StepRecord
+from engine.reporting.watch import Watch
+
+pytestmark = pytest.mark.timeout(30)
+
+STEP = StepRecord(
+    10, 5.0, 5.25, 4.75, 1.0, 1e-3, 1000, 40, 4000, seconds=2.0, wait_seconds=0.5, padding=0.1, fused_rows=900
+)
+
+
+class Recorder:
+    """Keeps what it sees; fails at a picture if told so."""
+
+    def __init__(self, fails_at=None):
+        self.pictures, self.is_closed, self._fails_at = [], False, fails_at
+        self.has_seen = threading.Event()
+
+    def see(self, picture, now):
+        self.has_seen.set()
+        if len(self.pictures) == self._fails_at:
+            raise OSError("the disk is full")
+        self.pictures.append(picture)
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_observers_see_the_start_and_the_end_and_every_step_once():
+    asked, said, recorder = [], [], Recorder()
+
+    def snapshot(since_step):
+        asked.append(since_step)
+        return Progress(steps=(STEP,) if len(asked) == 1 else ())
+
+    with Watch(snapshot, [recorder], said.append):
+        assert recorder.has_seen.wait(10)
+    assert asked[:2] == [0, 10], "each time only the steps that are new"
+    assert sum(len(picture.steps) for picture in recorder.pictures) == 1
+    assert len(recorder.pictures) == len(asked) >= 2
+    assert recorder.is_closed
+    assert said == []
+
+
+def test_an_observer_that_fails_is_left_out_and_told_about():
+    said, failing, other = [], Recorder(fails_at=0), Recorder()
+    with Watch(lambda _: Progress(), [failing, other], said.append):
+        assert other.has_seen.wait(10)
+    assert said == ["Recorder goes on no longer: OSError: the disk is full"]
+    assert not failing.is_closed
+    assert len(other.pictures) >= 2
+
+
+def test_a_picture_that_cannot_be_taken_does_not_stop_the_run():
+    said, recorder = [], Recorder()
+
+    def snapshot(_):
+        raise ConnectionError("the cluster is gone")
+
+    with Watch(snapshot, [recorder], said.append):
+        finished = True
+    assert finished
+    assert said == ["no progress to be had: ConnectionError"]
+    assert recorder.is_closed
+
+
+def test_an_error_of_the_run_passes_through():
+    recorder = Recorder()
+    with pytest.raises(ValueError, match="of the run"), Watch(lambda _: Progress(), [recorder], print):
+        raise ValueError("of the run")
+    assert recorder.is_closed
+
+
+def test_a_cluster_that_no_longer_answers_does_not_hold_up_the_end(monkeypatch):
+    monkeypatch.setattr("engine.reporting.watch.MOST_SECONDS_TO_END", 0.1)
+    answer, recorder = threading.Event(), Recorder()
+
+    def snapshot(_):
+        answer.wait(20)
+        return Progress()
+
+    began = time.monotonic()
+    with Watch(snapshot, [recorder], print):
+        pass
+    assert time.monotonic() - began < 10
+    answer.set()

@@ -1,0 +1,158 @@
+"""Specs: what is refused, and that every fault is told at once with its path, the value seen and the remedy."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from engine.errors import SpecError
+from engine.spec.loading import as_located_spec, dump_spec, load_spec
+from engine.spec.presets import PRESETS
+from tests.support.paths import ROOT
+
+GOOD = """
+run: {name: small, output_dir: out}
+corpus: {paths: [a.jsonl]}
+target_model: {checkpoint: target}
+source_models: [{name: one, checkpoint: a}, {name: two, checkpoint: b}]
+training: {num_workers: 2, global_batch_blocks: 4}
+"""
+
+# Name: (overrides of the good spec as YAML, what each must say).
+BROKEN = {
+    "unknown section": ("traning: {}", ["traning", "did you mean training?"]),
+    "unknown field": ("corpus: {paths: [a], text_colum: t}", ["corpus.text_colum", "did you mean text_column?"]),
+    "missing section": ("corpus: null", ["corpus", "None"]),
+    "missing field": ("run: {name: x}", ["run.output_dir", "is missing"]),
+    "value not allowed": (
+        "fusion: {rule: max_ce}",
+        ["fusion.rule", "'max_ce'", "'min_ce', 'avg_ce', 'uniform' or 'single'"],
+    ),
+    "out of range": (
+        "objective: {lm_loss_weight: 1.5}",
+        ["objective.lm_loss_weight", "1.5", "less than or equal to 1"],
+    ),
+    "wrong type": ("training: {max_steps: many}", ["training.max_steps", "'many'", "integer"]),
+    "name with a slash": ("source_models: [{name: a/b, checkpoint: c}]", ["source_models.0.name", "'a/b'"]),
+    "repeated name": (
+        "source_models: [{name: a, checkpoint: c}, {name: a, checkpoint: d}]",
+        ["source_models.1.name", "'a' is taken by source_models.0.name"],
+    ),
+    "idle loss": ("source_models: []", ["objective.lm_loss_weight", "0.9", "set it to 1.0"]),
+    "uneven batch": ("training: {num_workers: 3, global_batch_blocks: 8}", ["training.global_batch_blocks", "8", "3"]),
+    "section of another kind": ("fusion: [min_ce]", ["fusion", "['min_ce']"]),
+    "several at once": (
+        "fusion: {rule: x, top_k: 0}\nalignment: {tokens: y}\nrun: {name: '', output_dir: o}",
+        ["fusion.rule", "'x'", "fusion.top_k", "0", "alignment.tokens", "'y'", "run.name"],
+    ),
+}
+
+
+def broken_spec(name: str) -> dict:
+    return {**yaml.safe_load(GOOD), **yaml.safe_load(BROKEN[name][0])}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_spec_tells_every_fault(name):
+    with pytest.raises(SpecError) as caught:
+        load_spec(broken_spec(name))
+    assert all(words in str(caught.value) for words in BROKEN[name][1]), str(caught.value)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_command_line_checks_in_under_two_seconds(name, tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text(yaml.safe_dump(broken_spec(name)))
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", "check", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    seconds = time.monotonic() - started
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert all(words in done.stderr for words in BROKEN[name][1])
+    assert seconds < 2.0
+
+
+def test_a_spec_survives_writing_and_reading():
+    spec = load_spec(yaml.safe_load(GOOD), ["fusion.top_k=10", "source_models.1.replicas=3"])
+    assert spec.fusion.top_k == 10
+    assert [source.replicas for source in spec.source_models] == [1, 3]
+    assert load_spec(yaml.safe_load(dump_spec(spec))) == spec
+
+
+def test_a_preset_counts_where_the_spec_says_nothing():
+    spec = load_spec(yaml.safe_load(GOOD) | {"preset": "fusellm_soft", "fusion": {"rule": "avg_ce"}})
+    assert (spec.alignment.tokens, spec.alignment.vocabulary) == ("min_edit", "min_edit")
+    assert (spec.fusion.rule, spec.fusion.top_k, spec.fusion.arithmetic) == ("avg_ce", 10, "fusellm")
+    assert load_spec(yaml.safe_load(dump_spec(spec))) == spec, "the resolved spec has no preset, but what it stands for"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_spec(name):
+    spec = load_spec(yaml.safe_load(GOOD), [f"preset={name}"])
+    assert spec.fusion.arithmetic == "fusellm"
+    assert spec.objective.lm_loss_weight == 0.9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["preset=fusellm"], ["preset", "'fusellm' is no preset", "fusellm_soft, fusellm_hard, fusechat_ms"]),
+        (["source_models.0.replicas=3", "source_models.0.most_replicas=2"], ["most_replicas", "fewer than replicas"]),
+        (["source_models.0.tensor_parallel_size=2"], ["tensor_parallel_size", "num_gpus 1"]),
+        (["source_models.0.quantization=fp8", "source_models.0.backend=transformers"], ["quantization", "vLLM's"]),
+        (["fusion.rule=single"], ["fusion.single_source", "is no source model", "choose one of"]),
+        (["fusion.single_source=a"], ["fusion.single_source", "fusion.rule is min_ce"]),
+        (["alignment.tokens=min_edit", "alignment.split_tokens=product"], ["alignment.split_tokens", "byte_offset"]),
+        (["source_models.0.temperature=2", "alignment.split_tokens=product"], ["split_tokens", "temperature"]),
+        (["preset=fusellm_hard", "fusion.granularity=token"], ["fusion.granularity", "compare passages"]),
+    ],
+)
+def test_methods_that_do_not_go_together_are_faults(overrides, words):
+    with pytest.raises(SpecError) as caught:
+        load_spec(yaml.safe_load(GOOD), overrides)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_section_is_frozen():
+    spec = load_spec(yaml.safe_load(GOOD))
+    with pytest.raises(ValueError, match="frozen"):
+        spec.fusion.top_k = 3
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("fusion.top_k", "write section.field=value"),
+        ("fusion.top_k.deep=1", "fusion.top_k.deep"),
+        ("source_models.7.name=x", "source_models.7.name"),
+        ("fusion.rule=[", "not YAML"),
+    ],
+)
+def test_an_override_that_fits_nowhere_is_named(override, words):
+    with pytest.raises(SpecError) as caught:
+        load_spec(yaml.safe_load(GOOD) | {"fusion": {"top_k": 3}}, [override])
+    assert words in str(caught.value)
+
+
+def test_unreadable_files_are_named(tmp_path):
+    (tmp_path / "list.yaml").write_text("- a")
+    (tmp_path / "torn.yaml").write_text("run: {name: [")
+    (tmp_path / "latin.yaml").write_bytes("run: {name: é}".encode("latin1"))
+    for name, words in {"none": "cannot be read", "list": "mapping", "torn": "line 1", "latin": "UTF-8"}.items():
+        with pytest.raises(SpecError) as caught:
+            load_spec(tmp_path / f"{name}.yaml")
+        assert f"{name}.yaml" in str(caught.value)
+        assert words in str(caught.value)
+
+
+def test_local_paths_become_absolute_and_others_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    spec = as_located_spec(load_spec(yaml.safe_load(GOOD), ["corpus.paths=[x/*.jsonl, 's3://bucket/y.parquet']"]))
+    assert spec.corpus.paths == (str(tmp_path / "x/*.jsonl"), "s3://bucket/y.parquet")
+    assert spec.run.output_dir == str(tmp_path / "out")
+    assert [source.checkpoint for source in spec.source_models] == [str(tmp_path / "a"), "b"]

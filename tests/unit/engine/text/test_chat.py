@@ -1,0 +1,139 @@
+"""Conversations: the rendering as transformers tokenizes it, answers found to the byte, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.corpus.conversations import ConversationCutter
+from engine.errors import RecordError, TokenizerError
+from engine.model_files.local import with_chat_template
+from engine.text.chat import ChatTemplate, beginnings, content_of
+from engine.text.tokenization import PassageTokenizer
+from tests.support.tiny_tokenizers import tokenizer_folders
+
+pytestmark = pytest.mark.timeout(60)
+
+TEMPLATES = Path("pipelines/specs/chat_templates").absolute()
+STYLES = ("inst", "vicuna", "headings", "chatml")
+MESSAGES = [
+    {"role": "system", "content": "Answer in one word, </s> or not."},
+    {"role": "user", "content": "Is <s> text, and <|endoftext|>?"},
+    {"role": "assistant", "content": "Yes: </s>, <eos> and 🙂 are text."},
+    {"role": "user", "content": "And é?"},
+    {"role": "assistant", "content": "日本語"},
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    return {folder.name: folder for folder in tokenizer_folders(tmp_path_factory.mktemp("tokenizers"))}
+
+
+@pytest.fixture(scope="module")
+def templates(folders) -> dict[tuple[str, str], ChatTemplate]:
+    return {
+        (name, style): ChatTemplate(tokenizer(folder, TEMPLATES / f"{style}.jinja"))
+        for name, folder in folders.items()
+        for style in STYLES
+    }
+
+
+def tokenizer(folder: Path, template: Path) -> PassageTokenizer:
+    return PassageTokenizer.load(with_chat_template(str(folder), str(template)))
+
+
+def written(tmp_path: Path, template: str) -> Path:
+    path = tmp_path / "template.jinja"
+    path.write_text(template)
+    return path
+
+
+words = st.text(st.sampled_from("ab 1é🙂日.\n'<s>"), min_size=1, max_size=30).map(str.strip).filter(bool)
+
+
+@settings(max_examples=60, deadline=None)
+@given(turns=st.lists(st.tuples(words, words), min_size=1, max_size=3))
+def test_a_rendering_is_what_transformers_makes_of_it(templates, turns):
+    messages = [
+        {"role": role, "content": content.replace("<s>", "s")}
+        for turn in turns
+        for role, content in zip(("user", "assistant"), turn, strict=True)
+    ]
+    for (name, style), template in templates.items():
+        loaded = template._tokenizer.hugging_face
+        expected = loaded.apply_chat_template(messages, tokenize=True, return_dict=False)
+        rendering = template.encode(messages)
+        assert rendering.token_ids.tolist() == expected[: len(rendering.token_ids)], (name, style)
+        assert not loaded.decode(expected[len(rendering.token_ids) :]).strip(), "line breaks behind the last turn"
+
+
+def test_every_answer_is_found_to_the_byte(templates):
+    contents = [message["content"].encode() for message in MESSAGES if message["role"] == "assistant"]
+    for key, template in templates.items():
+        rendering, own = template.encode(MESSAGES), template._tokenizer
+        assert len(rendering.answers) == 2
+        for content, (first, last) in zip(contents, rendering.answers, strict=True):
+            ends = rendering.end_bytes[first : last + 1].tolist()
+            assert (ends[0], ends[-1]) == (0, len(content)) and ends == sorted(ends), key
+            assert rendering.token_ids[last] == own.turn_end_id
+            for begin, end, token in zip(ends, ends[1:], rendering.token_ids[first + 1 : last], strict=False):
+                data = own.token_bytes[token]
+                assert data.endswith(content[begin:end]) and not data[: len(data) - (end - begin)].strip(), key
+        between = set(range(len(rendering.token_ids))) - set(rendering.tokens().tolist())
+        assert not rendering.end_bytes[sorted(between)].any()
+
+
+def test_special_strings_in_contents_are_text(templates):
+    for (name, style), template in templates.items():
+        plain = [{**message, "content": "x"} for message in MESSAGES]
+        specials = {token["id"] for token in template._tokenizer.special_tokens}
+        count = [sum(int(token) in specials for token in template.encode(m).token_ids) for m in (MESSAGES, plain)]
+        assert count[0] == count[1] > 0, (name, style)
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{% for m in messages %}{{ m.content | upper }}{{ eos_token }}{% endfor %}", "changes the contents"),
+        ("{{ messages[0].content }}{{ eos_token }}", "leaves out an answer"),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "no special token behind"),
+        ("{{ raise_exception('no systems here') }}", "refuses a plain conversation"),
+        (
+            "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no systems') }}{% endif %}"
+            "{{ m.content }}{{ eos_token }}{% endfor %}",
+            "refuses the conversation: no systems",
+        ),
+        (
+            "{% for m in messages %}{{ m.content }}{{ eos_token if loop.last else '|' }}{% endfor %}",
+            "does not put '</s>' behind every answer",
+        ),
+    ],
+)
+def test_a_template_that_cannot_be_learned_from_is_refused(folders, tmp_path, template, sentence):
+    with pytest.raises(TokenizerError, match=sentence.replace("|", "\\|")):
+        ChatTemplate(tokenizer(folders["byte-level-with-bos"], written(tmp_path, template))).encode(MESSAGES)
+
+
+def test_a_tokenizer_without_a_template_says_how_to_give_one(folders):
+    with pytest.raises(TokenizerError, match="no chat template; give one as chat_template"):
+        ChatTemplate(PassageTokenizer.load(str(folders["byte-level-with-bos"])))
+
+
+def test_a_conversation_is_cut_after_an_answer(folders, templates):
+    names = ["byte-level-with-bos", "sentencepiece-like"]
+    tokenizers = [tokenizer(folders[name], TEMPLATES / "chatml.jinja") for name in names]
+    lengths = [[len(ChatTemplate(own).encode(m).token_ids) for own in tokenizers] for m in beginnings(MESSAGES)]
+    assert [len(m) for m in beginnings(MESSAGES)] == [5, 3]
+
+    def cut(*windows: int) -> int:
+        return len(ConversationCutter(tokenizers, windows).cut(MESSAGES))
+
+    whole, one = lengths
+    assert cut(whole[0] - 2, whole[1] - 2) == 5, "two places more, which a plain passage leaves to BOS and EOS"
+    assert cut(whole[0] - 2, whole[1] - 3) == 3
+    assert cut(one[0] - 2, one[1] - 2) == 3
+    with pytest.raises(RecordError, match=f"{one[0]} tokens for .*byte-level-with-bos.*, which takes {one[0] - 1}"):
+        cut(one[0] - 3, one[1])
+    assert content_of(MESSAGES[:3]) == MESSAGES[2]["content"]

@@ -1,0 +1,179 @@
+"""The experiment's texts, arms and page, without a run."""
+
+import itertools
+import json
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import load_spec
+from pipelines.experiment import arms
+from pipelines.experiment.arms import SPEC, Run
+from pipelines.experiment.bootstrap import ScoredDomain
+from pipelines.experiment.domains import DOCUMENT_CHARACTERS, LARGEST_SHARE, deal, folder_domains
+from pipelines.experiment.models import base_folder, expert_folder, expert_job
+from pipelines.experiment.page import PAPERS_ORDER, write_page
+from pipelines.experiment.results import Choice, Findings, Row
+from pipelines.experiment.texts import CORPUS, EXPERT_QUOTAS, HELD_OUT, VALIDATION, read_texts, write_texts
+from pipelines.quickstart.build import passages
+from pipelines.quickstart.texts import Document
+
+pytestmark = pytest.mark.timeout(60)
+
+FOLDER = Path("outputs/experiment")
+QUOTAS = {"held-out": 600, "corpus": 1200, "expert": 3000}
+EXPERT_RATES = {"docs": 3e-3, "code": 5e-3, "headers": 8e-3}
+ARMS = (arms.CONTINUED, arms.DISTILLED, arms.FUSED, *arms.ABLATIONS, arms.MIXED, arms.fused_experts(EXPERT_RATES))
+
+
+def files(count, pieces=3, size=40):
+    return [
+        [Document(f"d/{name}/{number}", "d", f"{name} {number} ".ljust(size, "x")) for number in range(pieces)]
+        for name in range(count)
+    ]
+
+
+def file_of(document):
+    return document.name.rpartition("/")[0]
+
+
+def test_no_two_parts_share_a_file():
+    parts = deal(files(60), QUOTAS, seed=0)
+    held = {part: {file_of(document) for document in documents} for part, documents in parts.items()}
+    assert all(held.values())
+    assert all(ours.isdisjoint(theirs) for ours, theirs in combinations(held.values(), 2))
+
+
+def test_parts_are_filled_and_no_file_fills_one():
+    parts = deal(files(60, pieces=50), QUOTAS, seed=0)
+    for part, quota in QUOTAS.items():
+        sizes = Counter()
+        for document in parts[part]:
+            sizes[file_of(document)] += document.num_bytes
+        assert max(sizes.values()) <= quota // LARGEST_SHARE
+        assert quota <= sizes.total() < quota + quota // LARGEST_SHARE
+
+
+def test_dealing_depends_on_names_and_seed_alone():
+    given = files(60)
+    assert deal(given, QUOTAS, seed=0) == deal(reversed(given), QUOTAS, seed=0)
+    assert deal(given, QUOTAS, seed=0) != deal(given, QUOTAS, seed=1)
+
+
+def test_the_three_largest_files_of_a_folder_are_domains(tmp_path):
+    for name, rows in (("small", 1), ("b", 4), ("a", 3), ("c", 5)):
+        text = "one line of text that goes on and on\\n" * 100
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{text}"}}\n' * rows)
+    domains = folder_domains(tmp_path, {"held-out": 10_000}, seed=0)
+    assert list(domains) == ["a", "b", "c"]
+    for domain, parts in domains.items():
+        assert parts["held-out"]
+        assert all(document.domain == domain for document in parts["held-out"])
+        assert all(len(document.text) <= DOCUMENT_CHARACTERS for document in parts["held-out"])
+
+
+def test_a_folder_with_too_few_domains_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has 0 \.parquet and \.jsonl files; setting B needs 3 domains"):
+        folder_domains(tmp_path, QUOTAS, seed=0)
+
+
+def test_learning_rates_are_chosen_on_text_that_is_neither_learned_nor_reported(tmp_path):
+    write_texts(tmp_path, {part: files(2)[0] for part in EXPERT_QUOTAS})
+    found = {part: read_texts(tmp_path / "a", part) for part in (VALIDATION, HELD_OUT)}
+    assert set(found[VALIDATION]) == set(found[HELD_OUT]) == {"docs", "code"}
+    texts = {part: {text for domain in found[part].values() for text in domain} for part in found}
+    corpus = (tmp_path / "a" / f"{CORPUS}.jsonl").read_text(encoding="utf8").splitlines()
+    texts[CORPUS] = {json.loads(line)["text"] for line in corpus}
+    assert all(texts.values())
+    assert all(ours.isdisjoint(theirs) for ours, theirs in combinations(texts.values(), 2))
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: f"{arm.setting} {arm.name}")
+def test_every_arm_is_a_spec(arm):
+    spec = load_spec(SPEC, Run(arm, 4e-3, 2).overrides(FOLDER))
+    assert (spec.run.seed, spec.training.optimizer.learning_rate) == (2, 4e-3)
+    assert spec.corpus.paths == (str(FOLDER / "texts" / arm.setting / "corpus.jsonl"),)
+    assert spec.target_model.checkpoint.endswith("-2"), "a seed has a target of its own"
+    assert bool(spec.source_models) == (arm.name != "continued training")
+    assert spec.training.max_steps == load_spec(SPEC).training.max_steps, "arms differ in no number of steps"
+
+
+def test_an_ablation_changes_one_thing():
+    fused = load_spec(SPEC, Run(arms.FUSED, 4e-3, 0).overrides(FOLDER)).model_dump()
+    for arm in arms.ABLATIONS:
+        changed = load_spec(SPEC, Run(arm, 4e-3, 0).overrides(FOLDER)).model_dump()
+        different = [
+            (section, key)
+            for section, values in fused.items()
+            if isinstance(values, dict)
+            for key in values
+            if values[key] != changed[section][key] and (section, key) != ("run", "output_dir")
+        ]
+        assert len(different) + (fused["source_models"] != changed["source_models"]) == 1, arm.name
+
+
+def test_the_experts_of_a_seed_are_the_sources_of_its_fusion():
+    spec = load_spec(SPEC, Run(arms.fused_experts(EXPERT_RATES), 4e-3, 1).overrides(FOLDER))
+    assert [source.name for source in spec.source_models] == list(EXPERT_RATES)
+    assert spec.source_models[2].checkpoint.endswith("expert-headers-rate-0.008-seed-1")
+
+
+def test_an_expert_continues_its_seeds_base_on_its_own_domain():
+    documents = [Document("docs/a/0", "docs", "prose " * 100), Document("headers/b/0", "headers", "int b; " * 100)]
+    job = expert_job(FOLDER, "headers", documents, 5e-3, seed=1)
+    assert job.start == base_folder(FOLDER, 1)
+    assert job.folder == expert_folder(FOLDER, "headers", 5e-3, 1)
+    assert {text.split()[0] for text, _ in itertools.islice(passages(job.recipe, documents), 5)} <= {"int", "b;"}
+
+
+def test_runs_do_not_share_a_folder():
+    runs = [Run(arm, rate, seed) for arm in ARMS for rate in (3e-3, 5e-3) for seed in (0, 1)]
+    assert len({run.folder(FOLDER) for run in runs}) == len(runs)
+
+
+def row(name, mean, seeds=3, **more):
+    documents = np.linspace(-0.5, 0.5, 11)
+    scores = [
+        {"code": ScoredDomain((mean + 0.001 * seed + documents) * 100, np.full(11, 100.0))} for seed in range(seeds)
+    ]
+    return Row(name, scores, **more)
+
+
+def findings(fusion):
+    choice = Choice("fusion", {3e-3: 2.5, 5e-3: 2.4})
+    compared = [row("target before", 3.0), row("continued training", 2.5, rate=3e-3, overrides=("a=b",))]
+    experts = [row("expert code", 2.6), row("expert docs", 3.1), row("ensemble of the experts", 2.8), row("base", 2.9)]
+    experts += [row("experts merged (linear)", 2.45), row("continued training", 2.5)]
+    fused = row("fusion", fusion, rate=5e-3)
+    return [
+        Findings("a", [choice], [*compared, fused], [row("K 10", 2.47, seeds=1)]),
+        Findings("b", [choice], [*experts, fused]),
+    ]
+
+
+def page(folder, fusion):
+    path = folder / "RESULTS.md"
+    write_page(path, findings(fusion), minutes=1.0)
+    assert {plot.name for plot in (folder / "figures").iterdir()} >= {"setting_a.png", "setting_b.png", "ablations.png"}
+    return path.read_text(encoding="utf8")
+
+
+def test_the_page_says_what_held(tmp_path):
+    text = page(tmp_path, 2.4)
+    assert "**Fusion beats continued training** by -0.1000 [-0.1000, -0.1000]" in text
+    assert f"The paper's order: {' < '.join(PAPERS_ORDER)}. Ours is the same." in text
+    assert "| K 10 | 1 | 2.4700 | +0.0700" in text
+
+
+def test_the_page_says_what_did_not_hold(tmp_path):
+    text = page(tmp_path, 2.5)
+    assert "No difference is shown between fusion and continued training: +0.0000" in text
+    assert "Ours is not the same." in text
+    assert "**Fusion is worse than experts merged (linear)** by +0.0500" in text
+
+
+def test_the_learning_rate_with_the_fewest_bits_is_chosen():
+    assert Choice("fusion", {3e-3: 2.5, 5e-3: 2.4, 8e-3: 2.6}).rate == 5e-3

@@ -1,0 +1,339 @@
+"""The survey of the sources that a plan shows: its figures against plain Python, its text, and what it does without."""
+
+import itertools
+import json
+import math
+import pickle
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import normalizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import engine
+from engine.__main__ import main
+from engine.corpus.files import CorpusUnit
+from engine.method.vocabulary import UNMAPPED, build_mapping
+from engine.text.tokenization import PassageTokenizer
+from pipelines.planning.survey import SAMPLE_BYTES, sample_passages, survey
+from pipelines.planning.survey_examples import quoted, survey_mapping
+from pipelines.planning.survey_tokens import KINDS, coverage, row_kinds, tokenize, traits
+from pipelines.stream.sizes import derive_flow
+from tests.support.paths import ROOT
+from tests.support.tiny_models import tiny_checkpoint, tiny_model
+from tests.support.tiny_tokenizers import SENTENCES, byte_level_with_bos, tokenizer_folders
+
+pytestmark = pytest.mark.timeout(60)
+
+QUICKSTART = "pipelines/specs/quickstart.yaml"
+KIND_NAMES = ("exact", "one_to_many", "last_of_longer", "interior", "unaligned")
+TOP_K = 12
+PADDING = 24
+DOCUMENTS = [*SENTENCES[:4], " a blank first, and \u65e5\u672c\u8a9e \U0001f642\n\n\tthe end", "\u65e5"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A target, two sources of other kinds, one of them with a padded embedding, and a small corpus with a bad row."""
+    base = tmp_path_factory.mktemp("survey")
+    with_bos, without_bos, pieces = tokenizer_folders(base / "tokenizers")
+    tiny_checkpoint(base / "target", "mistral", with_bos, seed=1)
+    tiny_checkpoint(base / "plain", "gpt2", without_bos, seed=2)
+    tokenizer = AutoTokenizer.from_pretrained(pieces)
+    tokenizer.save_pretrained(base / "pieces")
+    tiny_model("llama", len(tokenizer) + PADDING, seed=3).save_pretrained(base / "pieces")
+    rows = [*(json.dumps({"text": text}) for text in DOCUMENTS[:3]), "no JSON", *map(_line, DOCUMENTS[3:])]
+    (base / "corpus.jsonl").write_text("\n".join(rows) + "\n", encoding="utf8")
+    return base
+
+
+def _line(text: str) -> str:
+    return json.dumps({"text": text})
+
+
+def spec_of(folder: Path, *overrides: str) -> engine.FusionSpec:
+    sources = [
+        {"name": name, "checkpoint": str(folder / name), "dtype": "float32", "max_context_tokens": 96}
+        for name in ("plain", "pieces")
+    ]
+    document = {
+        "run": {"name": "survey", "output_dir": str(folder / "output")},
+        "corpus": {"paths": [str(folder / "corpus.jsonl")]},
+        "target_model": {"checkpoint": str(folder / "target")},
+        "source_models": sources,
+        "fusion": {"top_k": TOP_K},
+        "alignment": {"cache_dir": str(folder / "tables")},
+        "training": {"block_length": 64},
+    }
+    return engine.load_spec(document, list(overrides))
+
+
+@pytest.fixture(scope="module")
+def surveyed(folder) -> tuple:
+    spec = spec_of(folder)
+    flow = derive_flow(spec)
+    return spec, sample_passages(spec, flow), survey(spec, flow)
+
+
+def slow_kinds(target_ends: list[int], source_ends: list[int], alike: bool) -> list[int]:
+    """Byte by byte: who owns the target token's bytes on the source's side?"""
+    owner, spans, start = {}, [], 0
+    for end in source_ends[:-1]:
+        owner.update({byte: len(spans) for byte in range(start, end)})
+        spans.append((start, end))
+        start = end
+    at_zero = [sum(end == 0 for end in ends[:-1]) for ends in (target_ends, source_ends)]
+    kinds, start = [], 0
+    for row, end in enumerate(target_ends[:-1]):
+        if end == 0:
+            last = row + 1 == at_zero[0]
+            kinds.append("exact" if last and alike and at_zero[0] == at_zero[1] else "unaligned")
+            continue
+        source_start, source_end = spans[owner[end - 1]]
+        if source_end != end:
+            kinds.append("interior")
+        elif source_start == start:
+            kinds.append("exact")
+        else:
+            kinds.append("one_to_many" if source_start > start else "last_of_longer")
+        start = end
+    return kinds
+
+
+def test_coverage_is_what_a_walk_over_the_bytes_finds(surveyed, folder):
+    _, passages, _ = surveyed
+    texts = [passage.text for passage in passages]
+    assert "".join(texts) == "".join(DOCUMENTS)
+    tokenizers = [PassageTokenizer.load(str(folder / name)) for name in ("target", "plain", "pieces")]
+    of_all: Counter = Counter()
+    for target, source in itertools.permutations(tokenizers, 2):
+        kinds: Counter = Counter()
+        for passage in passages:
+            text = passage.text
+            target_ends = target.encode_with_roles(text, target.adds_bos, passage.ends_document)[1].tolist()
+            source_ends = source.encode_with_roles(text, source.adds_bos, True)[1].tolist()
+            alike = target.has_dummy_prefix(text) == source.has_dummy_prefix(text)
+            kinds.update(slow_kinds(target_ends, source_ends, alike))
+        scored = [replace(passage, ends_document=True) for passage in passages]
+        found = coverage(tokenize(target, passages, target.adds_bos), tokenize(source, scored, source.adds_bos))
+        rows = sum(kinds.values())
+        assert found.rows == rows > 100
+        for kind in KIND_NAMES:
+            assert getattr(found, kind) == pytest.approx(kinds[kind] / rows), kind
+        assert found.used + found.interior + found.unaligned == pytest.approx(1)
+        of_all.update(kinds)
+    assert all(of_all[kind] >= 5 for kind in KIND_NAMES)
+
+
+def test_the_survey_counts_its_own_sample(surveyed, folder):
+    spec, passages, surveys = surveyed
+    target, plain = (PassageTokenizer.load(str(folder / name)) for name in ("target", "plain"))
+    scored = [replace(passage, ends_document=True) for passage in passages]
+    texts = [passage.text for passage in passages]
+    for bos in ("tokenizer", "always"):
+        found = survey(spec_of(folder, f"source_models.0.bos={bos}"), derive_flow(spec), score=False)[0]
+        expected = coverage(tokenize(target, passages, True), tokenize(plain, scored, bos == "always"))
+        assert (found.coverage, found.scores, found.target_scores) == (expected, None, None)
+        assert found.traits.adds_bos == (bos == "always")
+    assert [(found.passages, found.num_bytes) for found in surveys] == [(6, len("".join(texts).encode()))] * 2
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "alike", "expected"),
+    [
+        ([0, 2, 6, 6], [0, 2, 6, 6], True, [0, 0, 0]),
+        ([0, 6, 6], [0, 2, 4, 6, 6], True, [0, 1]),
+        ([0, 2, 4, 6, 6], [0, 6, 6], True, [0, 3, 3, 2]),
+        ([0, 2, 6, 6], [2, 6, 6], True, [4, 0, 0]),
+        ([0, 2, 6, 6], [0, 2, 6, 6], False, [4, 0, 0]),
+        ([0, 3, 6, 6], [0, 1, 4, 6, 6], True, [0, 3, 1]),
+        ([0, 4, 4, 4, 6, 6], [0, 4, 6, 6], True, [0, 4, 4, 2, 0]),
+        ([0, 4, 6, 6], [0, 4, 4, 4, 6, 6], True, [0, 1, 0]),
+        ([0], [0, 0], True, []),
+    ],
+    ids=["1-1", "1-n", "n-1", "no BOS", "other prefix", "crossing", "parts of a character", "its parts", "no row"],
+)
+def test_the_kinds_of_rows(target, source, alike, expected):
+    assert row_kinds(np.array(target, np.int32), np.array(source, np.int32), alike).tolist() == expected
+    assert list(KINDS) == [0, 1, 2, 3, 4]
+
+
+def test_masses_and_nats_are_those_of_the_model_itself(surveyed, folder):
+    spec, passages, surveys = surveyed
+    target = PassageTokenizer.load(spec.target_model.checkpoint)
+    for name, found in zip(("plain", "pieces"), surveys, strict=True):
+        source = PassageTokenizer.load(str(folder / name))
+        mapping = build_mapping(source, target, "prefix").tolist() + [UNMAPPED] * PADDING
+        model = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval()
+        lost, unmapped, nats, num_bytes = [], [], 0.0, 0
+        for passage in passages:
+            ids, ends = source.encode_with_roles(passage.text, source.adds_bos, True)
+            with torch.no_grad():
+                rows = model(torch.tensor(ids[None].astype(np.int64))).logits[0].double().softmax(-1)[:-1]
+            for row, following, end in zip(rows, ids[1:], ends[:-1], strict=True):
+                kept = row.topk(TOP_K)
+                lost.append(1 - float(kept.values.sum()))
+                pairs = zip(kept.values.tolist(), kept.indices.tolist(), strict=True)
+                unmapped.append(sum(mass for mass, token in pairs if mapping[token] == UNMAPPED))
+                nats -= math.log(row[following]) if end < passage.num_bytes else 0.0
+            num_bytes += passage.num_bytes - int(ends[0])
+        scores = found.scores
+        assert (scores.rows, scores.num_bytes, scores.problem) == (len(lost), num_bytes, "")
+        assert scores.lost_mass == pytest.approx(sum(lost) / len(lost), abs=1e-3)
+        assert scores.unmapped_mass == pytest.approx(sum(unmapped) / len(lost), abs=1e-3)
+        assert scores.nats_per_byte == pytest.approx(nats / num_bytes, abs=1e-4)
+        assert math.isfinite(found.target_scores.nats_per_byte)
+    assert surveys[1].scores.unmapped_mass > 0.01  # the padding of the embedding, which no token maps
+
+
+def test_traits_padding_and_mapping_shares(surveyed):
+    spec, _, (plain, pieces) = surveyed
+    assert (plain.traits.adds_bos, plain.traits.has_bos, plain.traits.dummy_prefix) == (False, True, False)
+    assert (pieces.traits.adds_bos, pieces.traits.dummy_prefix) == (True, True)
+    assert pieces.traits.normalizer == ("Prepend", "Replace")
+    assert (plain.padding_rows, pieces.padding_rows) == (0, PADDING)
+    target = PassageTokenizer.load(spec.target_model.checkpoint)
+    for section, found in zip(spec.source_models, (plain, pieces), strict=True):
+        source = PassageTokenizer.load(section.checkpoint)
+        mapping = build_mapping(source, target, "prefix")
+        pairs = [(source.token_bytes[token], mapped) for token, mapped in enumerate(mapping)]
+        by_bytes = sum(
+            mapped >= 0 and data is not None and data == target.token_bytes[mapped] for data, mapped in pairs
+        )
+        roles = {source.bos_id, source.eos_id, source.pad_id} - {-1}
+        by_role = sum(mapping[role] >= 0 for role in roles)
+        assert found.mapping.same == pytest.approx((by_bytes + by_role) / len(mapping))
+        assert found.mapping.nowhere == pytest.approx(sum(mapped == UNMAPPED for _, mapped in pairs) / len(mapping))
+        assert found.mapping.same + found.mapping.otherwise + found.mapping.nowhere == pytest.approx(1)
+        assert found.mapping.nonsense == 0
+
+
+def test_nonsense_comes_first_and_then_what_is_frequent(folder):
+    source, target = (PassageTokenizer.load(str(folder / name)) for name in ("target", "plain"))
+    mapping = build_mapping(source, target, "prefix")
+    counts = np.zeros(source.vocab_size, np.int64)
+    inexact = [token for token, data in enumerate(source.token_bytes) if data and data != b"x" and len(data) > 2]
+    inexact = [token for token in inexact if target.token_bytes[mapping[token]] != source.token_bytes[token]]
+    counts[inexact[:5]] = [3, 9, 1, 5, 50]
+    far, near = source.id_of_bytes[b"x"], inexact[4]
+    assert source.token_bytes[near][-1:] != source.token_bytes[near][:1]
+    mapping[far], mapping[near] = target.id_of_bytes[b"Q"], target.id_of_bytes[source.token_bytes[near][-1:]]
+    found = survey_mapping(source, target, mapping, counts)
+    assert found.nonsense == 2
+    assert [example.is_nonsense for example in found.examples] == [True] * 2 + [False] * 8
+    expected = [far, near, inexact[1], inexact[3], inexact[0], inexact[2]]
+    assert [example.source_id for example in found.examples[:6]] == expected
+    assert str(found.examples[0]) == f'"x" -> "Q"  (source id {far} -> target id {target.id_of_bytes[b"Q"]})'
+    mapping[far], counts[far] = UNMAPPED, 10
+    lost = survey_mapping(source, target, mapping, counts)
+    assert str(lost.examples[1]) == f'"x" -> nowhere  (source id {far})'
+    assert (lost.nonsense, len(lost.examples)) == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        (b" un", '" un"'),
+        (b"\n\t\x00", r'"\n\t\x00"'),
+        (b'a"\\', r'"a\"\\"'),
+        ("é日".encode(), '"é日"'),
+        (b"\xf0\x9f", r'"\xf0\x9f"'),
+        ("\u200b\u2028".encode(), r'"\u200b\u2028"'),
+    ],
+)
+def test_bytes_are_shown_for_reading(data, shown):
+    assert quoted(data) == shown
+
+
+def test_habits_are_found_by_trying():
+    tokenizer = byte_level_with_bos()
+    assert traits(PassageTokenizer(tokenizer, "plain"), "never").habits == ()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    found = traits(PassageTokenizer(tokenizer, "normalising"), "never")
+    assert found.normalizer == ("NFKC", "Lowercase")
+    assert found.habits == (
+        "lower-cases",
+        "composes characters as NFC",
+        "replaces compatibility characters as NFKC",
+    )
+    assert not found.adds_bos and found.has_bos
+
+
+def test_the_sample_is_spread_and_bounded(folder, tmp_path):
+    long = " ".join(SENTENCES) + "\n"
+    for index in range(20):
+        (tmp_path / f"{index:02}.txt").write_text(long * 400 + str(index), encoding="utf8")
+    spec = spec_of(folder, f"corpus.paths=[{tmp_path}/*.txt]")
+    flow = derive_flow(spec)
+    passages = sample_passages(spec, flow)
+    assert SAMPLE_BYTES <= sum(passage.num_bytes for passage in passages) < 1.1 * SAMPLE_BYTES
+    assert sum(passage.text.startswith("The quick") for passage in passages) >= 16
+    assert not any(passage.ends_document for passage in passages)
+    assert passages == sample_passages(spec, flow)
+    assert len(flow.corpus_units) == 20 and CorpusUnit(**flow.corpus_units[0]).path.endswith("00.txt")
+
+
+def test_without_text_or_sources_there_is_little_to_say(folder, tmp_path):
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    plan = engine.plan(spec_of(folder, f"corpus.paths=[{tmp_path}/bad.jsonl]"))
+    assert str(plan).count("coverage: unknown, the sample has no target row") == 2
+    assert str(plan).count("cannot be scored here: the corpus has no text that can be read") == 2
+    assert engine.plan(spec_of(folder, "source_models=[]", "objective.lm_loss_weight=1.0")).sources == ()
+
+
+def test_weights_that_cannot_be_loaded_are_told_in_their_block(folder, tmp_path):
+    for name in ("plain", "target"):
+        (tmp_path / name).mkdir()
+        for file in (folder / name).iterdir():
+            (tmp_path / name / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "plain" / "model.safetensors").unlink()
+    (tmp_path / "target" / "model.safetensors").write_bytes(b"torn")
+    spec = spec_of(folder, f"target_model.checkpoint={tmp_path}/target", f"source_models.0.checkpoint={tmp_path}/plain")
+    plan = engine.plan(spec)
+    assert plan.sources[0].scores.problem and math.isnan(plan.sources[0].scores.nats_per_byte)
+    assert math.isfinite(plan.sources[1].scores.nats_per_byte)
+    assert f"unknown, the model cannot be scored here: {plan.sources[0].scores.problem}" in str(plan)
+    assert f"target: unknown, it cannot be scored here: {plan.sources[1].target_scores.problem}" in str(plan)
+    assert str(pickle.loads(pickle.dumps(plan.sources))) == str(plan.sources)
+
+
+def test_the_plan_of_the_quickstart(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    plan = engine.plan(engine.load_spec(QUICKSTART, [f"alignment.cache_dir={tmp_path}"]))
+    text = str(plan)
+    for found in plan.sources:
+        scores, numbers = found.scores, found.coverage
+        assert 0.8 < numbers.used < 0.95 and 0 < scores.lost_mass < 0.3 and scores.unmapped_mass < 0.01
+        assert 1 < scores.nats_per_byte < found.target_scores.nats_per_byte < 3
+        assert scores.rows <= 4096
+        assert len(found.mapping.examples) == 10 and found.mapping.nonsense == 0
+        assert all(str(example) in text for example in found.mapping.examples)
+        assert f"used              {100 * numbers.used:.1f} %" in text
+        assert (
+            f"nats per byte     {scores.nats_per_byte:.4f}    target: {found.target_scores.nats_per_byte:.4f}" in text
+        )
+    assert text.count(" x in the sample") == 30
+    assert "nan" not in text and "inf" not in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_command_line_without_scoring(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(["plan", QUICKSTART, "--without-scoring", f"alignment.cache_dir={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("not looked at (--without-scoring)") == 3
+    assert "beyond the likeliest" not in printed and "target: 2" not in printed
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", QUICKSTART, "--without-scoring"])
+    assert stopped.value.code == 2
+
+
+def test_coverage_of_nothing_is_not_a_number(folder):
+    tokenizer = PassageTokenizer.load(str(folder / "plain"))
+    empty = tokenize(tokenizer, [], add_bos=False)
+    assert math.isnan(coverage(empty, empty).used)
+    assert not empty.counts().any()

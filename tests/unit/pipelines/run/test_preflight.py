@@ -1,0 +1,48 @@
+"""What must be true of the output folder before work starts."""
+
+import sys
+
+import pytest
+
+from engine import load_spec
+from engine.errors import PreflightError
+from pipelines.run.preflight import preflight
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def check(tmp_path, *overrides: str) -> None:
+    preflight(load_spec("pipelines/specs/quickstart.yaml", [f"run.output_dir={tmp_path / 'out'}", *overrides]))
+
+
+def test_an_output_folder_of_another_run_is_refused(tmp_path):
+    check(tmp_path)
+    with pytest.raises(PreflightError, match=r"holds another run \(its training.block_length is 256, not 128\)"):
+        check(tmp_path, "training.block_length=128")
+
+
+def test_a_run_may_go_on_elsewhere_and_otherwise_placed(tmp_path):
+    check(tmp_path)
+    check(tmp_path, "training.num_workers=1", "training.max_restarts=0", "source_models.0.replicas=3")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [("abfs://container/it", "ImportError: .*adlfs"), ("nonsense://it", "ValueError: Protocol not known: nonsense")],
+)
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("run.output_dir={}", "run.output_dir"),
+        ("corpus.paths=[{}]", "corpus.paths.0"),
+        ("target_model.checkpoint={}", "target_model.checkpoint"),
+        ("source_models.0.checkpoint={}", "source_models.0.checkpoint"),
+        ("evaluation.corpora={{docs: [{}]}}", "evaluation.corpora.docs.0"),
+        ("evaluation.models={{other: {}}}", "evaluation.models.other"),
+    ],
+)
+def test_a_place_that_no_installed_filesystem_reaches_is_a_fault(tmp_path, monkeypatch, url, reason, override, where):
+    monkeypatch.setitem(sys.modules, "adlfs", None)  # cannot be imported, whether it is installed or not
+    with pytest.raises(PreflightError, match=reason) as raised:
+        check(tmp_path, override.format(url))
+    assert [fault.where for fault in raised.value.faults] == [where]

@@ -1,0 +1,65 @@
+"""The specs that ship: what they claim to be, and what they ask of a cluster."""
+
+import pytest
+
+from engine import load_spec
+from engine.errors import SpecError
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.timeout(60)
+
+SPECS = ROOT / "pipelines" / "specs"
+SEVEN_BILLION = ("fusellm_7b", "clm_7b", "distillation_7b")
+
+
+def spec_named(name, *overrides):
+    return load_spec(SPECS / f"{name}.yaml", overrides)
+
+
+def gpus(spec):
+    training = spec.training
+    return training.num_workers * training.num_gpus_per_worker + sum(
+        source.replicas * source.num_gpus * source.tensor_parallel_size for source in spec.source_models
+    )
+
+
+def test_fusellm_is_the_papers():
+    spec = spec_named("fusellm_7b")
+    assert [source.name for source in spec.source_models] == ["llama-2-7b", "open-llama-7b", "mpt-7b"]
+    assert (spec.alignment.tokens, spec.alignment.vocabulary) == ("min_edit", "min_edit")
+    assert (spec.fusion.rule, spec.fusion.granularity, spec.fusion.top_k) == ("min_ce", "passage", 10)
+    assert spec.fusion.arithmetic == "fusellm"
+    assert spec.objective.lm_loss_weight == 0.9
+    assert spec.training.block_length * spec.training.global_batch_blocks == 262_144
+    optimizer = spec.training.optimizer
+    assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-5, (0.9, 0.95), 0.1)
+    assert optimizer.max_grad_norm == 1.0
+    assert optimizer.warmup_steps == round(0.008 * spec.training.max_steps)
+
+
+def test_the_baselines_differ_from_fusion_in_sources_and_loss_alone():
+    fusion, *baselines = map(spec_named, SEVEN_BILLION)
+    for baseline in baselines:
+        for section in ("corpus", "target_model", "training", "evaluation", "cluster"):
+            assert getattr(baseline, section) == getattr(fusion, section), section
+        assert baseline.run.seed == fusion.run.seed
+    continued, distilled = baselines
+    assert not continued.source_models and continued.objective.lm_loss_weight == 1.0
+    assert distilled.fusion.single_source == distilled.source_models[0].name
+    assert distilled.objective == fusion.objective
+    assert len({spec.run.output_dir for spec in (fusion, *baselines)}) == len(SEVEN_BILLION)
+
+
+def test_the_gpus_that_the_comments_name():
+    assert [gpus(spec_named(name)) for name in SEVEN_BILLION] == [11, 8, 10]
+    assert gpus(spec_named("single_gpu_80gb")) == pytest.approx(1.0)
+
+
+def test_one_gpu_is_shared_with_one_worker_alone():
+    with pytest.raises(SpecError, match=r"training\.num_gpus_per_worker: 0\.55 cannot go with 2 workers"):
+        spec_named("single_gpu_80gb", "training.num_workers=2")
+
+
+def test_the_single_gpus_baseline_is_two_overrides():
+    spec = spec_named("single_gpu_80gb", "source_models=[]", "objective.lm_loss_weight=1.0")
+    assert not spec.source_models

@@ -1,0 +1,49 @@
+"""The numbers that follow from a spec."""
+
+import pytest
+
+from engine import load_spec
+from engine.errors import PreflightError
+from pipelines.stream.sizes import derive_flow
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.mark.parametrize(("block_length", "blocks"), [(256, 64), (2048, 8), (32768, 2)])
+def test_a_batch_is_a_budget_of_tokens(block_length, blocks):
+    spec = load_spec("pipelines/specs/quickstart.yaml", [f"training.block_length={block_length}"])
+    assert derive_flow(spec).batch_blocks == blocks
+
+
+@pytest.mark.parametrize(("deterministic", "readers"), [("true", 1), ("false", 3)])
+def test_one_order_of_passages_has_one_reader(tmp_path, deterministic, readers):
+    paths = [tmp_path / f"{name}.txt" for name in "abc"]
+    for path in paths:
+        path.write_text("text")
+    overrides = [
+        f"corpus.paths=[{tmp_path}/*.txt]",
+        f"run.deterministic={deterministic}",
+        "source_models.0.replicas=20",
+    ]
+    assert derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides)).reader_replicas == readers
+
+
+def test_what_ray_must_reserve_is_counted():
+    overrides = ["source_models.0.replicas=2", "source_models.0.most_replicas=4", "source_models.1.num_cpus=2"]
+    flow = derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides))
+    sources, workers, readers, aligners = 2 + 2 + 1, 2, 1 * 0.5, 2 * 1.0
+    assert flow.logical_cpus == workers + sources + readers + aligners
+    assert flow.gpus == 0
+
+
+def test_gpus_that_cannot_share_a_model_are_refused_before_anything_starts():
+    """The quickstart's first source has 4 attention heads."""
+    parallel = ["source_models.0.num_gpus=1", "source_models.0.replicas=2", "source_models.0.tensor_parallel_size={}"]
+
+    def flow_of(size: int):
+        return derive_flow(load_spec("pipelines/specs/quickstart.yaml", [text.format(size) for text in parallel]))
+
+    assert flow_of(2).gpus == 4
+    sentence = r"source_models\.0\.tensor_parallel_size: 3 GPUs cannot share the 4 attention .*; choose one of 1, 2, 4"
+    with pytest.raises(PreflightError, match=sentence):
+        flow_of(3)
