@@ -145,7 +145,7 @@ class Aligner:
             ("topk_logprobs", offsets * top_k),
             ("token_logprobs", offsets),
         ):
-            _insist_on_rows(batch, f"{name}/{column}", expected)
+            _check_rows(batch, f"{name}/{column}", expected)
         token_ids = flat_values(batch[f"{name}/token_ids"])[0]
         if self._template:
             offsets = answer_offsets(end_bytes, offsets, answers.counts)
@@ -160,10 +160,10 @@ class Aligner:
             mapping=self._mappings[index],
             match=np.where(in_context, NO_ROW, match),
         )
-        self._insist_on_mapped_mass(name, rows)
+        self._check_mapped_mass(name, rows)
         return rows
 
-    def _insist_on_mapped_mass(self, name: str, rows: SourceRows) -> None:
+    def _check_mapped_mass(self, name: str, rows: SourceRows) -> None:
         """A source whose mass goes to the rest bucket teaches nothing, and the loss of such rows looks like any."""
         unmapped = unmapped_share(rows)
         if len(rows.topk_ids) >= FEWEST_ROWS and unmapped > MOST_UNMAPPED:
@@ -175,7 +175,7 @@ class Aligner:
             )
 
 
-def _insist_on_rows(batch: pa.Table, column: str, expected: np.ndarray) -> None:
+def _check_rows(batch: pa.Table, column: str, expected: np.ndarray) -> None:
     """Kernels look up rows without checking, so that every passage must have what its end offsets promise."""
     _, offsets = flat_values(batch[column])
     if not np.array_equal(offsets, expected):

@@ -116,7 +116,7 @@ def is_no_better_than_chance(found: Probe, rows: Sequence[PromptRows]) -> bool:
     return tokens >= FEWEST_ROWS and not sum(nats) / tokens < found.chance
 
 
-def insist_on_same_model(name: str, before: Probe, now: Probe) -> None:
+def check_same_model(name: str, before: Probe, now: Probe) -> None:
     """Refuse a model that no longer predicts ``PROBE_TEXT`` as it did.
 
     Weights that go wrong later (a broken device, a file that was written over while it was mapped) stop nothing by
@@ -132,7 +132,7 @@ def insist_on_same_model(name: str, before: Probe, now: Probe) -> None:
         )
 
 
-def insist_on_distributions(
+def check_distributions(
     name: str,
     passage_ids: Sequence[object],
     prompts: Sequence[np.ndarray],

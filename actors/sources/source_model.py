@@ -13,8 +13,8 @@ from actors.monitor import Meter, NoMeter
 from actors.sources.backends import Backend, PromptRows
 from actors.sources.probe import (
     Probe,
-    insist_on_distributions,
-    insist_on_same_model,
+    check_distributions,
+    check_same_model,
     is_no_better_than_chance,
     probe,
     settled_bos,
@@ -51,7 +51,7 @@ class SourceModel:
     def __init__(self, source: SourceModelSpec, top_k: int, meter: Meter | None = None):
         self._source = source
         self._meter = meter or NoMeter()
-        self._insist_on_few_restarts(self._meter.start())
+        self._check_few_restarts(self._meter.start())
         self._tokenizer, config = _read_checkpoint(source)
         self._adds_bos = {"always": True, "never": False}.get(source.bos, self._tokenizer.adds_bos)
         if self._adds_bos and self._tokenizer.bos_id == NO_ROLE:
@@ -77,14 +77,14 @@ class SourceModel:
         started = time.perf_counter()
         check(batch, PASSAGE, self._source.name)
         encoded = self._encoded(batch)
-        self._insist_on_context(batch, encoded)
+        self._check_context(batch, encoded)
         rows = self._score([ids for ids, _, _ in encoded])
         prompts = [ids for ids, _, _ in encoded]
         vocab_size, dtype = self._backend.vocab_size, self._source.dtype
-        insist_on_distributions(self._source.name, batch["passage_id"], prompts, rows, vocab_size, dtype)
+        check_distributions(self._source.name, batch["passage_id"], prompts, rows, vocab_size, dtype)
         if self._probed is not None and is_no_better_than_chance(self._probed, rows):
             again = probe(self._backend, self._tokenizer, self._adds_bos, self._context)
-            insist_on_same_model(self._source.name, self._probed, again)
+            check_same_model(self._source.name, self._probed, again)
         sent = [(row, kept) for row, (_, _, kept) in zip(rows, encoded, strict=True)]
         values = (
             [ids[kept] for ids, _, kept in encoded],
@@ -109,7 +109,7 @@ class SourceModel:
         renderings = [template.encode(messages) for messages in batch[MESSAGES.name].to_pylist()]
         return [(rendering.token_ids, rendering.end_bytes, rendering.rows()) for rendering in renderings]
 
-    def _insist_on_few_restarts(self, restarts: int) -> None:
+    def _check_few_restarts(self, restarts: int) -> None:
         """Ray replaces a dead replica for ever, each time loading the model and scoring the same passages again."""
         if restarts > self._source.max_restarts:
             raise SourceModelError(
@@ -124,7 +124,7 @@ class SourceModel:
         by_prompt = dict(zip(order, rows, strict=True))
         return [by_prompt[index] for index in range(len(prompts))]
 
-    def _insist_on_context(self, batch: pa.Table, encoded: Sequence[Encoded]) -> None:
+    def _check_context(self, batch: pa.Table, encoded: Sequence[Encoded]) -> None:
         for passage_id, (ids, _, _) in zip(batch["passage_id"], encoded, strict=True):
             if len(ids) > self._context:
                 raise SourceModelError(

@@ -129,7 +129,7 @@ class TargetModel:
         self._top_k = top_k
         whole = read_causal_lm(section) if dist.get_rank() == 0 else None
         if whole is not None:
-            _insist_on_packing(_TargetWithLoss(whole, objective.divergence), section.checkpoint)
+            _check_packing(_TargetWithLoss(whole, objective.divergence), section.checkpoint)
         causal_lm = empty_causal_lm(section)
         self.section, self.config = section, causal_lm.config
         self.generation_config = whole.generation_config if whole is not None else None
@@ -255,7 +255,7 @@ def _positions(segment_ids: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _insist_on_packing(module: _TargetWithLoss, checkpoint: str) -> None:
+def _check_packing(module: _TargetWithLoss, checkpoint: str) -> None:
     """Refuse an architecture that ignores ``position_ids``, or does more behind its lm_head than we know of.
 
     Neither would be noticed: the loss would fall, but of a model that nobody can use afterwards.

@@ -53,7 +53,7 @@ class Packer:
     def _block(self, columns: dict[str, list[np.ndarray] | np.ndarray], items: Sequence[int]) -> dict[str, np.ndarray]:
         """One block from the passages ``items``: token columns laid one after the other, then padding."""
         length, top_k = self._block_length, self._top_k
-        self._insist_on_room(columns, items)
+        self._check_room(columns, items)
         block = {
             "input_ids": np.zeros(length, np.int32),
             "segment_ids": np.zeros(length, np.int32),
@@ -74,7 +74,7 @@ class Packer:
             start = end
         return block | self._passages_inside(columns, items)
 
-    def _insist_on_room(self, columns: dict, items: Sequence[int]) -> None:
+    def _check_room(self, columns: dict, items: Sequence[int]) -> None:
         tokens = sum(len(columns["token_ids"][item]) for item in items)
         if tokens > self._block_length:
             raise RecordError(

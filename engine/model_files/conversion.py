@@ -81,7 +81,7 @@ def merge_adapter(base: str, adapter: str, folder: str) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
             adapted = PeftModel.from_pretrained(model.to(torch.float32), adapter, torch_device="cpu").eval()
-        _insist_on_all_layers(adapted.load_adapter(adapter, adapted.active_adapter, torch_device="cpu"))
+        _check_all_layers(adapted.load_adapter(adapter, adapted.active_adapter, torch_device="cpu"))
         expected = _logits(adapted)
         merged = adapted.merge_and_unload(safe_merge=True)
         apart = float((_logits(merged) - expected).abs().max() / expected.abs().max())
@@ -112,7 +112,7 @@ def _adds_bos(file: str) -> bool:
     return model == "llama" or kind == "llama-bpe"  # SentencePiece's kind, and Llama 3
 
 
-def _insist_on_all_layers(loaded: Any) -> None:
+def _check_all_layers(loaded: Any) -> None:
     """Refuse an adapter that has layers that the model has not, or the other way round: peft leaves these as they are.
 
     Args:

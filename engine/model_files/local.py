@@ -143,13 +143,13 @@ def _listed(url: str, weights: bool) -> tuple[Any, list[dict[str, Any]]]:
         if url.endswith(".gguf"):
             return filesystem, [filesystem.info(path)]
         found = sorted(entry["name"] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file")
-        _insist_on_configuration(url, found)
+        _check_configuration(url, found)
         return filesystem, [filesystem.info(name) for name in _wanted(found, weights)]
     except Exception as error:  # every filesystem has errors of its own, and all of them belong to this checkpoint
         raise OSError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _insist_on_configuration(url: str, names: Sequence[str]) -> None:
+def _check_configuration(url: str, names: Sequence[str]) -> None:
     if not any(os.path.basename(name) in _CONFIGURATIONS for name in names):
         files = [os.path.basename(name) for name in names if name.endswith(".gguf")]
         choice = f"one of its .gguf files: {', '.join(files)}" if files else "a Hugging Face folder or a .gguf file"

@@ -40,7 +40,7 @@ def end_bytes(text: str, offsets: np.ndarray) -> np.ndarray:
         LostTextError: the tokens do not cover the text.
     """
     ends = _with_composed(text, offsets)
-    _insist_on_cover(text, offsets[:, 0], ends)
+    _check_cover(text, offsets[:, 0], ends)
     ends[ends == ends[-1]] = len(text)  # what is left out at the end belongs to the last token
     bytes_before = np.cumsum([0, *(len(character.encode("utf8")) for character in text)])
     return bytes_before[ends].astype(np.int32)
@@ -69,7 +69,7 @@ def _is_composed(cluster: str) -> bool:
     )
 
 
-def _insist_on_cover(text: str, starts: np.ndarray, ends: np.ndarray) -> None:
+def _check_cover(text: str, starts: np.ndarray, ends: np.ndarray) -> None:
     consumed = 0
     for token, (start, end) in enumerate([*zip(starts, ends, strict=True), (len(text), len(text))]):
         lost = [place for place in range(consumed, start) if not _may_be_dropped(text[place])]

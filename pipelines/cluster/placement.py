@@ -16,7 +16,7 @@ from engine.errors import Fault, PreflightError
 from engine.spec import FusionSpec
 
 
-def insist_on_places(spec: FusionSpec) -> None:
+def check_places(spec: FusionSpec) -> None:
     """Look at the nodes of the Ray that this process uses.
 
     Raises:

@@ -61,7 +61,7 @@ def session(spec: FusionSpec, logical_cpus: float, gpus: float) -> Iterator[None
     if owns_connection:
         _connect(spec, logical_cpus)
     try:
-        _insist_on_room(logical_cpus, gpus)
+        _check_room(logical_cpus, gpus)
         yield
     finally:
         if owns_connection:
@@ -96,7 +96,7 @@ def _connect(spec: FusionSpec, logical_cpus: float) -> None:
         )
 
 
-def _insist_on_room(logical_cpus: float, gpus: float) -> None:
+def _check_room(logical_cpus: float, gpus: float) -> None:
     resources = ray.cluster_resources()
     faults = []
     for name, needed in (("CPU", logical_cpus), ("GPU", gpus)):

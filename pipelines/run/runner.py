@@ -29,7 +29,7 @@ from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
 from pipelines.cluster import session as cluster
 from pipelines.cluster.failures import readable_errors
-from pipelines.cluster.placement import insist_on_places
+from pipelines.cluster.placement import check_places
 from pipelines.cluster.ray_metrics import RayMetrics
 from pipelines.evaluation.evaluate import evaluate_models
 from pipelines.evaluation.models import comparison_faults, export_dir
@@ -56,7 +56,7 @@ def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
     spec = as_located_spec(spec)
     flow = preflight(spec)
     with cluster.session(spec, flow.logical_cpus, flow.gpus), readable_errors():
-        insist_on_places(spec)
+        check_places(spec)
         spilled_before, monitor = cluster.spilled_bytes(), _run_monitor()
         display = ProgressDisplay(spec)
         observers = [display, RayMetrics(spec), *experiment_logs(spec)]

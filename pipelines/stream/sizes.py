@@ -74,7 +74,7 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
     for label, checkpoint in spec.evaluation.models.items():
         _collect(faults, f"evaluation.models.{label}", _evaluation_window(spec), checkpoint)
     if spec.corpus.messages_column and not faults:
-        _insist_on_chat_templates(spec, faults)
+        _check_chat_templates(spec, faults)
     if faults:
         raise PreflightError(faults)
     replicas = sum(source.replicas for source in spec.source_models)
@@ -160,7 +160,7 @@ def _tokenizer_of(model: TargetModelSpec | SourceModelSpec) -> str:
     return with_chat_template(model.checkpoint, model.chat_template)
 
 
-def _insist_on_chat_templates(spec: FusionSpec, faults: list[Fault]) -> None:
+def _check_chat_templates(spec: FusionSpec, faults: list[Fault]) -> None:
     """Every model that reads conversations needs a chat template that can be learned from."""
     tokenizers = {"target_model.chat_template": _tokenizer_of(spec.target_model)}
     for index, source in enumerate(spec.source_models):

@@ -43,7 +43,7 @@ def undisturbed(tmp_path_factory):
         if overrides not in curves:
             with InterruptedRun(tmp_path_factory.mktemp("undisturbed"), *overrides).start() as run:
                 assert run.wait() == 0, run.log
-                run.insist_on_exactly_once()
+                run.check_exactly_once()
                 curves[overrides] = run.curve
         return curves[overrides]
 
@@ -109,7 +109,7 @@ def test_ctrl_c_and_then_the_driver(tmp_path, undisturbed):
         assert run.start().wait() == 0, run.log
         assert 20 <= before["step"] < run.state["step"]
         assert run.state["history"][: before["step"]] == before["history"]
-        run.insist_on_exactly_once()
+        run.check_exactly_once()
         assert run.curve == undisturbed(TRANSFORMERS)
 
 
@@ -124,7 +124,7 @@ def test_the_driver(tmp_path, undisturbed, moment):
         assert run.start().wait() == 0, run.log
         assert 0 < before["step"] < run.state["step"]
         assert run.state["history"][: before["step"]] == before["history"]
-        run.insist_on_exactly_once()
+        run.check_exactly_once()
         assert run.curve == undisturbed(TRANSFORMERS)
 
 
@@ -136,7 +136,7 @@ def test_all_that_are_replaced(tmp_path, undisturbed):
             if victim == "aligner":  # a dead worker ends the stream, and who dies with it is not counted
                 wait_for_replacement(run, victim, earlier)
         assert run.wait() == 0, run.log
-        run.insist_on_exactly_once()
+        run.check_exactly_once()
         assert run.curve == undisturbed(TRANSFORMERS)
         # The source's replacement may not have started when the dead training worker ends the stream.
         for stage in ("align and fuse", "train"):
@@ -151,7 +151,7 @@ def test_a_process_that_is_replaced(tmp_path, undisturbed, victim, moment):
         wait_for_moment(run, victim, moment)
         kill_one(run, victim)
         assert run.wait() == 0, run.log
-        run.insist_on_exactly_once()
+        run.check_exactly_once()
         assert run.curve == undisturbed(TRANSFORMERS)
         assert "1 replaced" in run.report
 
@@ -164,7 +164,7 @@ def test_one_of_two_source_replicas(tmp_path, undisturbed, backend, moment):
         wait_for_moment(run, "source replica", moment)
         kill_one(run, "source replica")
         assert run.wait() == 0, run.log
-        run.insist_on_exactly_once()
+        run.check_exactly_once()
         assert run.curve == undisturbed(backend), "one replica, undisturbed, has the same losses"
         assert "1 replaced" in run.report
 
@@ -177,7 +177,7 @@ def test_the_training_controller(tmp_path, undisturbed):
         assert run.wait() == 1, run.log
         assert "the run failed" in run.log
         assert run.start().wait() == 0, run.log
-        run.insist_on_exactly_once()
+        run.check_exactly_once()
         assert run.curve == undisturbed(TRANSFORMERS)
 
 
@@ -189,7 +189,7 @@ def test_ctrl_c_and_another_number_of_workers(tmp_path, undisturbed, workers):
         wait_for_moment(run, "Ctrl-C", first)
         interrupt(run)
         assert run.start(f"training.num_workers={then}").wait() == 0, run.log
-        run.insist_on_exactly_once()
+        run.check_exactly_once()
         for seen, expected in zip(run.curve, undisturbed(TRANSFORMERS), strict=True):
             assert seen == pytest.approx(expected, rel=1e-4)
 

@@ -84,22 +84,22 @@ def test_limits_count_over_all_starts_and_the_best_weights_are_exported(tmp_path
     assert result.stopped_by == "no improvement"
     assert result.history[0] == first.history[0]
     assert result.passages < 3 * 120, "in the middle of the passes"
-    insist_on_free_cluster()
-    insist_on_times(first, result)
-    insist_on_best_weights(result)
-    insist_on_lines(result, capsys.readouterr().out)
-    insist_on_event_files(result, tmp_path / "out" / "logs" / "tensorboard")
-    insist_on_served_metrics(result)
+    check_free_cluster()
+    check_times(first, result)
+    check_best_weights(result)
+    check_lines(result, capsys.readouterr().out)
+    check_event_files(result, tmp_path / "out" / "logs" / "tensorboard")
+    check_served_metrics(result)
 
 
-def insist_on_times(first, result):
+def check_times(first, result):
     times = [record.elapsed_seconds for record in result.history]
     assert times == sorted(times)
     assert times[0] == first.metrics.elapsed_seconds
     assert times[-1] < result.wall_seconds
 
 
-def insist_on_best_weights(result):
+def check_best_weights(result):
     """Those of the step with the lowest held-out loss, which is the number of an evaluation on its own."""
     curve = {record.step: record.held_out["own"] for record in result.history if record.held_out}
     assert list(curve) == [1, *range(2, result.steps + 1, 2)], "the last step of each start, and every other"
@@ -108,20 +108,20 @@ def insist_on_best_weights(result):
     assert result.bits_per_byte["target before"]["own"] > curve[2]
 
 
-def insist_on_lines(result, text):
+def check_lines(result, text):
     assert "no improvement: the held-out loss" in text
     assert f"weights of step {result.exported_step}" in text
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| conditions \| step \d+/1000 \| ", text, re.MULTILINE)
 
 
-def insist_on_event_files(result, folder):
+def check_event_files(result, folder):
     data = b"".join(path.read_bytes() for path in folder.glob("events.out.tfevents.*"))
     new_steps = result.steps - 1  # the first start had none
     assert data.count(b"held_out_bits_per_byte/own") == result.steps // 2
     assert data.count(b"loss/fusion") == data.count(b"source_coverage/source") == new_steps
 
 
-def insist_on_served_metrics(result):
+def check_served_metrics(result):
     run_label, last = ("run", "conditions"), result.metrics
     found = scraped({"steps_total", "loss", "stage_tokens_total", "step_seconds_count", "held_out_bits_per_byte"})
     assert found["steps_total", run_label] == result.steps == found["step_seconds_count", run_label]
@@ -133,7 +133,7 @@ def insist_on_served_metrics(result):
     assert found["stage_passages_total", run_label, ("stage", "source")] >= result.passages
 
 
-def insist_on_free_cluster():
+def check_free_cluster():
     """Everything that the run has held is given back, though the stream was not at its end."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:

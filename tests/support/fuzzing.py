@@ -95,7 +95,7 @@ class Fuzzer:
         self.passages += len(kept)
         table = self._scored(kept)
         for aligner, (fusion, _) in zip(self._aligners, METHODS, strict=True):
-            insist_on_sound_numbers(aligner(table), fusion.top_k, self._target.vocab_size)
+            check_sound_numbers(aligner(table), fusion.top_k, self._target.vocab_size)
 
     def _is_taken(self, text: str) -> bool:
         try:
@@ -134,7 +134,7 @@ class Fuzzer:
         return ids, ends, topk_ids, logprobs, self._random.normal(-3, 2, len(ids)).clip(max=0)
 
 
-def insist_on_sound_numbers(table: pa.Table, top_k: int, vocabulary: int) -> None:
+def check_sound_numbers(table: pa.Table, top_k: int, vocabulary: int) -> None:
     """Every passage has its rows, probabilities are in [0, 1] and add up to at most 1, ids are the target's."""
     names = ("token_ids", "fused_ids", "fused_probs", "is_fused", "cross_entropy")
     columns = [rows_of(table[name]) for name in names]

@@ -113,7 +113,7 @@ class InterruptedRun:
         """The run's report."""
         return (self.folder / "out" / "report.html").read_text()
 
-    def insist_on_exactly_once(self) -> None:
+    def check_exactly_once(self) -> None:
         """Every byte of the corpus is learned in one passage, and every step stands in the journal once."""
         state = self.state
         history = state["history"]

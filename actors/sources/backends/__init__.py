@@ -42,7 +42,7 @@ class Backend(Protocol):
         """Rows of each prompt (int32 ids, at least one), in the order of the prompts."""
 
 
-def insist_on_ids(prompts: Sequence[np.ndarray], vocab_size: int) -> None:
+def check_ids(prompts: Sequence[np.ndarray], vocab_size: int) -> None:
     """Refuse ids that the model has no row for: looking one up kills a GPU's context, and with it the process.
 
     Raises:

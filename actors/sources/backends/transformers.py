@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.sources.backends import PromptRows, insist_on_ids
+from actors.sources.backends import PromptRows, check_ids
 from engine.errors import SourceModelError
 from engine.model_files.local import local_checkpoint
 
@@ -45,7 +45,7 @@ class TransformersBackend:
         Raises:
             SourceModelError: an id is outside the vocabulary.
         """
-        insist_on_ids(prompts, self.vocab_size)
+        check_ids(prompts, self.vocab_size)
         rows: list[PromptRows] = []
         start = 0
         while start < len(prompts):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actors.sources.backends import PromptRows, insist_on_ids
+from actors.sources.backends import PromptRows, check_ids
 from actors.sources.backends.vllm_patches import (
     CAPTURE,
     groups_of_one,
@@ -121,7 +121,7 @@ class VllmBackend:
         Raises:
             SourceModelError: an id is outside the vocabulary (vLLM would read beyond its table).
         """
-        insist_on_ids(prompts, self.vocab_size)
+        check_ids(prompts, self.vocab_size)
         CAPTURE.active = self.dense
         try:
             outputs = self._engine.generate(

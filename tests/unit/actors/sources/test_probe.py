@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from actors.sources.backends import PromptRows
-from actors.sources.probe import BOS_MARGIN, FEWEST_ROWS, Probe, insist_on_distributions, probe, settled_bos
+from actors.sources.probe import BOS_MARGIN, FEWEST_ROWS, Probe, check_distributions, probe, settled_bos
 from actors.sources.source_model import SourceModel
 from engine.errors import SourceModelError
 from engine.records import rows_of as rows_of_column
@@ -140,14 +140,14 @@ def scored() -> tuple[np.ndarray, PromptRows]:
 
 
 def insist(prompt: np.ndarray, rows: PromptRows) -> None:
-    insist_on_distributions("one", ["0/a:1:0"], [prompt], [rows], VOCABULARY, "float32")
+    check_distributions("one", ["0/a:1:0"], [prompt], [rows], VOCABULARY, "float32")
 
 
 def test_sound_rows_pass(scored):
     prompt, rows = scored
     insist(prompt, rows)
     insist(prompt[:1], PromptRows(rows.topk_ids[:0], rows.topk_logprobs[:0], rows.token_logprobs[:0]))
-    insist_on_distributions("one", [], [], [], VOCABULARY, "float32")
+    check_distributions("one", [], [], [], VOCABULARY, "float32")
     with pytest.raises(SourceModelError):  # so they have been looked at
         insist(prompt, PromptRows(rows.topk_ids, rows.topk_logprobs + 1.0, rows.token_logprobs + 1.0))
 

@@ -103,7 +103,7 @@ def test_the_authors_arithmetic_equals_the_slow_twin(seed, rule):
     by_weight = FusionRuleSpec(rule="avg_ce", top_k=TOP_K, arithmetic="fusellm")
     logs = [-math.log(weight) if weight else math.inf for weight in weights]
     rows, _ = oracles.fused_rows(target.token_ids, targets[0], 7, plain, matches, by_weight, cross_entropy=logs)
-    insist_on_rows(fused, 0, rows)
+    check_rows(fused, 0, rows)
     kept = [row for row in range(5) if fused.is_fused[row] and fused.probs[row, -1] == 0]
     np.testing.assert_allclose(fused.probs[kept].astype(float).sum(-1), 1.0, rtol=2e-3)
 
@@ -129,7 +129,7 @@ def check_passage(fused, target: TargetRows, sources: list[SourceRows], passage:
     )
     np.testing.assert_allclose(fused.cross_entropy[passage], cross_entropy, rtol=1e-6)
     assert fused.covered_rows[passage].tolist() == [sum(found >= 0 for found in match) for match in matches]
-    insist_on_rows(fused, where.start, rows)
+    check_rows(fused, where.start, rows)
     if fusion.rule == "min_ce" and fusion.granularity == "passage":
         np.testing.assert_allclose(fused.win_share[passage], oracles.weights(cross_entropy, fusion))
     won = fused.win_share[passage].sum()
@@ -137,7 +137,7 @@ def check_passage(fused, target: TargetRows, sources: list[SourceRows], passage:
     assert fusion.rule == "min_ce" or won == 0
 
 
-def insist_on_rows(fused, start: int, rows: list[list[tuple[int, float]]]) -> None:
+def check_rows(fused, start: int, rows: list[list[tuple[int, float]]]) -> None:
     for row, expected in enumerate(rows):
         place, count = start + row, len(expected)
         np.testing.assert_allclose(fused.probs[place, :count], [prob for _, prob in expected], rtol=2e-3, atol=1e-7)
