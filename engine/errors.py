@@ -75,6 +75,11 @@ class TrainingError(FusionError):
     """The target model's training cannot go on, for example because of a non-finite loss."""
 
 
+def printable(text: str) -> str:
+    """Text that any file or terminal can hold: half of a surrogate pair becomes its escape, such as ``\\ud83d``."""
+    return text.encode("utf8", "backslashreplace").decode("utf8")
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """The error and everything inside it, outermost first, each once. Ray has ways of its own to carry errors."""
     seen: set[int] = set()

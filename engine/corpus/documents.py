@@ -19,6 +19,7 @@ import pyarrow.parquet
 import zstandard
 
 from engine.corpus.files import CorpusUnit, kind_of_file
+from engine.errors import printable
 from engine.text.chat import ASSISTANT, Message
 
 
@@ -50,11 +51,14 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file (row 0) or row that cannot be used, and why."""
+    """A file (row 0) or row that cannot be used, and why; the reason is printable whatever the row holds."""
 
     path: str
     row: int
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", printable(self.reason))
 
     def __str__(self) -> str:
         return f"{self.path}, row {self.row}: {self.reason}" if self.row else f"{self.path}: {self.reason}"
@@ -128,7 +132,7 @@ def _message_fault(message: Any) -> str:
     for key in ("role", "content"):
         if not isinstance(message.get(key), str):
             return f"has a {key} that is {type(message.get(key)).__name__}, not a string; it has {', '.join(message)}"
-    return _not_utf8(message["content"])
+    return next((f"has a {key} where {fault}" for key in ("role", "content") if (fault := _not_utf8(message[key]))), "")
 
 
 def _parquet_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
@@ -144,6 +148,8 @@ def _parquet_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any
             yield unit.first_row + index, scalar.as_py()
         except UnicodeDecodeError as error:
             yield unit.first_row + index, _BadRow(f"invalid UTF-8 at byte {error.start}")
+        except Exception as error:  # a value that Arrow holds and Python does not; the rows after it are fine
+            yield unit.first_row + index, _BadRow(f"cannot be read: {type(error).__name__}: {error}")
 
 
 def _json_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
@@ -160,6 +166,8 @@ def _json_text(line: bytes, text_column: str) -> Any:
         return _BadRow(f"invalid UTF-8 at byte {error.start}")
     except json.JSONDecodeError as error:
         return _BadRow(f"is not JSON: {error}")
+    except (ValueError, RecursionError) as error:  # JSON all the same: an integer too long, or nesting too deep
+        return _BadRow(f"holds JSON that Python cannot read: {type(error).__name__}: {error}")
     if not isinstance(record, dict):
         return _BadRow(f"is {type(record).__name__}, not an object with the key {text_column!r}")
     if text_column not in record:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import fsspec
 import pyarrow.parquet
 
-from engine.errors import Fault
+from engine.errors import Fault, printable
 
 SUFFIXES = (".parquet", ".jsonl", ".txt")
 COMPRESSIONS = (".gz", ".zst")
@@ -52,6 +52,7 @@ def find_files(patterns: Sequence[str], where: str) -> tuple[list[str], list[Fau
         if not found:
             faults.append(Fault(f"{where}.{index}", f"no file is at {pattern!r}", "give an existing path or glob"))
         faults += [_unknown_kind(f"{where}.{index}", name) for name in found if kind_of_file(name) not in SUFFIXES]
+        faults += [_not_utf8(f"{where}.{index}", name) for name in found if printable(name) != name]
         again = [name for name in found if name in files]
         if again:
             first = files[again[0]]
@@ -72,6 +73,11 @@ def units_of(path: str) -> list[CorpusUnit]:
         return [CorpusUnit(path)]
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     return [CorpusUnit(path, group, 1 + sum(sizes[:group])) for group in range(len(sizes))]
+
+
+def _not_utf8(where: str, path: str) -> Fault:
+    """A passage is known by its file's name, which travels as UTF-8."""
+    return Fault(where, f"the name of {printable(path)} is not UTF-8", "rename the file")
 
 
 def _named_again(where: str, paths: Sequence[str], earlier: str) -> Fault:

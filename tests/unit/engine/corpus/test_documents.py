@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from engine.corpus.documents import Document, Unreadable, read_documents
+from engine.corpus.documents import Document, Unreadable, read_conversations, read_documents
 from engine.corpus.files import find_files, units_of
 
 TEXTS = ["first", "zweites é\r\n", "third 🙂\ttab", "a\x00b"]
@@ -87,6 +87,35 @@ def test_bad_rows_are_named_and_good_ones_kept(tmp_path):
     assert found[-1] == Document(str(path), 10, "last")
 
 
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ('{"text": "two", "id": ' + "9" * 5000 + "}", "ValueError"),
+        ('{"text": "two", "tree": ' + "[" * 100_000 + "]" * 100_000 + "}", "RecursionError"),
+    ],
+    ids=["an integer of 5,000 digits", "lists 100,000 deep"],
+)
+def test_a_row_that_python_cannot_read_is_one_row_and_the_rows_after_it_are_read(tmp_path, bad, reason):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n' + bad + '\n{"text": "three"}\n{"text": "four"}\n')
+    found = documents(str(path))
+    assert [item.row for item in found] == [1, 2, 3, 4]
+    assert isinstance(found[1], Unreadable) and reason in found[1].reason
+    assert [item.text for item in found if isinstance(item, Document)] == ["one", "three", "four"]
+
+
+def test_what_is_no_utf8_is_named_in_words_that_any_terminal_can_print(tmp_path):
+    path = tmp_path / "a.jsonl"
+    role = json.dumps({"messages": [{"role": "us\ud83der", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    path.write_text(json.dumps({"te\ud83dxt": "x"}) + "\n" + role + "\n")
+    (key,) = [item for item in documents(str(path)) if item.row == 1]
+    assert key.reason == "has no key 'text'; it has te\\ud83dxt"
+    assert key.reason.encode("ascii")
+    (role,) = [item for unit in units_of(str(path)) for item in read_conversations(unit, "messages") if item.row == 2]
+    assert isinstance(role, Unreadable)
+    assert role.reason.startswith("message 1 has a role where character 2 is half of a surrogate pair")
+
+
 def test_invalid_utf8_inside_parquet_is_one_bad_row(tmp_path):
     path = tmp_path / "bad.parquet"
     binary = pa.array([b"good", b"\xff", b"last"], pa.binary())
@@ -123,6 +152,14 @@ def test_patterns_without_files_and_unknown_kinds_are_faults(tmp_path):
     assert "a.csv" in faults[1].what
     assert "nonsense" in faults[2].what
     assert str(tmp_path / "b.jsonl") in files
+
+
+def test_a_file_whose_name_is_not_utf8_is_a_fault_that_any_terminal_can_print(tmp_path):
+    (tmp_path / "good.jsonl").write_text('{"text": "one"}\n')
+    with open(bytes(tmp_path) + b"/b\xffd.jsonl", "w") as file:
+        file.write('{"text": "one"}\n')
+    _, (fault,) = find_files([f"{tmp_path}/*.jsonl"], "corpus.paths")
+    assert str(fault) == f"corpus.paths.0: the name of {tmp_path}/b\\udcffd.jsonl is not UTF-8; rename the file"
 
 
 def test_a_file_that_two_patterns_name_is_one_fault_of_the_later_one(tmp_path):
