@@ -3,19 +3,17 @@
 import pickle
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
 from actors import monitor as run_monitor
 from actors.monitor import Meter, NoMeter, RunMonitor
 from engine.errors import FusionError
-from engine.history.result import SkippedRow, StageTotals, StepRecord
+from engine.history.result import SkippedRow, StageTotals
 from tests.support.paths import ROOT
+from tests.support.step_records import step_record
 
 pytestmark = pytest.mark.timeout(30)
-
-STEP = StepRecord(1, 5.0, 5.2, 4.8, 1.0, 1e-3, 100, 4, 400, seconds=2.0, wait_seconds=0.5, padding=0.1, fused_rows=90)
 
 
 class _Method:
@@ -85,7 +83,7 @@ def test_a_replica_that_starts_again_was_replaced_and_its_work_counts():
 def test_a_step_that_comes_again_replaces_the_old_one():
     monitor = RunMonitor()
     for step, loss in ((1, 5.0), (2, 4.0), (3, 3.0), (2, 4.5)):
-        monitor.step(replace(STEP, step=step, loss=loss))
+        monitor.step(step_record(step, loss=loss))
     picture = monitor.snapshot()
     assert [(record.step, record.loss) for record in picture.steps] == [(1, 5.0), (2, 4.5), (3, 3.0)]
     assert picture.stages == (StageTotals("train", 12, 300, 4.5, 1.5, replicas=1, starts=1),)
@@ -107,7 +105,7 @@ def test_training_that_starts_anew_is_counted():
     monitor = RunMonitor()
     for _ in range(2):
         monitor.begin_stream()
-        monitor.step(STEP)
+        monitor.step(step_record())
     (train,) = monitor.snapshot().stages
     assert (train.replicas, train.starts, train.tokens) == (1, 2, 100)
 
@@ -125,7 +123,7 @@ def test_a_stage_whose_replicas_die_too_often_is_refused():
 def test_a_snapshot_leaves_out_known_steps_but_not_their_totals():
     monitor = RunMonitor()
     for step in (3, 1, 2):
-        monitor.step(replace(STEP, step=step))
+        monitor.step(step_record(step))
     picture = monitor.snapshot(since_step=2)
     assert [record.step for record in picture.steps] == [3]
     assert picture.stages[0].tokens == 300

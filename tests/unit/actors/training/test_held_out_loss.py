@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from actors.training.held_out_loss import HeldOutBlocks, bits_per_byte
 from actors.training.target_model import TargetModel
@@ -22,7 +21,7 @@ from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import tokenizer_folders
 from tests.support.training_blocks import training_blocks
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("process_group")]
 
 LENGTH = 32
 TEXTS = {
@@ -34,14 +33,6 @@ TEXTS = {
     ],
     "code": ["def main():\n    for index in range(10):\n        print(index)\n" * 3, "return 1\n"],
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory):
-    store = tmp_path_factory.mktemp("store") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=range(2), ids=["with BOS", "without BOS"])

@@ -6,7 +6,6 @@ import time
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from actors.training import loop as trainer
 from actors.training.held_out_loss import HeldOutBlocks
@@ -20,17 +19,9 @@ from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import byte_level_with_bos
 from tests.support.training_blocks import LENGTH, TOP_K, VOCABULARY, training_blocks
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("process_group")]
 
 STEPS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory):
-    store = tmp_path_factory.mktemp("store") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 class Monitor:

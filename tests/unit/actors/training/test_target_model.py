@@ -6,7 +6,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig, OPTConfig
 from transformers.masking_utils import find_packed_sequence_indices
 
@@ -23,7 +22,7 @@ from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import byte_level_with_bos
 from tests.support.training_blocks import LENGTH, TOP_K, VOCABULARY, training_blocks, with_bad_probability
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("process_group")]
 
 TRAINING = TrainingSpec(
     block_length=LENGTH,
@@ -35,14 +34,6 @@ TRAINING = TrainingSpec(
 
 #: All weights are trained, no adapters.
 WHOLE = LoraSpec()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory):
-    store = tmp_path_factory.mktemp("store") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def target(checkpoint: str, training: TrainingSpec = TRAINING, lora: LoraSpec = WHOLE) -> TargetModel:

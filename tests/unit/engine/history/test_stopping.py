@@ -6,14 +6,12 @@ from dataclasses import replace
 import pytest
 
 from engine.errors import SpecError
-from engine.history.result import StepRecord
 from engine.history.stopping import best_step, exported_step, held_out_means, reached
 from engine.spec.loading import load_spec, parse
 from pipelines.planning.plan import plan
+from tests.support.step_records import step_record
 
 pytestmark = pytest.mark.timeout(30)
-
-STEP = StepRecord(1, 5.0, 5.2, 4.8, 1.0, 1e-3, 100, 4, 400, seconds=2.0, wait_seconds=0.5, padding=0.1, fused_rows=90)
 
 
 def spec(patience=0, **training):
@@ -33,9 +31,8 @@ def spec(patience=0, **training):
 def history(steps, docs=()):
     """Steps of 100 tokens and 36 seconds; ``docs`` are the bits per byte of one domain after each, the other's 2."""
     return [
-        replace(
-            STEP,
-            step=step,
+        step_record(
+            step,
             elapsed_seconds=36.0 * step,
             held_out={"docs": docs[step - 1], "code": 2.0} if step <= len(docs) else {},
         )

@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -144,12 +143,13 @@ def test_what_is_learned_is_what_transformers_masks(checkpoints, marked, tmp_pat
         assert learned.tolist() == [*map(bool, mask), False]
 
 
+@pytest.mark.usefixtures("process_group")
 def test_no_loss_on_what_the_assistant_does_not_say(checkpoints, tmp_path):
     target, source = checkpoints["byte-level-with-bos"], checkpoints["sentencepiece-like"]
     names = [with_chat_template(target, style("chatml")), with_chat_template(source, style("inst"))]
     table = fused(scored(passages(), "other", source, style("inst")), names[0], {"other": names[1]}, tmp_path)
     blocks = Packer(LENGTH, TOP_K)(table, np.arange(len(table)))
-    rows = hidden_gradients(target, blocks, tmp_path)
+    rows = hidden_gradients(target, blocks)
     learned = flat_values(blocks["loss_mask"])[0]
     assert 0 < learned.sum() < 0.7 * (flat_values(blocks["segment_ids"])[0] > 0).sum()
     assert (np.abs(rows[learned]).sum(axis=1) > 0).all(), "every token of an answer is learned"
@@ -158,21 +158,17 @@ def test_no_loss_on_what_the_assistant_does_not_say(checkpoints, tmp_path):
     assert flat_values(blocks["fusion_mask"])[0].sum() > 0.3 * learned.sum()
 
 
-def hidden_gradients(checkpoint: str, blocks: pa.Table, tmp_path: Path) -> np.ndarray:
+def hidden_gradients(checkpoint: str, blocks: pa.Table) -> np.ndarray:
     """The gradient of both losses with respect to the hidden state of each row, [B*L, D]."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        training = TrainingSpec(block_length=LENGTH, global_batch_blocks=len(blocks))
-        section, objective = TargetModelSpec(checkpoint=checkpoint), ObjectiveSpec(lm_loss_weight=0.5)
-        target = TargetModel(section, training, objective, TOP_K, torch.device("cpu"))
-        kept = []
-        base_model = target.model.model.base_model
-        base_model.register_forward_hook(lambda module, inputs, output: kept.append(output.last_hidden_state))
-        loss, _ = target.model(target._blocks(blocks), 1.0, 1.0)
-        (gradient,) = torch.autograd.grad(loss, kept)
-        return gradient.flatten(0, 1).numpy()
-    finally:
-        dist.destroy_process_group()
+    training = TrainingSpec(block_length=LENGTH, global_batch_blocks=len(blocks))
+    section, objective = TargetModelSpec(checkpoint=checkpoint), ObjectiveSpec(lm_loss_weight=0.5)
+    target = TargetModel(section, training, objective, TOP_K, torch.device("cpu"))
+    kept = []
+    base_model = target.model.model.base_model
+    base_model.register_forward_hook(lambda module, inputs, output: kept.append(output.last_hidden_state))
+    loss, _ = target.model(target._blocks(blocks), 1.0, 1.0)
+    (gradient,) = torch.autograd.grad(loss, kept)
+    return gradient.flatten(0, 1).numpy()
 
 
 def test_changing_the_question_changes_the_prompt_and_no_label(checkpoints, tmp_path):

@@ -11,29 +11,27 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from engine.errors import PreflightError
-from engine.history.result import Progress, StageTotals, StepRecord
+from engine.history.result import Progress, StageTotals
 from engine.reporting.measurements import STEP_FAMILIES, measurements
 from engine.reporting.trackers import TensorBoardLog, WandbLog, experiment_log_faults, experiment_logs
 from engine.spec.loading import load_spec, parse
 from pipelines.cluster.ray_metrics import RayMetrics
 from pipelines.run.preflight import preflight
+from tests.support.step_records import step_record
 
 pytestmark = pytest.mark.timeout(60)
 
 
 def step(number):
-    return StepRecord(
-        step=number,
+    return step_record(
+        number,
         loss=3.0 / number,
         lm_loss=4.0,
         fusion_loss=math.nan,
         grad_norm=1.5,
-        learning_rate=1e-3,
         tokens=440,
         passages=40,
         bytes=2000,
-        seconds=2.0,
-        wait_seconds=0.5,
         padding=0.125,
         fused_rows=300,
         source_nats=(1500.0, 0.0),

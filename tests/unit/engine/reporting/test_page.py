@@ -9,11 +9,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from engine.history.result import EvaluationResult, RunResult, SkippedRow, SourceTotals, StageTotals, StepRecord
+from engine.history.result import EvaluationResult, RunResult, SkippedRow, SourceTotals, StageTotals
 from engine.reporting.figures import slowest_stage
 from engine.reporting.page import MOST_SKIPPED_ROWS, render_report, write_report
 from engine.reporting.plots import plots, smoothed
 from engine.spec.loading import parse
+from tests.support.step_records import step_record
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -29,19 +30,14 @@ SPEC = parse(
 
 
 def step(number, sources=2):
-    return StepRecord(
-        step=number,
+    return step_record(
+        number,
         loss=7.0 / number,
         lm_loss=8.0 / number,
         fusion_loss=math.nan if number == 3 else 6.0 / number,
-        grad_norm=1.0,
-        learning_rate=1e-3,
         tokens=440,
         passages=40,
         bytes=2000,
-        seconds=2.0,
-        wait_seconds=0.5,
-        padding=0.1,
         fused_rows=300,
         source_nats=(1500.0, 1000.0)[:sources],
         source_bytes=(2000, 2000)[:sources],

@@ -16,11 +16,11 @@ from engine.history.result import (
     SkippedRow,
     SourceTotals,
     StageTotals,
-    StepRecord,
 )
 from engine.reporting.figures import duration, run_figures, share, stage_rows
 from engine.reporting.terminal import ProgressDisplay, RunState, line, panel, show_evaluation, show_summary
 from engine.spec.loading import parse
+from tests.support.step_records import step_record
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -33,9 +33,7 @@ SPEC = parse(
         "training": {"max_steps": 50},
     }
 )
-STEP = StepRecord(
-    10, 5.0, 5.25, 4.75, 1.0, 1e-3, 1000, 40, 4000, seconds=2.0, wait_seconds=0.5, padding=0.1, fused_rows=900
-)
+STEP = step_record(10, tokens=1000, passages=40, bytes=4000, fused_rows=900)
 
 
 def stages(passages, **seconds):

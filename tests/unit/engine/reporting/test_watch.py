@@ -5,14 +5,11 @@ import time
 
 import pytest
 
-from engine.history.result import Progress, StepRecord
+from engine.history.result import Progress
 from engine.reporting.watch import Watch
+from tests.support.step_records import step_record
 
 pytestmark = pytest.mark.timeout(30)
-
-STEP = StepRecord(
-    10, 5.0, 5.25, 4.75, 1.0, 1e-3, 1000, 40, 4000, seconds=2.0, wait_seconds=0.5, padding=0.1, fused_rows=900
-)
 
 
 class Recorder:
@@ -37,7 +34,7 @@ def test_observers_see_the_start_and_the_end_and_every_step_once():
 
     def snapshot(since_step):
         asked.append(since_step)
-        return Progress(steps=(STEP,) if len(asked) == 1 else ())
+        return Progress(steps=(step_record(10),) if len(asked) == 1 else ())
 
     with Watch(snapshot, [recorder], said.append):
         assert recorder.has_seen.wait(10)

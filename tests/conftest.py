@@ -1,0 +1,22 @@
+"""What every test runs with: one thread for each library, and a process group where a test asks for it."""
+
+import os
+
+import pytest
+
+# Set before any of these libraries is imported, because each reads its limit once; subprocesses inherit the limits.
+# With more threads than free cores, tests of a few seconds ran into their time limits.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory):
+    """A process group of this process alone, which a sharded target model needs."""
+    import torch.distributed as dist
+
+    store = tmp_path_factory.mktemp("process-group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
