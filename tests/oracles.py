@@ -32,7 +32,7 @@ def match_end_bytes(target_ends: Sequence[int], source_ends: Sequence[int], begi
 def nats_per_byte(
     source_ends: Sequence[int], token_logprobs: Sequence[float], num_bytes: int, first_byte: int
 ) -> float:
-    """Cross-entropy over the bytes from the first row at or behind ``first_byte``."""
+    """Cross-entropy over the bytes from the first row at or after ``first_byte``."""
     rows = [row for row, end in enumerate(source_ends) if first_byte <= end < num_bytes]
     if not rows:
         return math.nan
@@ -104,7 +104,7 @@ def source_distribution(
     scored = product and len(pieces) > 1 and ends[pieces[-1]] == label_end
     if not scored or pieces != list(range(row + 1, row + 1 + len(pieces))):
         return [(target, prob) for _, target, prob in found]
-    pieces = pieces[: [ends[index] for index in pieces].index(label_end) + 1]  # nothing of no bytes behind the label
+    pieces = pieces[: [ends[index] for index in pieces].index(label_end) + 1]  # no token without bytes after the label
     if len(pieces) == 1:
         return [(target, prob) for _, target, prob in found]
     path = math.exp(sum(float(source["token_logprobs"][index - 1]) for index in pieces))
@@ -125,7 +125,7 @@ def fused_rows(
     product: bool = False,
     cross_entropy: Sequence[float] | None = None,
 ) -> tuple[list[list[tuple[int, float]]], list[float]]:
-    """One passage: the (target id, probability) entries of each row, likeliest first, and each source's cross-entropy.
+    """One passage: the (target id, probability) entries of each row, top first, and each source's cross-entropy.
 
     Args:
         matches: of each source for each row: its row, -1 for none, -2 to teach the label.
@@ -160,8 +160,8 @@ def fused_rows(
                     if prob > 0:
                         masses[int(target)] = masses.get(int(target), 0.0) + share * prob
         scale = max(1.0, sum(masses.values()))
-        likeliest = sorted(masses.items(), key=lambda item: (-item[1], item[0]))[: fusion.top_k]
-        rows.append([(target, mass / scale) for target, mass in likeliest])
+        top = sorted(masses.items(), key=lambda item: (-item[1], item[0]))[: fusion.top_k]
+        rows.append([(target, mass / scale) for target, mass in top])
     return [*rows, []], list(by_passage)
 
 

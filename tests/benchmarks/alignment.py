@@ -192,7 +192,7 @@ def min_edit_table(source: str, target: str, name: str) -> None:
 
 
 def pieces_of(tokenizer: PassageTokenizer) -> list[str]:
-    """Strings of the tokens that stand for text, blanks as ``▁``."""
+    """Strings of the tokens that stand for text, spaces as ``▁``."""
     return [piece for piece, data in zip(tokenizer.pieces, tokenizer.token_bytes, strict=True) if data]
 
 

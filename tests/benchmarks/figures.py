@@ -1,4 +1,4 @@
-"""How a benchmark measures and says a figure."""
+"""Time of a call, and the JSON line in which a benchmark reports a figure."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.fuzz [PASSAGES] [SEED]
 
-Every real tokenizer is the target in turn, with two others as sources, under four methods. An exception or a number
-that is not sound ends it.
+Every real tokenizer is the target in turn, with two others as sources, under four methods. It ends at an
+exception or an unsound number.
 """
 
 from __future__ import annotations

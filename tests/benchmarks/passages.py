@@ -1,4 +1,4 @@
-"""Real text of a corpus, cut and scored by sources that know nothing: what a benchmark of alignment works on."""
+"""Real text of a corpus, cut into passages and scored by random sources, for the benchmarks of alignment."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def documents(paths: list[Path]) -> list[str]:
 
 
 def windows(texts: list[str], tokenizer: PassageTokenizer, tokens: int, count: int) -> list[str]:
-    """``count`` runs of text that have about ``tokens`` tokens, from joined documents, cut before blanks."""
+    """``count`` runs of text that have about ``tokens`` tokens, from joined documents, cut before spaces."""
     text = "\n\n".join(texts)
     found, start = [], 0
     while len(found) < count:
         piece = (text[start:] + text)[: tokens * 8]
         ends = tokenizer.encode(piece)[1]
         cut = len(piece.encode("utf8")[: ends[min(tokens, len(ends)) - 3]].decode("utf8", errors="ignore"))
-        blank = piece.rfind(" ", cut // 2, cut)
-        cut = blank if blank > 0 else cut
+        space = piece.rfind(" ", cut // 2, cut)
+        cut = space if space > 0 else cut
         found.append(piece[:cut])
         start = (start + cut) % len(text)
     return found

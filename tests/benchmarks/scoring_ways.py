@@ -1,4 +1,4 @@
-"""One random model and the ways to score the same passages with it: what ``scoring`` measures."""
+"""One random model and several ways to score the same passages with it, for the benchmark ``scoring``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def corpus_texts() -> list[str]:
 
 
 def passage_texts(tokenizer: PassageTokenizer, tokens: int, count: int) -> list[str]:
-    """``count`` runs of the corpus that have about ``tokens`` tokens each, cut before blanks."""
+    """``count`` runs of the corpus that have about ``tokens`` tokens each, cut before spaces."""
     data = "\n\n".join(corpus_texts()).encode("utf8")
     ends = tokenizer.encode(data.decode("utf8"))[1]
     cuts = [0, *(data.rfind(b" ", 0, ends[tokens * place]) for place in range(1, count + 1))]
@@ -137,7 +137,7 @@ class Ways:
         return sum(len(prompt) for prompt in self._arrays[:count])
 
     def engine(self, count: int | None = None) -> None:
-        """The same engine on tokenized prompts (the first ``count``); nobody reads what it has scored."""
+        """The same engine on tokenized prompts (the first ``count``); its scores are dropped."""
         with tensors_dropped():
             self.llm.generate(self._prompts[:count], self.source._backend._sampling, use_tqdm=False)
 

@@ -1,4 +1,4 @@
-"""What each stage of a stream costs when it runs alone: the same batches, one stage after the other, no Ray.
+"""CPU time of each stage of a stream when it runs alone: the same batches, one stage after the other, without Ray.
 
 Every stage gets a process of its own, as it has in a run: vLLM changes torch for all of its process. The processes
 share the cores as those of a run do.

@@ -1,4 +1,4 @@
-"""A running stream, looked at from outside: what its stages have done, and what its processes have used."""
+"""A running stream seen from outside: the work of its stages, the time and memory of its processes."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What several tests build on: tiny models, tokenizers, blocks and runs."""
+"""Tiny models, tokenizers, blocks, records and runs that several tests share."""

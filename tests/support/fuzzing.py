@@ -1,4 +1,4 @@
-"""Random passages of every kind of text through tokenization, alignment, mapping and fusion by real tokenizers."""
+"""Random passages of all scripts through tokenization, alignment, mapping and fusion with real tokenizers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.spec import AlignmentSpec, FusionRuleSpec
 from engine.text.tokenization import PassageTokenizer
 from tests.support import real_tokenizers
 
-#: First and last code points of the planes' inhabited parts, and of what is rare and hard.
+#: First and last code points of the planes' inhabited parts, and of rare and hard characters.
 RANGES = [
     (0x00, 0x7F), (0x20, 0x7E), (0x20, 0x7E), (0x80, 0x24F), (0x300, 0x36F), (0x370, 0x5FF), (0x600, 0x6FF),
     (0x900, 0x97F), (0x1100, 0x11FF), (0x2000, 0x206F), (0x2580, 0x259F), (0x3040, 0x30FF), (0x4E00, 0x9FFF),
@@ -39,7 +39,7 @@ METHODS = [
 
 
 def texts(seed: int) -> Iterator[str]:
-    """Random texts of one to some dozen parts, for ever; the same for the same seed."""
+    """Yield random texts of 1 to 24 parts without end; the same seed gives the same texts."""
     draw = random.Random(seed)
     while True:
         parts = []
@@ -53,7 +53,7 @@ def texts(seed: int) -> Iterator[str]:
 
 
 def checkpoints(folder: Path) -> dict[str, str]:
-    """All real tokenizers as checkpoint folders."""
+    """Save all real tokenizers as checkpoint folders; name to path."""
     found = {}
     for name in real_tokenizers.NAMES:
         path = folder / name.replace(" ", "-")
@@ -67,7 +67,7 @@ def checkpoints(folder: Path) -> dict[str, str]:
 
 
 class Fuzzer:
-    """One target, two sources that know nothing, and the four methods in turn."""
+    """One target, random sources, and the four methods in turn."""
 
     def __init__(self, folders: dict[str, str], target: str, sources: Sequence[str], cache_dir: str, seed: int):
         self._random = np.random.default_rng(seed)
@@ -89,7 +89,7 @@ class Fuzzer:
         self.passages = 0
 
     def run(self, batch: Sequence[str]) -> None:
-        """Fuse a batch with every method and insist on sound numbers; passages that are refused are counted."""
+        """Fuse a batch with every method, check its numbers, and count refused passages."""
         kept = [text for text in batch if self._is_taken(text)]
         self.refused += len(batch) - len(kept)
         self.passages += len(kept)
@@ -125,7 +125,7 @@ class Fuzzer:
         return table
 
     def _rows(self, ids: np.ndarray, ends: np.ndarray, vocabulary: int) -> tuple[np.ndarray, ...]:
-        """A source's columns of one passage; some kept entries ruled out (-inf), some beyond the tokenizer's ids."""
+        """A source's columns of one passage; some kept entries are -inf, some ids lie beyond the tokenizer's."""
         top_k = METHODS[0][0].top_k
         topk_ids = self._random.integers(0, vocabulary + 3, (len(ids), top_k))
         shares = self._random.dirichlet(np.full(top_k + 1, 0.3), len(ids))[:, :top_k]
@@ -135,7 +135,7 @@ class Fuzzer:
 
 
 def check_sound_numbers(table: pa.Table, top_k: int, vocabulary: int) -> None:
-    """Every passage has its rows, probabilities are in [0, 1] and add up to at most 1, ids are the target's."""
+    """Check that each passage has its rows, probabilities lie in [0, 1] and sum to at most 1, ids are the target's."""
     names = ("token_ids", "fused_ids", "fused_probs", "is_fused", "cross_entropy")
     columns = [rows_of(table[name]) for name in names]
     assert all(len(column) == len(table) for column in columns)

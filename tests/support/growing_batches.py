@@ -1,4 +1,4 @@
-"""Stand-ins for a slow reader and for source models, with batches that are large against shared memory."""
+"""Stand-ins for a slow reader and for source models; their batches are large for the shared memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BATCH_BYTES = 3 * 2**20
 
 
 class SlowReader:
-    """Yields all batches from one call, as the reader of a corpus does."""
+    """Yield all batches from one call, as the reader of a corpus does."""
 
     def __call__(self, _share: dict) -> Iterator[dict]:
         for _ in range(BATCHES):
@@ -21,7 +21,7 @@ class SlowReader:
 
 
 class Scorer:
-    """Hands on more than it gets, as a source model does."""
+    """Return larger batches than it receives, as a source model does."""
 
     def __call__(self, batch: dict) -> dict:
         added = np.zeros((1, BATCH_BYTES), np.uint8)

@@ -1,4 +1,4 @@
-"""Short runs in processes of their own, to be killed: a part of the quickstart, one source, to the corpus' end."""
+"""Short runs in processes of their own that a test may kill: part of the quickstart with one source."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SECONDS_TO_WAIT = 240.0
 
 
 class InterruptedRun:
-    """A run of ``python -m engine`` and the folder that it works in; start it as often as you like.
+    """A run of ``python -m engine`` and its folder; a test may start it several times.
 
     Args:
-        folder: for the corpus, the log and everything that the run writes.
-        overrides: of the quickstart's spec.
+        folder: holds the corpus, the log and all output of the run.
+        overrides: changes of the quickstart's spec, ``section.field=value``.
     """
 
     def __init__(self, folder: Path, *overrides: str):
@@ -39,7 +39,7 @@ class InterruptedRun:
         self.process: subprocess.Popen | None = None
 
     def start(self, *overrides: str) -> InterruptedRun:
-        """Start it, or start it again, with further overrides; a session of its own, so that Ctrl-C can be sent."""
+        """Start the run, or start it again, with further overrides, in a session of its own that can be sent Ctrl-C."""
         command = [
             *(sys.executable, "-m", "engine", "run", "pipelines/specs/quickstart.yaml", "evaluation.corpora={}"),
             *(f"run.output_dir={self.folder / 'out'}", f"alignment.cache_dir={self.folder / 'tables'}"),
@@ -52,7 +52,7 @@ class InterruptedRun:
         return self
 
     def wait(self) -> int:
-        """The exit code. A run that does not end is ended."""
+        """Return the exit code; kill a run that does not end in time."""
         try:
             return self.process.wait(SECONDS_TO_WAIT)
         except subprocess.TimeoutExpired:
@@ -63,18 +63,18 @@ class InterruptedRun:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Whatever a test has found, nothing goes on behind it."""
+        """End the run, also after a failed assertion."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
 
     @property
     def log(self) -> str:
-        """The end of what all starts have printed."""
+        """The last 4,000 characters that all starts have printed."""
         return (self.folder / "log.txt").read_text()[-4000:]
 
     def wait_for(self, condition: Callable[[], Any]) -> Any:
-        """The first true value of ``condition``, while the run lives."""
+        """Return the first true value of ``condition``; fail if the run ends before or takes too long."""
         deadline = time.monotonic() + SECONDS_TO_WAIT
         while not (found := condition()):
             assert self.process.poll() is None, self.log
@@ -87,7 +87,7 @@ class InterruptedRun:
         self.wait_for(lambda: any(int(name.parent.name[5:]) >= step for name in self._checkpoints()))
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """The run's processes that have ``name`` in theirs, what these have just forked left out."""
+        """The run's processes whose title contains ``name``, without children that they have just forked."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
@@ -104,7 +104,7 @@ class InterruptedRun:
 
     @property
     def curve(self) -> list[tuple[float, ...]]:
-        """What each step was like, of what must not depend on time."""
+        """The fields of each step that must not depend on time."""
         names = ("step", "loss", "lm_loss", "fusion_loss", "grad_norm", "learning_rate", "tokens", "passages", "bytes")
         return [tuple(record[name] for name in names) for record in self.state["history"]]
 
@@ -114,7 +114,7 @@ class InterruptedRun:
         return (self.folder / "out" / "report.html").read_text()
 
     def check_exactly_once(self) -> None:
-        """Every byte of the corpus is learned in one passage, and every step stands in the journal once."""
+        """Check that each byte of the corpus was learned in one passage and each step is in the journal once."""
         state = self.state
         history = state["history"]
         assert [record["step"] for record in history] == list(range(1, state["step"] + 1))
@@ -134,5 +134,5 @@ def _title(process: psutil.Process | None) -> str:
 
 
 def kill_group(process: subprocess.Popen, signal_number: int) -> None:
-    """Send a signal as a terminal does: to all processes of the session's foreground."""
+    """Send a signal to all processes of the run's group, as a terminal does."""
     os.killpg(process.pid, signal_number)

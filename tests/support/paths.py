@@ -1,4 +1,4 @@
-"""Where the repository lies."""
+"""The repository's root folder."""
 
 from pathlib import Path
 

@@ -25,7 +25,7 @@ def mistral_sentencepiece() -> PreTrainedTokenizerFast:
     """Mistral 7B's first: SentencePiece BPE, 32,000 pieces, dummy prefix, byte fallback (Llama-2's kind).
 
     Rebuilt from the SentencePiece file, whose scores give the order of the merges; transformers' own reading of the
-    bare file goes by the order of the pieces, which for runs of blanks is another.
+    bare file goes by the order of the pieces, which differs for runs of spaces.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -71,7 +71,7 @@ def trained_byte_level(normalizer: normalizers.Normalizer | None = None) -> PreT
 
 
 def trained_unigram() -> PreTrainedTokenizerFast:
-    """T5's kind: NFKC, runs of blanks as one, no byte fallback, so that rare characters are ``<unk>``."""
+    """T5's kind: NFKC, runs of spaces as one, no byte fallback, so that rare characters are ``<unk>``."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -80,7 +80,7 @@ def trained_unigram() -> PreTrainedTokenizerFast:
 
 
 def trained_word_piece() -> PreTrainedTokenizerFast:
-    """BERT's kind: lower case, accents stripped, blanks and controls dropped, ``##`` inside words."""
+    """BERT's kind: lower case, accents stripped, spaces and control characters dropped, ``##`` inside words."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

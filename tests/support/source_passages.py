@@ -1,4 +1,4 @@
-"""Passages for a source model, and the spec's section of one with random weights."""
+"""Passages for a source model, and the spec section of a source with random weights."""
 
 import pyarrow as pa
 
@@ -10,7 +10,7 @@ TOP_K = 5
 
 
 def section(checkpoint: str, **fields) -> SourceModelSpec:
-    """A source of random weights, which no probe would let pass."""
+    """A source with random weights and without a probe, which would refuse it."""
     fields = {"probe": "off"} | fields
     return SourceModelSpec(name="one", checkpoint=checkpoint, backend="transformers", dtype="float32", **fields)
 

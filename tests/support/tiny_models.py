@@ -1,4 +1,4 @@
-"""Small models with random weights, large enough in scale that no two rows look alike."""
+"""Small models with random weights, on a scale at which no two rows look alike."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tiny_model(architecture: str, vocabulary: int, seed: int = 0, tied: bool = F
 
 
 def tiny_checkpoint(folder: Path, architecture: str, tokenizer: Path | None = None, seed: int = 0, **how) -> str:
-    """Save a tiny model, with a tokenizer if there is one, in Hugging Face format."""
+    """Save a tiny model, and its tokenizer if given, in Hugging Face format."""
     size = len(AutoTokenizer.from_pretrained(tokenizer)) if tokenizer else 400
     model = tiny_model(architecture, size, seed, **how)
     if tokenizer:
@@ -53,7 +53,7 @@ def tiny_checkpoint(folder: Path, architecture: str, tokenizer: Path | None = No
 
 
 def single_layer_checkpoint(folder: Path, like: Path) -> str:
-    """A Llama that does next to nothing, with the tokenizer of another checkpoint: a model that costs no time."""
+    """Save a Llama of one small layer with the tokenizer of another checkpoint, for runs whose models take no time."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(like)
     config = LlamaConfig(

@@ -1,4 +1,4 @@
-"""Three small real tokenizers, trained in memory on a few sentences: the kinds that the engine must tell apart."""
+"""Three small real tokenizers, trained in memory on a few sentences: the kinds that the engine must distinguish."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def byte_level_with_bos() -> PreTrainedTokenizerFast:
 
 
 def byte_level_without_bos() -> PreTrainedTokenizerFast:
-    """GPT-2's alphabet and habit: nothing in front, ``<|endoftext|>`` behind a document."""
+    """GPT-2's alphabet and habit: no BOS, ``<|endoftext|>`` after a document."""
     end = "<|endoftext|>"
     return PreTrainedTokenizerFast(
         tokenizer_object=_byte_level([end], vocabulary=VOCABULARY - 60), bos_token=end, eos_token=end, pad_token=end
@@ -41,7 +41,7 @@ def byte_level_without_bos() -> PreTrainedTokenizerFast:
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:
-    """Llama-2's kind: ``▁`` for blanks, a dummy prefix, bytes for what the vocabulary does not know."""
+    """Llama-2's kind: ``▁`` for spaces, a dummy prefix, bytes for unknown characters."""
     special = ["<unk>", "<bos>", "<eos>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

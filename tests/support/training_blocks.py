@@ -39,7 +39,7 @@ def training_blocks(seed: int, lengths: Sequence[int] = (20, 30, 12, 25, 16, 9))
 
 
 def with_bad_probability(table: pa.Table) -> pa.Table:
-    """The same blocks with one probability that is no number, in a fused row."""
+    """The same blocks with one NaN among the probabilities of a fused row."""
     probs = flat_values(table["fused_probs"])[0].copy()
     probs[flat_values(table["fused_ids"])[0].argmax()] = np.nan
     rows = list(probs.reshape(len(table), -1))
