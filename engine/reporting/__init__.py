@@ -1,1 +1,1 @@
-"""What a person sees of a run: terminal, page, plots, model card, metrics and trackers."""
+"""Show a run to people: terminal, page, plots, model card, metrics and trackers."""

@@ -1,39 +1,33 @@
-"""What an evaluation leaves in the output folder: ``evaluation.json`` with all numbers, ``evaluation.png``, a plot."""
+"""The files of an evaluation in the output folder: ``evaluation.json`` with all numbers, and ``evaluation.png``."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import fsspec
 
 from engine.history.result import EvaluationResult
-from engine.reporting.plots import COLORS, STYLE, WIDTH, Figure, bits_per_byte_bars, matplotlib
+from engine.reporting.plots import bits_per_byte_png
 from engine.spec import FusionSpec
 
 JSON_FILE, PLOT_FILE = "evaluation.json", "evaluation.png"
 
-#: The report's pictures take its page's colours; this one stands alone.
-ON_WHITE = {**STYLE, "axes.edgecolor": "#dcdfe2", "grid.color": "#dcdfe2"}
-DOTS_PER_INCH = 160
-
 
 def write_evaluation(spec: FusionSpec, evaluation: EvaluationResult) -> list[str]:
-    """Write both files, in place of those of an earlier evaluation; the plot needs bits per byte.
+    """Write both files over those of an earlier evaluation; the plot only if there are bits per byte.
 
     Returns:
-        Paths or URLs of what was written.
+        Paths or URLs of the written files.
 
     Raises:
-        OSError: the place cannot be written to.
+        OSError: a file cannot be written.
     """
     content: dict[str, bytes] = {JSON_FILE: evaluation_json(spec, evaluation).encode("utf8")}
     if evaluation.bits_per_byte:
-        content[PLOT_FILE] = _png(evaluation.bits_per_byte)
+        content[PLOT_FILE] = bits_per_byte_png(evaluation.bits_per_byte)
     urls = []
     for name, data in content.items():
         urls.append(os.path.join(spec.run.output_dir, name))
@@ -43,7 +37,7 @@ def write_evaluation(spec: FusionSpec, evaluation: EvaluationResult) -> list[str
 
 
 def evaluation_json(spec: FusionSpec, evaluation: EvaluationResult) -> str:
-    """An evaluation as JSON: all numbers unrounded, NaN as null, and the settings that they depend on."""
+    """An evaluation as JSON: all numbers unrounded, NaN as null, and the settings of the evaluation."""
     document = {
         "run": spec.run.name,
         "checkpoints": evaluation.checkpoints,
@@ -55,15 +49,6 @@ def evaluation_json(spec: FusionSpec, evaluation: EvaluationResult) -> str:
         "evaluation": spec.evaluation.model_dump(mode="json"),
     }
     return json.dumps(_without_nan(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _png(scores: Mapping[str, Mapping[str, float]]) -> bytes:
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(ON_WHITE):
-        figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
-        bits_per_byte_bars(scores, COLORS)(figure)
-        figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-    return buffer.getvalue()
 
 
 def _without_nan(value: Any) -> Any:

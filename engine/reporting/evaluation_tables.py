@@ -1,4 +1,4 @@
-"""An evaluation as tables: the text of every cell, and which of them are the best; for the terminal and the report."""
+"""An evaluation as tables of text with the best scores marked, for the terminal and the report."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 
 from engine.history.result import EvaluationResult
 
-#: Heading of the last column of held-out bits per byte, behind the domains.
+#: Heading of the last column of held-out bits per byte, after the domains.
 MEAN = "mean of domains"
 
 _STANDARD_ERROR = "_stderr"
 
 
 class Cell(NamedTuple):
-    """What stands in a place of a table, and whether it is a score that no other of its kind beats."""
+    """A table cell: its text, and whether it is the best score of its kind."""
 
     text: str
     is_best: bool = False
@@ -31,7 +31,7 @@ class ScoreTable:
     Attributes:
         heading: above the table.
         columns: headings, those of labels first.
-        rows: one cell for each column; a label that is the same as in the row above is empty.
+        rows: one cell for each column; a label that repeats the row above is empty.
         label_columns: how many columns from the left hold labels, not scores.
     """
 
@@ -42,7 +42,7 @@ class ScoreTable:
 
 
 def score_tables(evaluation: EvaluationResult) -> list[ScoreTable]:
-    """Bits per byte with a model a row, and tasks with a model and metric a row; none of them without numbers."""
+    """The tables of an evaluation: bits per byte, one row for each model; tasks, one for each metric and model."""
     tables = []
     if evaluation.bits_per_byte:
         tables.append(_bits_table(evaluation.bits_per_byte))
@@ -52,7 +52,7 @@ def score_tables(evaluation: EvaluationResult) -> list[ScoreTable]:
 
 
 def columns(bits_per_byte: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Held-out bits per byte by columns: heading to label to number, the mean of the domains last."""
+    """Held-out bits per byte by column: heading to label to number; the mean of the domains comes last."""
     domains = list(dict.fromkeys(domain for row in bits_per_byte.values() for domain in row))
     by_domain = {
         domain: {label: row.get(domain, math.nan) for label, row in bits_per_byte.items()} for domain in domains
@@ -62,7 +62,7 @@ def columns(bits_per_byte: Mapping[str, Mapping[str, float]]) -> dict[str, dict[
 
 
 def best(values: Mapping[str, float], higher_is_better: bool = False) -> float:
-    """The best of some numbers, NaN if there is none."""
+    """The best of some numbers, NaN if all are NaN."""
     choose = max if higher_is_better else min
     return choose((value for value in values.values() if not math.isnan(value)), default=math.nan)
 
@@ -78,7 +78,7 @@ def _bits_table(bits_per_byte: Mapping[str, Mapping[str, float]]) -> ScoreTable:
 
 
 def _task_table(evaluation: EvaluationResult) -> ScoreTable:
-    """A model a row below every metric; the parts of a group that has numbers of its own are left to the JSON file."""
+    """Task scores, one row for each metric and model; parts of a group with its own score are in the JSON file only."""
     parts = {part for group in evaluation.subtasks.values() for part in group}
     shown = {label: {task: row[task] for task in row if task not in parts} for label, row in evaluation.tasks.items()}
     metrics = dict.fromkeys((task, metric) for row in shown.values() for task in row for metric in row[task])
@@ -105,7 +105,7 @@ def _number(scores: Mapping[str, Mapping[str, float]], task: str, metric: str) -
 
 
 def _cell(value: float, top: float, error: float = math.nan) -> Cell:
-    """Four digits behind the point; a place for the star in every row keeps the points one below the other."""
+    """A score with four decimals. Every row has a place for the star, so that the decimal points line up."""
     if math.isnan(value):
         return Cell("- ", False)
     deviation = "" if math.isnan(error) else f" ± {error:.4f}"

@@ -1,4 +1,4 @@
-"""The figures of a finished run in words and units: what the terminal and the report have in common."""
+"""The figures of a finished run as tables of text, shared by the terminal and the report."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 from engine.history.result import TRAIN, RunResult, StageTotals, StepRecord, StopReason
 
-#: Why a run has ended, in words.
+#: Why a run ended, in words.
 ENDED_BY: dict[StopReason, str] = {
-    "corpus": "corpus: the last of its passes is learned",
+    "corpus": "corpus: all its passes are learned",
     "steps": "steps: training.max_steps",
     "tokens": "tokens: training.max_tokens",
     "time": "time: training.max_hours",
-    "no improvement": "no improvement: the held-out loss fell no further (evaluation.patience)",
+    "no improvement": "no improvement: the held-out loss stopped falling (evaluation.patience)",
 }
 
-#: Stands for a number that is not there.
+#: Shown in place of a missing number.
 MISSING = "-"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A table as text: a heading, the names of its columns and its rows. The first column names the row."""
+    """A table of text: heading, column names and rows. The first cell of a row names it."""
 
     heading: str
     columns: tuple[str, ...]
@@ -44,7 +44,7 @@ def run_figures(result: RunResult) -> Rows:
     figures |= _held_out_figures(result)
     figures["slowest stage"] = slowest_stage(result)
     if restarts := training_restarts(result.stages):
-        figures["training restarts"] = f"{restarts}, each from the checkpoint before"
+        figures["training restarts"] = f"{restarts}, each from the last checkpoint"
     figures["skipped rows"] = f"{len(result.skipped):,}"
     if result.left_out:
         figures["without a source"] = f"{len(result.left_out):,} passages, last: {result.left_out[-1].reason}"
@@ -53,7 +53,7 @@ def run_figures(result: RunResult) -> Rows:
 
 
 def source_rows(result: RunResult) -> Rows:
-    """Each source model over all learned passages."""
+    """The source models, measured on all learned passages."""
     columns = ("source model", "nats per byte", "bits per byte", "win rate", "coverage", "left out")
     rows = tuple(
         (
@@ -70,13 +70,13 @@ def source_rows(result: RunResult) -> Rows:
 
 
 def stage_rows(result: RunResult) -> Rows:
-    """Each stage of the stream: what it has done, how fast, and how fast it would be without waiting."""
+    """The stages of the stream: passages, tokens, speed, speed without waiting, busy share, replicas."""
     columns = ("stage", "passages", "tokens", "tokens/s", "unhindered", "busy", "replicas")
     return Rows("Stages of the stream", columns, tuple(_stage_row(stage) for stage in result.stages))
 
 
 def stage_rows_with_times(result: RunResult) -> Rows:
-    """``stage_rows``, and how long a replica of each stage has worked and waited, for input or for room behind it."""
+    """``stage_rows`` with the time that a replica worked, and the time that it waited for input or for room ahead."""
     rows = stage_rows(result)
     times = [
         (duration(stage.busy_seconds / max(1, stage.replicas)), duration(stage.wait_seconds / max(1, stage.replicas)))
@@ -87,23 +87,23 @@ def stage_rows_with_times(result: RunResult) -> Rows:
 
 
 def slowest_stage(result: RunResult) -> str:
-    """The stage with the most work for one replica, and what would relieve it, in words.
+    """Name the stage with the most work for one replica, and say what would speed it up.
 
-    All stages see the same passages, so the one that needs the most seconds for them is what the others wait for.
+    All stages see the same passages, so the others wait for the stage that needs the most seconds for them.
     """
     seconds = {stage.name: stage.busy_seconds / max(1, stage.replicas) for stage in result.stages}
     if not seconds:
         return MISSING
     name = max(seconds, key=lambda name: seconds[name])
-    told = f"{name}, {duration(seconds[name])} of work for a replica"
+    work = f"{name}, {duration(seconds[name])} of work for a replica"
     if name in {source.name for source in result.sources}:
-        return f"{told}: more replicas of it would help most"
-    return f"{told}: the others wait for it"
+        return f"{work}: more replicas of it would help most"
+    return f"{work}: the others wait for it"
 
 
 def _training_figures(history: Sequence[StepRecord]) -> dict[str, str]:
     if not history:
-        return {"losses": "no step was made: the corpus held nothing to learn"}
+        return {"losses": "no step was taken: the corpus has no text to learn"}
     first, last = history[0], history[-1]
     seconds, waited = sum(r.seconds for r in history), sum(r.wait_seconds for r in history)
     names = {"loss": "objective", "lm_loss": "causal LM loss", "fusion_loss": "fusion loss"}
@@ -113,18 +113,18 @@ def _training_figures(history: Sequence[StepRecord]) -> dict[str, str]:
     }
     speed = number(ratio(sum(r.tokens for r in history), seconds), ",.0f")
     figures["training"] = f"{duration(seconds)}, {speed} tokens/s, waiting for data {share(ratio(waited, seconds))}"
-    figures["packing"] = f"{share(packing_utilisation(history))} of the blocks' places held a token to learn"
+    figures["packing"] = f"{share(packing_utilisation(history))} of the blocks' places hold a token to learn"
     return figures
 
 
 def packing_utilisation(history: Sequence[StepRecord]) -> float:
-    """Share of the training blocks' places that held a token to learn, in [0, 1]; the rest is padding and context."""
+    """Share of the training blocks' places that hold a token to learn, in [0, 1]; the rest is padding and context."""
     places = sum(record.tokens / (1.0 - record.padding) for record in history if record.tokens)
     return ratio(sum(record.tokens for record in history), places)
 
 
 def _held_out_figures(result: RunResult) -> dict[str, str]:
-    """The evaluations during training, and which step's weights were exported where it is not the last one."""
+    """The evaluations during training, and the exported step if it is not the last one."""
     found = [record for record in result.history if record.held_out]
     if not found:
         return {}
@@ -156,38 +156,38 @@ def _stage_row(stage: StageTotals) -> tuple[str, ...]:
 
 
 def busy_share(stage: StageTotals) -> float:
-    """Share of its time that a stage worked, in [0, 1]; NaN before its first report."""
+    """Share of a stage's time that it worked, in [0, 1]; NaN before its first report."""
     return ratio(stage.busy_seconds, stage.busy_seconds + stage.wait_seconds)
 
 
 def replicas(stage: StageTotals) -> str:
-    """How many replicas a stage has, and how many of them have died and were started anew."""
+    """The number of a stage's replicas, and of those that died and were replaced."""
     replaced = stage.starts - stage.replicas
     return f"{stage.replicas}" + (f" ({replaced} replaced)" if replaced > 0 else "")
 
 
 def training_restarts(stages: Sequence[StageTotals]) -> int:
-    """How often the training workers were started anew within the run."""
+    """How often the training workers were restarted within the run."""
     return sum(stage.starts - stage.replicas for stage in stages if stage.name == TRAIN)
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """A quotient, NaN where there is nothing to divide by."""
+    """A quotient, NaN if the denominator is 0."""
     return numerator / denominator if denominator else math.nan
 
 
 def number(value: float, layout: str) -> str:
-    """A number in ``layout``, or a dash."""
+    """A number in ``layout``, a dash for NaN."""
     return MISSING if math.isnan(value) else format(value, layout)
 
 
 def share(value: float) -> str:
-    """A share in [0, 1] as per cent."""
+    """A share in [0, 1] as a percentage, a dash for NaN."""
     return MISSING if math.isnan(value) else f"{100 * value:.1f} %"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 8.4 s, 3 min 20 s, 2 h 05 min."""
+    """Seconds in readable units: 8.4 s, 3 min 20 s, 2 h 05 min."""
     if math.isnan(seconds):
         return MISSING
     if seconds < 59.95:

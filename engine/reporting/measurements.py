@@ -1,8 +1,7 @@
-"""The numbers of a run for those who record them: what they are called, what they mean, and their way to Prometheus.
+"""The numbers of one training step as metrics: name, meaning, unit and value; for Ray, TensorBoard and W&B.
 
-Ray serves what is measured here at every node's metrics address, which its dashboard's Prometheus reads. Names begin
-with ``ray_knowledge_fusion_`` there; labels are the run's name and at most one more: a part of the loss, a source
-model, a held-out domain or a stage.
+Each has at most one label: a part of the loss, a source model or a held-out domain. ``pipelines.cluster.ray_metrics``
+serves them to Prometheus, ``engine.reporting.trackers`` writes them to the trackers.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from engine.spec import FusionSpec
 
 @dataclass(frozen=True)
 class Family:
-    """Numbers of one kind: what they mean, with their unit, and what tells them apart, if there are several."""
+    """A metric: its meaning with its unit, and the name of its label, if it has one."""
 
     meaning: str
     label: str = ""
 
 
-#: What is measured in every step.
+#: The metrics of every step, by name.
 STEP_FAMILIES = {
     "loss": Family("Loss of the last step: the objective and its unweighted parts, nats per row", "part"),
     "gradient_norm": Family("Global norm of the gradient before clipping"),
@@ -43,7 +42,7 @@ STEP_FAMILIES = {
 
 
 class Measurement(NamedTuple):
-    """A number of a step: a key of ``STEP_FAMILIES``, the value of its label if it has one, and the number itself."""
+    """One number of a step: a key of ``STEP_FAMILIES``, the value of its label ("" without one), and the number."""
 
     family: str
     label: str
@@ -51,7 +50,7 @@ class Measurement(NamedTuple):
 
 
 def measurements(spec: FusionSpec, record: StepRecord) -> Iterator[Measurement]:
-    """All numbers of a step, without those that are not there."""
+    """All finite numbers of a step."""
     return (found for found in _all_measurements(spec, record) if math.isfinite(found.value))
 
 

@@ -1,4 +1,4 @@
-"""The model card of an export: how it was made, from what, and what it scores; read by people and by the hub."""
+"""The model card of an export, for people and for the hub: its models, its training, its scores, its spec."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ HASHED_AT_ONCE = 2**22
 
 
 def write_model_card(spec: FusionSpec, result: RunResult) -> str:
-    """Write the card beside the exported model, over an older one.
+    """Write the card beside the exported model; an older card is replaced.
 
     Returns:
         Its path or URL.
 
     Raises:
-        OSError: the export cannot be written to.
+        OSError: the card cannot be written.
     """
     filesystem, folder = fsspec.core.url_to_fs(result.export_dir)
     place = os.path.join(folder, CARD_FILE)
@@ -38,7 +38,7 @@ def write_model_card(spec: FusionSpec, result: RunResult) -> str:
 
 
 def model_card(spec: FusionSpec, result: RunResult) -> str:
-    """Markdown, with the head that the hub reads."""
+    """The card as Markdown, with the YAML head that the hub reads."""
     sources = [with_adapter(source.checkpoint, source.adapter) for source in spec.source_models]
     head = {
         "library_name": "transformers",
@@ -57,7 +57,7 @@ def model_card(spec: FusionSpec, result: RunResult) -> str:
 
 
 def revision(checkpoint: str) -> str:
-    """What tells this state of a checkpoint from others: the hub's commit, or the SHA-256 of its files of weights."""
+    """The exact version of a checkpoint: the hub's commit, or the SHA-256 of its weight files."""
     folder = local_checkpoint(checkpoint)
     if not os.path.isdir(folder):
         from transformers import AutoConfig
@@ -88,7 +88,7 @@ def _models(spec: FusionSpec) -> Iterator[tuple[str, ...]]:
 
 def _training(spec: FusionSpec, result: RunResult) -> dict[str, str]:
     training, optimizer, fusion = spec.training, spec.training.optimizer, spec.fusion
-    told = {
+    rows = {
         "data": ", ".join(map(_shown, spec.corpus.paths)),
         "learned": f"{result.passages:,} passages, {result.tokens:,} target tokens, {result.bytes:,} bytes",
         "left out of the corpus": f"{len(result.skipped):,} rows",
@@ -100,12 +100,12 @@ def _training(spec: FusionSpec, result: RunResult) -> dict[str, str]:
         else "all",
     }
     if spec.source_models:
-        told["fusion"] = f"{fusion.rule} by {fusion.granularity}, the {fusion.top_k} likeliest tokens of each row"
-        told["alignment"] = f"tokens {spec.alignment.tokens}, vocabulary {spec.alignment.vocabulary}"
-        told["objective"] = f"{spec.objective.lm_loss_weight:g} causal LM loss + " + (
+        rows["fusion"] = f"{fusion.rule} by {fusion.granularity}, the top {fusion.top_k} tokens of each row"
+        rows["alignment"] = f"tokens {spec.alignment.tokens}, vocabulary {spec.alignment.vocabulary}"
+        rows["objective"] = f"{spec.objective.lm_loss_weight:g} causal LM loss + " + (
             f"{1.0 - spec.objective.lm_loss_weight:g} fusion loss ({spec.objective.divergence})"
         )
-    return told
+    return rows
 
 
 def _held_out(bits_per_byte: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
@@ -122,7 +122,7 @@ def _table(head: tuple[str, ...], rows: Any) -> Iterator[str]:
 
 
 def _shown(place: str) -> str:
-    """A checkpoint or file without the folders of the machine that it lay on; hub names and URLs as they are."""
+    """A checkpoint or file without the local folders of its path; hub names and URLs as they are."""
     return os.path.basename(place.rstrip("/")) if os.path.isabs(place) else place
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page with everything in it, readable without a network and without JavaScript."""
+"""The report of a run: one HTML page that contains everything and needs neither a network nor JavaScript."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.reporting.plots import plots
 from engine.spec import FusionSpec
 from engine.spec.loading import dump_spec
 
-#: More skipped rows than these are counted, not listed.
+#: At most this many skipped rows are listed; all are counted.
 MOST_SKIPPED_ROWS = 200
 
 
@@ -24,12 +24,12 @@ def write_report(spec: FusionSpec, result: RunResult, url: str) -> None:
     """Write the report of a run.
 
     Args:
-        spec: of the run, shown whole with all defaults.
-        result: what the run has done; plots and tables without numbers are left out.
-        url: path or fsspec URL of the page; folders on the way are made, an earlier page is replaced.
+        spec: of the run, shown with all defaults.
+        result: of the run; plots and tables without numbers are left out.
+        url: path or fsspec URL of the page; missing folders are created, an earlier page is replaced.
 
     Raises:
-        OSError: the place cannot be written to.
+        OSError: the page cannot be written.
     """
     page = render_report(spec, result)
     with fsspec.open(url, "w", encoding="utf8", auto_mkdir=True) as file:
@@ -54,7 +54,7 @@ def render_report(spec: FusionSpec, result: RunResult) -> str:
 
 
 def _lead(spec: FusionSpec) -> str:
-    """One sentence: what was trained, on what."""
+    """One sentence: the target, the sources and the fusion rule."""
     target = spec.target_model.checkpoint
     if not spec.source_models:
         return f"{target}, trained further on the causal LM loss alone."
@@ -80,7 +80,7 @@ def _places(result: RunResult) -> Rows:
         ("report", result.report_path),
         ("output folder", result.output_dir),
     )
-    return Rows("Where it lies", ("", "path"), paths)
+    return Rows("Paths", ("", "path"), paths)
 
 
 def _skipped(result: RunResult) -> str:
@@ -99,7 +99,7 @@ def _left_out(result: RunResult) -> str:
 
 
 def _figures(plots: Mapping[str, str]) -> str:
-    """The plots (caption to SVG) under one heading; nothing if there are none."""
+    """The plots (caption to SVG) under one heading; empty without plots."""
     if not plots:
         return ""
     figures = (f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for caption, svg in plots.items())
@@ -107,12 +107,12 @@ def _figures(plots: Mapping[str, str]) -> str:
 
 
 def _table(rows: Rows) -> str:
-    """A table of plain text; nothing if it has no rows."""
+    """A table of plain text; empty without rows."""
     return _html_table(rows.heading, rows.columns, [[escape(cell) for cell in row] for row in rows.rows])
 
 
 def _html_table(heading: str, headings: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose cells are HTML and whose headings are text. It scrolls by itself where the page is narrow."""
+    """A table whose cells are HTML and whose headings are text. It scrolls on a narrow page."""
     if not rows:
         return ""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in headings)

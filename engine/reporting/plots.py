@@ -1,4 +1,4 @@
-"""The plots of a report: each is one SVG that takes the colours of the page around it.
+"""The plots of a report, each one SVG in the colours of the page, and the plot of an evaluation as PNG.
 
 Drawn with matplotlib's objects, not ``pyplot``: no state, no display, safe in any thread.
 """
@@ -11,16 +11,13 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.history.result import RunResult, StepRecord
+from engine.reporting.figures import ratio
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# On import matplotlib writes a list of the machine's fonts into the user's home, where a run has no business.
+# On import matplotlib writes a list of fonts into the user's home. A run must not, so it gets a scratch folder.
 with tempfile.TemporaryDirectory() as scratch:
     os.environ.setdefault("MPLCONFIGDIR", scratch)
     import matplotlib
@@ -33,14 +30,16 @@ with tempfile.TemporaryDirectory() as scratch:
 
 #: Legible on white and on near-black.
 COLORS = ("#3b82d0", "#e07a2f", "#2f9e6e", "#b458a8", "#c79a1b", "#7a8794")
-#: With more curves than colours the strokes change.
+#: With more curves than colours, the strokes change.
 STROKES = ("-", "--", ":")
 
-#: Stand-ins that become the page's own colours, so that the plot follows its light or dark dress.
+#: Placeholders for the page's own colours, so that a plot follows its light or dark mode.
 INK, FAINT = "#010203", "#040506"
 PAGE_COLORS = {INK: "currentColor", FAINT: "var(--rule)"}
 
+#: Inches of a plot; of a group of bars, and of the frame around the bars.
 WIDTH, HEIGHT = 5.4, 3.0
+GROUP_HEIGHT, FRAME_HEIGHT = 0.32, 0.9
 SMOOTHED_SHARE = 0.06
 MOST_BARS = 160
 
@@ -64,9 +63,13 @@ STYLE = {
     "path.simplify_threshold": 0.5,
 }
 
+#: A PNG has no page to take colours from.
+ON_WHITE = {**STYLE, "axes.edgecolor": "#dcdfe2", "grid.color": "#dcdfe2"}
+DOTS_PER_INCH = 160
+
 
 def plots(result: RunResult) -> dict[str, str]:
-    """All plots for which the result has numbers: caption to SVG element."""
+    """All plots that the result has numbers for: caption to SVG element."""
     history, names = result.history, [source.name for source in result.sources]
     found: dict[str, str] = {}
     if history:
@@ -76,14 +79,14 @@ def plots(result: RunResult) -> dict[str, str]:
         found["Learning rate (left) and norm of the gradient before clipping (right)."] = _optimizer(history)
         found["Where the time of a step goes: seconds of work, and exposed wait for data."] = _waits(history)
     if result.bits_per_byte:
-        found["Held-out bits per byte; lower is better."] = _svg(bits_per_byte_bars(result.bits_per_byte, COLORS))
+        found["Held-out bits per byte; lower is better."] = _svg(_bits_per_byte_bars(result.bits_per_byte))
     if result.stages:
         found["Stages of the stream: share of the time at work, and tokens per second."] = _stages(result)
     return {caption: _with_own_ids(svg, f"plot{index}-") for index, (caption, svg) in enumerate(found.items())}
 
 
 def smoothed(values: Sequence[float]) -> np.ndarray:
-    """Centred moving average over a sixteenth of the values, as if values that are NaN were not there.
+    """Centred moving average over a sixteenth of the values; NaN values are left out.
 
     Towards the ends the window shrinks to a quarter, so that a steep start is not flattened.
     """
@@ -93,9 +96,9 @@ def smoothed(values: Sequence[float]) -> np.ndarray:
     is_number = np.isfinite(array)
     sums = np.concatenate([[0.0], np.cumsum(np.where(is_number, array, 0.0))])
     counts = np.concatenate([[0], np.cumsum(is_number)])
-    first, behind = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(array))
-    within = counts[behind] - counts[first]
-    return np.divide(sums[behind] - sums[first], within, out=np.full(len(array), np.nan), where=within > 0)
+    start, stop = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(array))
+    within = counts[stop] - counts[start]
+    return np.divide(sums[stop] - sums[start], within, out=np.full(len(array), np.nan), where=within > 0)
 
 
 def _losses(history: Sequence[StepRecord]) -> str:
@@ -108,7 +111,7 @@ def _losses(history: Sequence[StepRecord]) -> str:
 
 
 def _held_out_plot(history: Sequence[StepRecord]) -> dict[str, str]:
-    """Bits per byte of every domain over the steps after which the target was evaluated; nothing if it never was."""
+    """Bits per byte of every domain over the evaluated steps; empty if no step was evaluated."""
     found = [record for record in history if record.held_out]
     if not found:
         return {}
@@ -118,13 +121,13 @@ def _held_out_plot(history: Sequence[StepRecord]) -> dict[str, str]:
 
 
 def _source_plots(history: Sequence[StepRecord], names: Sequence[str]) -> dict[str, str]:
-    """Cross-entropy, wins and coverage of the source models over the steps; none of them without source models."""
+    """Cross-entropy, wins and coverage of the source models over the steps; empty without source models."""
     if not names:
         return {}
     nats = _of_each(history, names, lambda r: r.source_nats, lambda r, index: r.source_bytes[index])
     wins = _of_each(history, names, lambda r: r.source_wins, lambda r, _: r.passages)
     rows = _of_each(history, names, lambda r: r.source_covered_rows, lambda r, _: r.tokens - r.passages)
-    fused = {"fused": [100 * _ratio(record.fused_rows, record.tokens - record.passages) for record in history]}
+    fused = {"fused": [100 * ratio(record.fused_rows, record.tokens - record.passages) for record in history]}
     found = {"Cross-entropy of the source models, nats per byte of the same passages.": (nats, "nats per byte", None)}
     if any(value > 0 for curve in wins.values() for value in curve):
         found["Win rate: share of the passages that each source model won."] = (_per_cent(wins), "% of passages", 0)
@@ -142,9 +145,9 @@ def _of_each(
     numerators: Callable[[StepRecord], Sequence[float]],
     denominator: Callable[[StepRecord, int], float],
 ) -> dict[str, list[float]]:
-    """For each source model the quotient of two numbers of every step; NaN where there is nothing to divide by."""
+    """For each source model the ratio of two numbers of every step."""
     return {
-        name: [_ratio(numerators(record)[index], denominator(record, index)) for record in history]
+        name: [ratio(numerators(record)[index], denominator(record, index)) for record in history]
         for index, name in enumerate(names)
     }
 
@@ -153,14 +156,10 @@ def _per_cent(curves: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     return {name: [100 * value for value in values] for name, values in curves.items()}
 
 
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else math.nan
-
-
 def _curve_plot(
     history: Sequence[StepRecord], curves: Mapping[str, Sequence[float]], unit: str, floor: float | None = None
 ) -> str:
-    """One axis over the steps: every curve faint as it is and strong as it runs on average."""
+    """One plot over the steps: every curve faint, its moving average strong."""
     steps = [record.step for record in history]
 
     def draw(figure: Figure) -> None:
@@ -184,7 +183,7 @@ def _curve(axes: Axes, steps: Sequence[int], values: Sequence[float], index: int
 
 
 def _marker(steps: Sequence[int]) -> str | None:
-    """A single step makes no line, so it gets a dot."""
+    """A dot for a single step, which would make no line."""
     return "o" if len(steps) == 1 else None
 
 
@@ -212,7 +211,7 @@ def _optimizer(history: Sequence[StepRecord]) -> str:
 
 
 def _waits(history: Sequence[StepRecord]) -> str:
-    """Bars of mean seconds; with many steps a bar stands for several."""
+    """Bars of mean seconds; with many steps a bar covers several of them."""
     steps_per_bar = math.ceil(len(history) / MOST_BARS)
     bars = [history[start : start + steps_per_bar] for start in range(0, len(history), steps_per_bar)]
     first = [bar[0].step for bar in bars]
@@ -255,7 +254,7 @@ def _stages(result: RunResult) -> str:
 
 
 def _svg(draw: Callable[[Figure], None]) -> str:
-    """An SVG element in the page's colours and without anything that a browser would look for elsewhere."""
+    """An SVG element in the page's colours and fonts, without references to other files."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         draw(figure)
@@ -270,21 +269,26 @@ def _svg(draw: Callable[[Figure], None]) -> str:
 
 
 def _with_own_ids(svg: str, prefix: str) -> str:
-    """Ids must be unique in a page, and matplotlib gives every figure the same ones."""
+    """Put a prefix before all ids: they must be unique in a page, and matplotlib uses the same in every figure."""
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg)
 
 
-#: Inches of a group of bars, and of what stands around them.
-GROUP_HEIGHT, FRAME_HEIGHT = 0.32, 0.9
-
-
-def bits_per_byte_bars(scores: Mapping[str, Mapping[str, float]], colors: Sequence[str]) -> Callable[[Figure], None]:
-    """What draws the bars into a figure, which grows with the number of models.
+def bits_per_byte_png(scores: Mapping[str, Mapping[str, float]]) -> bytes:
+    """Bars of held-out bits per byte as PNG on white.
 
     Args:
         scores: label to domain to bits per byte.
-        colors: of the domains, one after the other.
     """
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(ON_WHITE):
+        figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
+        _bits_per_byte_bars(scores)(figure)
+        figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return buffer.getvalue()
+
+
+def _bits_per_byte_bars(scores: Mapping[str, Mapping[str, float]]) -> Callable[[Figure], None]:
+    """A function that draws the bars; the figure grows with the number of models."""
     domains = list(dict.fromkeys(domain for row in scores.values() for domain in row))
     places, thickness = np.arange(len(scores)), 0.8 / len(domains)
 
@@ -294,7 +298,7 @@ def bits_per_byte_bars(scores: Mapping[str, Mapping[str, float]], colors: Sequen
         for index, domain in enumerate(domains):
             values = [row.get(domain, math.nan) for row in scores.values()]
             offset = (index - (len(domains) - 1) / 2) * thickness
-            axes.barh(places + offset, values, 0.9 * thickness, color=colors[index % len(colors)], label=domain)
+            axes.barh(places + offset, values, 0.9 * thickness, color=COLORS[index % len(COLORS)], label=domain)
         axes.set_yticks(places, list(scores))
         axes.invert_yaxis()
         axes.set_xlabel("bits per byte")

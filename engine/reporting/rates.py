@@ -1,4 +1,4 @@
-"""How fast the stages of a running stream are just now, and which of them the others wait for."""
+"""The rates of a running stream over the last half minute, and the stage that the others wait for."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from engine.history.result import TRAIN, Progress, StageTotals
 from engine.reporting.figures import busy_share, ratio, replicas
 from engine.spec import FusionSpec
 
-#: Rates are taken over this long: several batches of a large source model, yet short enough to see a change.
+#: The window of the rates: several batches of a large source model, yet short enough to show a change.
 WINDOW_SECONDS = 30.0
 
-#: Below this busy share no stage is what the others wait for.
+#: A stage below this busy share does not hold up the others.
 BOTTLENECK_SHARE = 0.5
 
 
 def in_stream_order(stages: Iterable[StageTotals], spec: FusionSpec) -> list[StageTotals]:
-    """Stages as passages go through them: the corpus, the sources of the spec, what lies behind them, training."""
+    """Sort stages as passages go through them: the corpus, the sources of the spec, the stages after them, training."""
     first = ["corpus", *(source.name for source in spec.source_models)]
 
     def position(stage: StageTotals) -> int:
@@ -32,14 +32,14 @@ def in_stream_order(stages: Iterable[StageTotals], spec: FusionSpec) -> list[Sta
 
 @dataclass(frozen=True)
 class StageRate:
-    """One stage now.
+    """The current rates of one stage.
 
     Attributes:
         name, passages: as in ``StageTotals``.
-        tokens_per_second: in the window, over all replicas; NaN for a stage that counts no tokens, and before the
-            second picture of it.
+        tokens_per_second: in the window, over all replicas; NaN for a stage that counts no tokens, and before its
+            second picture.
         busy_share: share of the window's time that the stage worked, in [0, 1].
-        replicas: their number, and how many were replaced, in words.
+        replicas: their number, and the number of replaced ones, as text.
     """
 
     name: str
@@ -51,7 +51,7 @@ class StageRate:
 
 @dataclass(frozen=True)
 class _Look:
-    """A picture's totals, the number of steps and the time."""
+    """The totals of a picture, the number of steps and the time."""
 
     now: float
     step: int
@@ -66,30 +66,30 @@ class FlowRates:
         self._looks: deque[_Look] = deque()
 
     def update(self, picture: Progress, step: int, now: float) -> None:
-        """Take in a picture and forget those that are too old, but for the last one before the window."""
+        """Take in a picture. Drop those that are too old, except the last one before the window."""
         self._looks.append(_Look(now, step, {stage.name: stage for stage in picture.stages}))
         while len(self._looks) > 2 and self._looks[1].now <= now - WINDOW_SECONDS:
             self._looks.popleft()
 
     def stages(self) -> list[StageRate]:
-        """All stages that have spoken, in the order of the stream."""
+        """All stages that have reported, in the order of the stream."""
         stages = in_stream_order(self._looks[-1].stages.values() if self._looks else (), self._spec)
         arrived = [0, *(stage.passages for stage in stages)]
         return [self._rate(stage, before > stage.passages) for stage, before in zip(stages, arrived, strict=False)]
 
     @property
     def train_tokens_per_second(self) -> float:
-        """Target tokens learned a second, NaN before the second picture."""
+        """Target tokens learned per second, NaN before the second picture."""
         return next((rate.tokens_per_second for rate in self.stages() if rate.name == TRAIN), math.nan)
 
     @property
     def seconds_per_step(self) -> float:
-        """Wall time of a step, NaN before two steps lie in the window."""
+        """Wall time of a step, NaN until the window contains two steps."""
         looks = [look for look in self._looks if look.step]
         return ratio(looks[-1].now - looks[0].now, looks[-1].step - looks[0].step) if looks else math.nan
 
     def bottleneck(self) -> str:
-        """Which stage the others wait for, and how long training waits for data, in words."""
+        """Say which stage the others wait for, and how long training waits for data."""
         rates = [rate for rate in self.stages() if not math.isnan(rate.busy_share)]
         if not rates:
             return "no stage has reported yet"
@@ -116,10 +116,10 @@ class FlowRates:
         )
 
     def _recent_busy_share(self, stage: StageTotals, earlier: StageTotals, has_input: bool) -> float:
-        """Of the work reported within the window.
+        """Busy share within the window.
 
-        A silent stage is in the middle of a long batch if passages wait in front of it, and works as ever; else it has
-        nothing to do.
+        A stage without a report in the window is in the middle of a long batch if passages wait for it: its share is
+        then that of the whole run. Otherwise it is idle.
         """
         recent = StageTotals(
             stage.name,

@@ -1,6 +1,6 @@
-"""What a person sees while a run is going on and when it is done.
+"""Show a run on the console: its progress while it runs, a summary at the end.
 
-On a terminal one live panel; elsewhere (continuous integration, the log of a Ray job) plain lines, each with its time.
+A terminal gets one live panel; continuous integration and the log of a Ray job get plain lines, each with its time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from engine.reporting.figures import (
 from engine.reporting.rates import FlowRates, StageRate
 from engine.spec import FusionSpec
 
-#: Between two lines of a log: at first somebody waits to see that it works, later it is to stay readable.
+#: Between two lines of a log: short while a person checks that the run works, then long, to keep the log readable.
 SECONDS_BETWEEN_FIRST_LINES, SECONDS_BETWEEN_LINES = 10.0, 60.0
 FIRST_SECONDS = 600.0
 
@@ -56,7 +56,7 @@ class ProgressDisplay:
             self._live.start()
 
     def see(self, picture: Progress, now: float) -> None:
-        """Show a picture; in a log only when it is time for a line, or the target was evaluated."""
+        """Show a picture; in a log only when a line is due or the target was evaluated."""
         self._state.update(picture, now)
         if self._live is not None:
             self._live.update(panel(self._state), refresh=True)
@@ -81,7 +81,7 @@ class ProgressDisplay:
 
 
 class RunState:
-    """What the display knows: the spec, the latest picture, and the rates of the last half minute."""
+    """The state that the display shows: the spec, the latest picture, and the rates of the last half minute."""
 
     def __init__(self, spec: FusionSpec, now: float | None = None):
         self.spec = spec
@@ -100,7 +100,7 @@ class RunState:
 
     @property
     def seconds_left(self) -> float:
-        """Until the first limit of the spec at the pace of the last half minute; NaN before there is one."""
+        """Seconds to the first limit of the spec at the pace of the last half minute; NaN before the pace is known."""
         training, step_seconds = self.spec.training, self.rates.seconds_per_step
         left = [(training.max_steps - self.last_step) * step_seconds]
         if training.max_tokens and self.step is not None:
@@ -110,7 +110,7 @@ class RunState:
         return math.nan if math.isnan(step_seconds) else max(0.0, min(left))
 
     def update(self, picture: Progress, now: float) -> None:
-        """Take in a picture and the time at which it was taken."""
+        """Take in a picture and the time of it."""
         self.picture = picture
         self.step = picture.steps[-1] if picture.steps else self.step
         self.evaluated = next((record for record in reversed(picture.steps) if record.held_out), self.evaluated)
@@ -120,7 +120,7 @@ class RunState:
 
     @property
     def headline(self) -> str:
-        """What the run is doing, in words."""
+        """What the run does now, in one sentence."""
         if self.step is not None:
             return self.rates.bottleneck()
         sources = [source.name for source in self.spec.source_models]
@@ -158,7 +158,7 @@ def panel(state: RunState) -> RenderableType:
 
 
 def losses(record: StepRecord) -> str:
-    """The parts of a step's loss, and the length of its gradient."""
+    """The parts of a step's loss, and the norm of its gradient."""
     lm, fusion = number(record.lm_loss, ".4f"), number(record.fusion_loss, ".4f")
     loss, norm = number(record.loss, ".4f"), number(record.grad_norm, ".3g")
     return f"loss {loss} (causal LM {lm}, fusion {fusion}) nats per row, gradient norm {norm}"
@@ -199,21 +199,21 @@ def _stage_table(rates: Sequence[StageRate]) -> Table:
 
 def _remarks(state: RunState) -> list[str]:
     skipped, left_out = state.picture.skipped, state.picture.left_out
-    told = []
+    remarks = []
     if skipped:
         last, plural = skipped[-1], "s" * (len(skipped) > 1)
-        told.append(f"{len(skipped):,} row{plural} skipped, last {last.path}, row {last.row}: {last.reason}")
+        remarks.append(f"{len(skipped):,} row{plural} skipped, last {last.path}, row {last.row}: {last.reason}")
     if left_out:
-        told.append(f"{len(left_out):,} passages fused without {left_out[-1].source}: {left_out[-1].reason}")
+        remarks.append(f"{len(left_out):,} passages fused without {left_out[-1].source}: {left_out[-1].reason}")
     if restarts := training_restarts(state.picture.stages):
-        told.append(f"training was started anew {restarts} time{'s' * (restarts > 1)}, from its last checkpoint")
-    return told
+        remarks.append(f"training was restarted {restarts} time{'s' * (restarts > 1)}, from its last checkpoint")
+    return remarks
 
 
 def summary_table(result: RunResult) -> RenderableType:
-    """The end of a run for the terminal: totals, losses, source models, stages, evaluation and where things lie.
+    """The summary of a run for the terminal: totals, losses, source models, stages, evaluation and paths.
 
-    Paths are not wrapped into cells, so that they can be copied.
+    Paths are not in table cells, which would wrap them: they can be copied.
     """
     parts: list[RenderableType] = [_rich(run_figures(result))]
     parts += [_rich(rows) for rows in (source_rows(result), stage_rows(result)) if rows.rows]
@@ -229,7 +229,7 @@ def show_summary(result: RunResult, console: Console | None = None) -> None:
 
 
 def show_evaluation(evaluation: EvaluationResult, files: Sequence[str] = (), console: Console | None = None) -> None:
-    """Print an evaluation's tables, and the files that it was written to."""
+    """Print an evaluation's tables and the paths of its files."""
     console = console or Console()
     for table in score_tables(evaluation):
         console.print(_rich_scores(table))

@@ -1,4 +1,4 @@
-"""A run's metrics for TensorBoard and Weights & Biases, each through its own library, imported only where asked for."""
+"""Write a run's metrics to TensorBoard and Weights & Biases; their libraries are imported only if the spec asks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engine.history.result import Progress
 from engine.reporting.measurements import Measurement, measurements
 from engine.spec import FusionSpec
 
-#: Where tensorboardX can write, beside local folders.
+#: The URLs that tensorboardX can write to, besides local folders.
 TENSORBOARD_URLS = ("s3://", "gs://")
 
 
-def experiment_log_faults(spec: FusionSpec) -> list[Fault]:
-    """What the run's logs need and have not got."""
+def tracker_faults(spec: FusionSpec) -> list[Fault]:
+    """The missing requirements of the trackers that ``spec.run`` asks for."""
     faults = []
     output_dir = spec.run.output_dir
     if spec.run.tensorboard and "://" in output_dir and not output_dir.startswith(TENSORBOARD_URLS):
@@ -33,14 +33,14 @@ def experiment_log_faults(spec: FusionSpec) -> list[Fault]:
     return faults
 
 
-def experiment_logs(spec: FusionSpec) -> list[TensorBoardLog | WandbLog]:
-    """The observers that ``spec.run`` asks for."""
-    logs: list[TensorBoardLog | WandbLog] = [TensorBoardLog(spec)] if spec.run.tensorboard else []
-    return logs + ([WandbLog(spec)] if spec.run.wandb_project else [])
+def chosen_trackers(spec: FusionSpec) -> list[TensorBoardLog | WandbLog]:
+    """The trackers that ``spec.run`` asks for, as observers."""
+    trackers: list[TensorBoardLog | WandbLog] = [TensorBoardLog(spec)] if spec.run.tensorboard else []
+    return trackers + ([WandbLog(spec)] if spec.run.wandb_project else [])
 
 
 class TensorBoardLog:
-    """An observer that writes event files, one for each start of the run, to ``output_dir/logs/tensorboard``."""
+    """An observer that writes event files to ``output_dir/logs/tensorboard``, one for each start of the run."""
 
     def __init__(self, spec: FusionSpec):
         self._spec = spec
@@ -48,9 +48,9 @@ class TensorBoardLog:
         self._writer: Any = None
 
     def see(self, picture: Progress, now: float) -> None:
-        """Write the new steps, each with the time at which it was taken."""
+        """Write the new steps, each with its own time."""
         for record in picture.steps:
-            # Steps that an earlier start has taken after its last checkpoint are lost, and must not be shown.
+            # An earlier start may have written steps after its last checkpoint; they are void and must not be shown.
             self._writer = self._writer or _summary_writer(self._folder, first_step=record.step)
             taken = time.time() - (picture.steps[-1].elapsed_seconds - record.elapsed_seconds)
             for found in measurements(self._spec, record):
@@ -59,13 +59,13 @@ class TensorBoardLog:
             self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the rest and close the file."""
         if self._writer is not None:
             self._writer.close()
 
 
 class WandbLog:
-    """An observer that sends every step to Weights & Biases; a run that goes on goes on in the same place there."""
+    """An observer that sends every step to Weights & Biases; a resumed run continues its entry there."""
 
     def __init__(self, spec: FusionSpec):
         import wandb
@@ -87,18 +87,18 @@ class WandbLog:
             self._run.log({_path(found): found.value for found in measurements(self._spec, record)}, step=record.step)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the rest and end the entry."""
         self._run.finish()
         self._scratch.cleanup()
 
 
 def _summary_writer(folder: str, first_step: int) -> Any:
-    """A writer of one more file; of what the others hold from ``first_step`` on, TensorBoard shows nothing."""
+    """A writer of one more file; TensorBoard hides the other files' steps from ``first_step`` on."""
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(folder, purge_step=first_step, filename_suffix=f".step-{first_step}")
 
 
 def _path(found: Measurement) -> str:
-    """``loss/objective``; a number without a label stands alone: ``gradient_norm``."""
+    """The metric's path: ``loss/objective``; without a label ``gradient_norm``."""
     return f"{found.family}/{found.label}" if found.label else found.family

@@ -1,4 +1,4 @@
-"""Watching a run from its driver: a picture of it again and again, for everybody who shows or records it."""
+"""Watch a run from its driver: take a picture of it every second and hand it to the observers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.history.result import Progress
 
 SECONDS_BETWEEN_PICTURES = 1.0
 
-#: A cluster that no longer answers must not hold up the error that says so.
+#: The longest wait for the last picture: an unreachable cluster must not delay the error that reports it.
 MOST_SECONDS_TO_END = 5.0
 
 
@@ -21,20 +21,20 @@ class Observer(Protocol):
     """Shows or records a run."""
 
     def see(self, picture: Progress, now: float) -> None:
-        """A picture: all totals, and the steps since the one before. ``now`` is the monotonic time in seconds."""
+        """Take in a picture: all totals, and the steps since the last one. ``now``: monotonic time in seconds."""
 
     def close(self) -> None:
-        """The run is over, and its last picture has been seen."""
+        """End: the run is over and the last picture was handed over."""
 
 
 class Watch:
-    """A context that shows a run to observers until it is left, the end included. It never stops the run.
+    """A context that shows a run to observers, its end included. It never stops the run.
 
-    An observer that fails is told about and left out; when no picture can be taken any more, watching ends.
+    An observer that raises is reported and dropped. If no picture can be taken, watching ends.
 
     Args:
-        snapshot: takes a picture: all totals, and the steps after the one it is given.
-        observers: are called in one thread, one after the other.
+        snapshot: takes a picture: all totals, and the steps after the given one.
+        observers: called in one thread, one after the other.
         say: prints a line.
     """
 
@@ -59,13 +59,13 @@ class Watch:
             self._try(observer, observer.close)
 
     def _watch(self) -> None:
-        """Look and show, again and again, and once more when the context is left."""
+        """Take and show pictures until the context is left, and one more then."""
         while True:
             is_last = self._left.is_set()
             try:
                 picture = self._snapshot(self._last_step)
-            except Exception as error:  # of Ray, while its cluster goes down: the run itself says what is wrong
-                self._say(f"no progress to be had: {type(error).__name__}")
+            except Exception as error:  # Ray's, while its cluster goes down: the run itself reports the cause
+                self._say(f"the progress display stopped: {type(error).__name__}")
                 return
             self._last_step = picture.steps[-1].step if picture.steps else self._last_step
             now = time.monotonic()
@@ -78,6 +78,6 @@ class Watch:
     def _try(self, observer: Observer, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # a full disk, a server that is gone: nothing that a run should end for
+        except Exception as error:  # a full disk or an unreachable server must not end a run
             self._observers.remove(observer)
-            self._say(f"{type(observer).__name__} goes on no longer: {type(error).__name__}: {error}")
+            self._say(f"{type(observer).__name__} stopped: {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""What no single section of a spec can see: settings that do not go together."""
+"""Checks across sections of a spec: settings that exclude each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.errors import Fault
 
 
 def cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
-    """All faults between sections. Sections that are themselves at fault are absent and passed over."""
+    """All faults between sections. A section with a fault of its own is absent, and its checks are skipped."""
     sources = sections.get("source_models")
     if sources is not None:
         yield from _repeated_names(sources)
@@ -67,7 +67,7 @@ def _idle_loss(sources: Sequence[Any], lm_loss_weight: float) -> Iterator[Fault]
     if not sources and lm_loss_weight != 1.0:
         yield Fault(where, f"is {lm_loss_weight}, but without source models there is no fusion loss", "set it to 1.0")
     if sources and lm_loss_weight == 1.0:
-        yield Fault(where, "is 1.0, so the source models would run for nothing", "lower it, or set source_models=[]")
+        yield Fault(where, "is 1.0, so the source models would have no effect", "lower it, or set source_models=[]")
 
 
 def _single_source(sources: Sequence[Any], fusion: Any) -> Iterator[Fault]:
@@ -91,15 +91,16 @@ def _methods_apart(sources: Sequence[Any], alignment: Any, fusion: Any) -> Itera
         yield Fault(
             "alignment.split_tokens",
             "product cannot go with a source's temperature",
-            "leave all temperatures at 1.0: a path's probability is the model's own",
+            "leave all temperatures at 1.0: the product needs the model's own probabilities",
         )
     if fusion.granularity == "token" and fusion.arithmetic == "fusellm":
-        yield Fault("fusion.granularity", "token cannot go with arithmetic fusellm", "the authors compare passages")
+        reason = "token cannot go with fusion.arithmetic fusellm, which compares whole passages"
+        yield Fault("fusion.granularity", reason, "set it to passage, or arithmetic to exact")
 
 
 def _long_overlap(overlap_bytes: int, block_length: int) -> Iterator[Fault]:
     if overlap_bytes > block_length:
-        reason = f"{overlap_bytes} bytes of context would crowd out the text of a passage of {block_length} tokens"
+        reason = f"{overlap_bytes} bytes of context leave no room for text in a passage of {block_length} tokens"
         yield Fault("corpus.overlap_bytes", reason, f"set it to {block_length} or less")
 
 
@@ -108,7 +109,7 @@ def _not_for_conversations(corpus: Any, alignment: Any) -> Iterator[Fault]:
         reason = f"is {corpus.overlap_bytes}, but a conversation is cut between turns"
         yield Fault("corpus.overlap_bytes", reason, "set it to 0, or leave corpus.messages_column empty")
     if alignment and alignment.tokens != "byte_offset":
-        reason = f"{alignment.tokens} aligns whole texts, and each model reads a conversation as another text"
+        reason = f"{alignment.tokens} aligns whole texts, but each model renders a conversation as a different text"
         yield Fault("alignment.tokens", reason, "set it to byte_offset, or leave corpus.messages_column empty")
 
 
@@ -134,9 +135,9 @@ def _unusable_merges(merges: Mapping[str, Any]) -> Iterator[Fault]:
     for label, merge in merges.items():
         where = f"evaluation.merges.{label}"
         if merge.method == "sce" and not merge.base:
-            yield Fault(f"{where}.base", "is missing", "sce adds changes to a base: name the model they come from")
+            yield Fault(f"{where}.base", "is missing", "sce adds changes to a base: name the model before the changes")
         if merge.method == "sce" and merge.weights:
-            yield Fault(f"{where}.weights", "are set, but sce finds its own", "remove them, or set method to linear")
+            yield Fault(f"{where}.weights", "are set, but sce computes them", "remove them, or set method to linear")
         if merge.method == "linear" and merge.base:
             yield Fault(f"{where}.base", "is set, but linear has none", "add it to models, or set method to sce")
         if merge.weights and (len(merge.weights) != len(merge.models) or not sum(merge.weights)):
@@ -154,14 +155,14 @@ def _repeated_labels(evaluation: Any) -> Iterator[Fault]:
 
 def _long_stride(stride_tokens: int, block_length: int) -> Iterator[Fault]:
     if stride_tokens > block_length:
-        reason = f"a window of {block_length} tokens (training.block_length) cannot move on by {stride_tokens}"
+        reason = f"{stride_tokens} is more than a window of {block_length} tokens (training.block_length)"
         yield Fault("evaluation.stride_tokens", reason, f"set it to {block_length} or less")
 
 
 def _blind_evaluation(evaluation: Any) -> Iterator[Fault]:
     if evaluation.every_steps and not evaluation.corpora:
-        what = f"is {evaluation.every_steps}, but there is nothing to evaluate on"
-        yield Fault("evaluation.every_steps", what, "name held-out domains in evaluation.corpora, or set it to 0")
+        what = f"is {evaluation.every_steps}, but evaluation.corpora is empty"
+        yield Fault("evaluation.every_steps", what, "name held-out domains there, or set it to 0")
     if evaluation.patience and not evaluation.every_steps:
-        what = f"is {evaluation.patience}, but nothing is evaluated during training"
-        yield Fault("evaluation.patience", what, "set evaluation.every_steps, or patience to 0")
+        what = f"is {evaluation.patience}, but evaluation.every_steps is 0"
+        yield Fault("evaluation.patience", what, "raise every_steps, or set patience to 0")

@@ -1,4 +1,4 @@
-"""From a YAML file and dotted overrides to a ``FusionSpec``, with every fault listed at once."""
+"""Load a ``FusionSpec`` from a YAML file and dotted overrides; all faults are reported at once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     """Read and check a spec.
 
     Args:
-        source: path of a YAML file, or the mapping that such a file holds. Its key ``preset`` names one of
-            ``presets.PRESETS``, whose values count where the spec has none of its own.
+        source: path of a YAML file, or the mapping in such a file. Its key ``preset`` names one of
+            ``presets.PRESETS``, whose values fill the gaps of the spec.
         overrides: ``section.field=value``, the value in YAML; list items by position (``source_models.0.replicas=2``).
 
     Raises:
@@ -34,7 +34,7 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Sequence[str] =
 
 
 def dump_spec(spec: FusionSpec) -> str:
-    """The spec with all defaults written out, as YAML that ``load_spec`` reads back to an equal spec."""
+    """The spec with all defaults as YAML; ``load_spec`` reads it back to an equal spec."""
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -82,7 +82,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _with_override(document: dict[str, Any], override: str) -> dict[str, Any]:
-    """A copy of ``document`` in which the place that ``override`` names has its value; nothing else is touched."""
+    """A copy of ``document`` with the value of one ``section.field=value``."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise SpecError([Fault(override, "is not an override", "write section.field=value")])
@@ -123,7 +123,7 @@ def _required_fields(section: type[BaseModel]) -> str:
 
 
 def _fault(section: str, detail: Mapping[str, Any]) -> Fault:
-    """One of pydantic's findings as a sentence: the dotted path, the value seen, the values allowed."""
+    """One of pydantic's errors as a fault: the dotted path, the value seen, the values allowed."""
     keys = [section, *detail["loc"]]
     where = ".".join(str(key) for key in keys)
     if detail["type"] == "extra_forbidden":
@@ -137,7 +137,7 @@ def _fault(section: str, detail: Mapping[str, Any]) -> Fault:
 
 
 def _section_at(keys: Sequence[str | int]) -> type[BaseModel] | None:
-    """The section class at a dotted path of the spec, through tuples of sections; None where there is none."""
+    """The section class at a dotted path of the spec, through tuples of sections; None if there is none."""
     owner: Any = FusionSpec
     for key in keys:
         if isinstance(key, int):
@@ -150,7 +150,7 @@ def _section_at(keys: Sequence[str | int]) -> type[BaseModel] | None:
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section class that an annotation is or holds, as in ``tuple[SourceModel, ...]``."""
+    """The section class that an annotation is or contains, as in ``tuple[SourceModelSpec, ...]``."""
     candidates = (annotation, *get_args(annotation))
     return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
 
@@ -202,7 +202,7 @@ def _with_located_adapter(source: Any) -> Any:
 
 
 def _located_evaluation(evaluation: Any) -> Any:
-    """The section with its paths absolute; a member of a merge or an ensemble may be a label, which is no path."""
+    """The section with absolute paths; a member of a merge or an ensemble may be a label, which is not a path."""
     labels = {*evaluation.models, *evaluation.merges}
 
     def located(names: Sequence[str]) -> tuple[str, ...]:
@@ -224,7 +224,7 @@ def _located_evaluation(evaluation: Any) -> Any:
 
 
 def _located_checkpoint(checkpoint: str) -> str:
-    """A folder or file that exists becomes absolute; anything else is a hub name or a URL and stays."""
+    """An existing folder or file as an absolute path; hub names and URLs unchanged."""
     return _absolute(checkpoint) if checkpoint and Path(checkpoint).expanduser().exists() else checkpoint
 
 

@@ -1,7 +1,7 @@
 """The published methods as settings, for comparison: ``preset: fusellm_soft`` in a spec.
 
-Each does what the authors' code does, save for one mistake that is mended: where no source row is found, the one-hot
-target is the *next* token, not the current one. Packing, BOS and splitting of long documents are this engine's own.
+Each does what the authors' code does, with one bug fixed: where no source row is found, the one-hot target is the
+*next* token, not the current one. Packing, BOS and the splitting of long documents are this engine's own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def with_preset(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec's mapping with its ``preset`` written out; what the spec says itself stays.
+    """A spec's mapping with the values of its ``preset``; the spec's own values have priority.
 
     Raises:
         SpecError: there is no such preset.

@@ -1,6 +1,6 @@
 """``python -m pipelines.experiment``: make texts and models, run every arm, score, write the results page.
 
-Everything that is finished stays in the folder and is not done again, so a stopped experiment goes on where it was.
+Finished work stays in the folder and is not repeated, so a stopped experiment continues where it stopped.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines.experiment", description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("outputs/experiment"), help="keeps everything that is made")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/experiment"), help="keeps texts, models and runs")
     parser.add_argument(
         "--page", type=Path, default=Path("pipelines/experiment/RESULTS.md"), help="plots go to figures/ beside it"
     )
     parser.add_argument("--corpora", type=Path, help="a folder; its three largest files are the domains of setting B")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the arms that are compared")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the compared arms")
     parser.add_argument("--ablation-seeds", type=int, default=1, help="of the ablations; 0 leaves them out")
     parser.add_argument("--rates", type=float, nargs="+", default=arms.RATES, help="peak learning rates to choose from")
     return parser
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 def setting_a(
     laboratory: Laboratory, rates: Sequence[float], seeds: Sequence[int], ablation_seeds: Sequence[int]
 ) -> Findings:
-    """Continued training, distillation and fusion at their own learning rates; ablations at fusion's."""
+    """Compare continued training, distillation and fusion, each at its own learning rate; ablations at fusion's."""
     compared = (arms.CONTINUED, arms.DISTILLED, arms.FUSED)
     choices = choose_rates(laboratory, compared, rates)
     chosen = {choice.arm: choice.rate for choice in choices}
@@ -106,7 +106,7 @@ def setting_a(
 def setting_b(
     laboratory: Laboratory, rates: Sequence[float], seeds: Sequence[int], documents: list[Document]
 ) -> Findings:
-    """Experts, their ensemble, their merges, and the base fused from them, beside plain continued training."""
+    """Compare experts, their ensemble, their merges, the base fused from them, and plain continued training."""
     domains = domains_of(documents)
     choices = choose_expert_rates(laboratory, rates, documents)
     expert_rates = {domain: choice.rate for domain, choice in zip(domains, choices, strict=True)}
@@ -131,7 +131,7 @@ def setting_b(
 
 
 def choose_rates(laboratory: Laboratory, compared: Sequence[Arm], rates: Sequence[float]) -> list[Choice]:
-    """Run seed 0 of each arm at each learning rate; the best one on the validation text is the arm's."""
+    """Run seed 0 of each arm at each learning rate, and choose the best rate on the validation text."""
     runs = {arm: [Run(arm, rate, 0) for rate in rates] for arm in compared}
     laboratory.run([run for found in runs.values() for run in found])
     return [
@@ -141,7 +141,7 @@ def choose_rates(laboratory: Laboratory, compared: Sequence[Arm], rates: Sequenc
 
 
 def choose_expert_rates(laboratory: Laboratory, rates: Sequence[float], documents: list[Document]) -> list[Choice]:
-    """The same for the experts, each on the validation text of its own domain."""
+    """``choose_rates`` for the experts, each on the validation text of its own domain."""
     folder, domains = laboratory.folder, domains_of(documents)
     make([expert_job(folder, domain, documents, rate, 0) for domain in domains for rate in rates])
     return [
@@ -160,7 +160,7 @@ def choose_expert_rates(laboratory: Laboratory, rates: Sequence[float], document
 def _choice(
     laboratory: Laboratory, name: str, setting: str, rates: Sequence[float], models: Sequence[Path], domain: str = ""
 ) -> Choice:
-    """From one model a rate, by the mean of all domains or by one of them."""
+    """A choice from one model for each rate, by the mean of all domains or by one domain."""
     return Choice(name, dict(zip(rates, laboratory.means(setting, VALIDATION, models, domain), strict=True)))
 
 
@@ -174,12 +174,12 @@ def run_row(laboratory: Laboratory, arm: Arm, runs: Sequence[Run]) -> Row:
 def model_row(
     laboratory: Laboratory, setting: str, name: str, checkpoints: Sequence[Path], rate: float = math.nan
 ) -> Row:
-    """Held-out scores of models that no run has made, one a seed."""
+    """Held-out scores of models that were not made by a run, one for each seed."""
     return Row(name, laboratory.scores(setting, HELD_OUT, checkpoints), rate)
 
 
 def merged_experts(folder: Path, method: str, base: Path, experts: Sequence[Path]) -> Path:
-    """Where the merge of a seed's experts is written; see ``evaluation.merges`` of the spec."""
+    """Merge the experts of a seed, as ``evaluation.merges`` of a spec does; returns the folder."""
     from engine.spec import MergeSpec
 
     place = folder / "merges" / method / base.name

@@ -1,4 +1,4 @@
-"""The arms of the experiment: what each changes in ``pipelines/specs/experiment.yaml``.
+"""The arms of the experiment: their overrides of ``pipelines/specs/experiment.yaml``.
 
 Setting A (the paper's main setting): three sources of different architectures and tokenizers, each strong in its own
 domain, and a weaker target. Setting B (the paper's Table 7): three experts, each the same base continued on one domain,
@@ -15,10 +15,10 @@ from pipelines.experiment.models import base_folder, expert_folder, larger_folde
 
 SPEC = "pipelines/specs/experiment.yaml"
 
-#: Peak learning rates that every arm with a rate of its own chooses from.
+#: Peak learning rates; every arm with a rate of its own chooses one.
 RATES = (3e-3, 5e-3, 8e-3)
 
-#: What the arms of a setting train.
+#: The folder of the model that the arms of a setting train.
 BEGINNINGS = {"a": target_folder, "b": base_folder}
 
 _CONTINUED = ("source_models=[]", "objective.lm_loss_weight=1.0")
@@ -31,8 +31,8 @@ class Arm:
 
     Attributes:
         setting: ``a`` or ``b``.
-        name: as the results page calls it.
-        overrides: what it changes in the spec, for one seed and folder of the experiment.
+        name: on the results page.
+        overrides: of the spec, for one folder of the experiment and one seed.
         rate_of: the arm whose learning rate it takes; empty: it chooses its own on the validation text.
     """
 
@@ -51,12 +51,12 @@ class Run:
     seed: int
 
     def folder(self, experiment: Path) -> Path:
-        """Where ``engine run`` leaves everything."""
+        """The output folder of the run."""
         name = self.arm.name.replace(" ", "-").replace("/", "-")
         return experiment / "runs" / self.arm.setting / name / f"rate-{self.rate:g}" / f"seed-{self.seed}"
 
     def overrides(self, experiment: Path) -> list[str]:
-        """What it changes in ``SPEC``, as the command line takes it."""
+        """The overrides of ``SPEC`` for the command line."""
         return [
             f"run.output_dir={self.folder(experiment)}",
             f"run.seed={self.seed}",
@@ -110,7 +110,7 @@ MIXED = Arm("b", "continued training", _fixed(*_CONTINUED))
 
 
 def fused_experts(rates: Mapping[str, float]) -> Arm:
-    """The base fused from the three experts of its seed; ``rates`` are those that each domain's expert learned at."""
+    """The base fused from the three experts of its seed; ``rates``: domain to its expert's learning rate."""
 
     def overrides(experiment: Path, seed: int) -> tuple[str, ...]:
         experts = {domain: expert_folder(experiment, domain, rate, seed) for domain, rate in rates.items()}

@@ -1,4 +1,4 @@
-"""Paired bootstrap: how sure a difference between two arms is, over seeds and held-out documents."""
+"""Paired bootstrap: the confidence interval of a difference between two arms, over seeds and held-out documents."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class ScoredDomain:
-    """One domain's D documents as one model scored them.
+    """The scores of one model on the D documents of one domain.
 
     Attributes:
         bits: float64 [D].
-        num_bytes: float64 [D], those that the bits describe.
+        num_bytes: float64 [D], the number of scored bytes.
     """
 
     bits: np.ndarray
@@ -50,13 +50,13 @@ def mean_bits_per_byte(scores: Scores) -> float:
 def paired_difference(
     ours: Sequence[Scores], theirs: Sequence[Scores], resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Mean held-out bits per byte of ours less theirs; below zero: ours is better.
+    """Mean held-out bits per byte of ours minus theirs; below zero ours is better.
 
     Each resample draws seeds with replacement, and within each domain documents with replacement, the same for both
-    arms and for all seeds: what is easy text for one arm is easy for the other. Percentile interval.
+    arms and for all seeds: text that is easy for one arm is easy for the other. Percentile interval.
 
     Args:
-        ours, theirs: one item a seed, in the same order, with the same domains and documents.
+        ours, theirs: one item for each seed, in the same order, with the same domains and documents.
     """
     generator = np.random.default_rng(seed)
     seeds = len(ours)

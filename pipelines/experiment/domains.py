@@ -1,7 +1,7 @@
-"""Setting B's three domains, each cut into short documents and dealt out to parts that share no file.
+"""The three domains of setting B, each cut into short documents and dealt out to parts that share no file.
 
-By default docstrings and code of the running Python's standard library and the C++ headers that PyTorch brings along,
-so that every machine that runs the engine has them; otherwise the three largest files of a folder.
+By default they are docstrings and code of the running Python's standard library and the C++ headers of the installed
+PyTorch, which every machine with the engine has; with ``--corpora`` the three largest files of a folder.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from engine.corpus.documents import read_documents
 from engine.corpus.files import find_files, units_of
 from pipelines.quickstart.texts import Document, cut, split_documents
 
-#: Folders of PyTorch's headers that people have written; the others are generated, or other projects'.
+#: Folders of PyTorch's hand-written headers; the others are generated or belong to other projects.
 HEADER_FOLDERS = ("c10", "torch/csrc", "ATen/core", "ATen/native")
 
 DOCUMENT_CHARACTERS = 1500
-"""A longer document is cut into several, so that a part has many, of many files."""
+"""A longer document is cut, so that a part has many documents of many files."""
 
 LARGEST_SHARE = 6
-"""One file gives at most this fraction of a part."""
+"""A file gives a part at most its quota divided by this."""
 
 NUM_DOMAINS = 3
 
-#: A domain's documents, those of one file together: files are dealt out whole, so that no part has another's neighbour.
+#: A domain's documents by file: files are dealt out whole, so that no two parts share one.
 Files = Iterable[Sequence[Document]]
 
 
 def deal(files: Files, quotas: Mapping[str, int], seed: int) -> dict[str, list[Document]]:
-    """Fill parts in their order with one domain's files, in an order that depends on names and seed alone.
+    """Fill parts in order with the files of one domain; the order of the files depends on names and seed alone.
 
     Args:
-        quotas: part to bytes. Of a file too large for its part the beginning is taken, and the rest is left out.
+        quotas: part to bytes. A file that is too large for its part gives its beginning; the rest is left out.
     """
     parts: dict[str, list[Document]] = {name: [] for name in quotas}
     taken = dict.fromkeys(quotas, 0)
@@ -66,10 +66,10 @@ def default_domains(quotas: Mapping[str, int], seed: int) -> dict[str, dict[str,
 
 
 def folder_domains(folder: Path, quotas: Mapping[str, int], seed: int) -> dict[str, dict[str, list[Document]]]:
-    """Domain to part to documents: the three largest files of a folder, with a column ``text``.
+    """Domain to part to documents: the three largest files of a folder; each needs a column ``text``.
 
     Raises:
-        ValueError: the folder has fewer than three such files.
+        ValueError: the folder has fewer than three .parquet and .jsonl files.
     """
     paths = sorted(folder.glob("*.parquet")) + sorted(folder.glob("*.jsonl"))
     if len(paths) < NUM_DOMAINS:

@@ -1,8 +1,8 @@
-"""The models that the experiment makes itself, in plain torch: what an arm begins with.
+"""Make the models from which the arms start, in plain torch.
 
 Setting A: a target for every seed, and a larger model with the target's tokenizer; its source models are the
-quickstart's. Setting B: a base for every seed, and its experts. All share the quickstart target's tokenizer, so that
-seeds differ in the initial weights and in the text that was seen first, not in what a token is.
+quickstart's. Setting B: a base for every seed, and its experts. All share the tokenizer of the quickstart's target, so
+that seeds differ in the initial weights and in the first training text, not in the tokens.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ LARGER_STEPS, BASE_STEPS, EXPERT_STEPS = 600, 200, 240
 
 @dataclass(frozen=True)
 class Job:
-    """One model to be made.
+    """One model to make.
 
     Attributes:
-        recipe: its training.
+        recipe: of its training.
         documents: of its training.
-        folder: where it is stored; what is there already is not made again.
+        folder: of its files; a model that is there is not made again.
         start: the model that it continues; None: random weights.
     """
 
@@ -42,49 +42,49 @@ class Job:
 
 
 def target_folder(folder: Path, seed: int) -> Path:
-    """Of setting A's target."""
+    """Folder of setting A's target."""
     return folder / "models" / f"target-{seed}"
 
 
 def larger_folder(folder: Path) -> Path:
-    """Of the larger source."""
+    """Folder of the larger source."""
     return folder / "models" / "larger"
 
 
 def base_folder(folder: Path, seed: int) -> Path:
-    """Of setting B's base."""
+    """Folder of setting B's base."""
     return folder / "models" / f"base-{seed}"
 
 
 def expert_folder(folder: Path, domain: str, rate: float, seed: int) -> Path:
-    """Of the base of a seed continued on one domain."""
+    """Folder of an expert: the base of a seed continued on one domain."""
     return folder / "models" / f"expert-{domain}-rate-{rate:g}-seed-{seed}"
 
 
 def target_jobs(folder: Path, seeds: Iterable[int], target: list[Document], sources: list[Document]) -> list[Job]:
-    """Setting A's targets and its larger source."""
+    """The jobs of setting A's targets and of its larger source."""
     larger = replace(TARGET, config=_larger, steps=LARGER_STEPS, learning_rate=3e-3)
     targets = [Job(replace(TARGET, seed=seed), target, target_folder(folder, seed)) for seed in seeds]
     return [Job(larger, sources, larger_folder(folder)), *targets]
 
 
 def base_jobs(folder: Path, seeds: Iterable[int], documents: list[Document], domains: Sequence[str]) -> list[Job]:
-    """Setting B's bases, which have read a little of everything."""
+    """The jobs of setting B's bases, trained on a little text of every domain."""
     recipe = replace(TARGET, shares=dict.fromkeys(domains, 1 / len(domains)), steps=BASE_STEPS)
     return [Job(replace(recipe, seed=seed), documents, base_folder(folder, seed)) for seed in seeds]
 
 
 def expert_job(folder: Path, domain: str, documents: list[Document], rate: float, seed: int) -> Job:
-    """The base of a seed continued on one domain."""
+    """The job of an expert: the base of a seed continued on one domain."""
     recipe = replace(TARGET, shares={domain: 1.0}, steps=EXPERT_STEPS, learning_rate=rate, seed=seed)
     own = [document for document in documents if document.domain == domain]
     return Job(recipe, own, expert_folder(folder, domain, rate, seed), base_folder(folder, seed))
 
 
 def make(jobs: Iterable[Job]) -> None:
-    """Train and store what is not there yet, two models at once with one thread each.
+    """Train and store the missing models, two at once with one thread each.
 
-    On one kind of CPU the same versions give the same weights.
+    On one kind of CPU, the same versions give the same weights.
     """
     missing = [job for job in jobs if not (job.folder / "model.safetensors").exists()]
     with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -1,4 +1,4 @@
-"""The results page: tables, sentences and plots from what the experiment has found, and nothing else."""
+"""Write the results page: tables, sentences and plots from the experiment's findings alone."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ SETTINGS = {
 INTRODUCTION = """\
 # Does fusion work?
 
-Written by `make experiment`; do not edit. Everything below comes from runs of `python -m engine run {spec}`
-that differ in nothing but what is said. Models have about a million parameters and sources run on transformers, which
-starts sooner than vLLM; so the figures say something about the method and the engine, nothing about large models or
-speed. Source models, bases and experts are made in plain torch, as the quickstart's are.
+Written by `make experiment`; do not edit. All figures come from runs of `python -m engine run {spec}`
+that differ only in the named settings. Models have about a million parameters, and sources run on transformers, which
+starts sooner than vLLM. So the figures describe the method and the engine; they do not describe large models or speed.
+Source models, bases and experts are made in plain torch, like the quickstart's.
 
-Measured in held-out bits per byte, lower is better; means over domains, then over seeds. A seed changes the target's
-initial weights, the text that it has seen before, the order of the corpus, and in setting B the experts. Differences
-are paired by seed and by held-out document; brackets are {level:.0%} bootstrap intervals ({resamples:,} resamples):
+The measure is held-out bits per byte, lower is better; means over domains, then over seeds. A seed changes the target's
+initial weights, its earlier training text, the order of the corpus, and in setting B the experts. Differences are
+paired by seed and by held-out document; brackets are {level:.0%} bootstrap intervals ({resamples:,} resamples):
 seeds are drawn with replacement, and within each domain documents, the same ones for both arms and all seeds. Three
 seeds are few: where they disagree, the true interval is wider. Every arm and expert chose its peak learning rate with
-seed 0, on validation text that is reported nowhere else.
+seed 0, on validation text that serves no other purpose.
 
-{machine}. {minutes:.0f} minutes for the last start of `make experiment`, which does not repeat what is finished.
+{machine}. {minutes:.0f} minutes for the last start of `make experiment`, which does not repeat finished work.
 """
 
 CAVEATS = """\
 ## What this does not show
 
-- Equal steps, not equal compute: the sources read every passage too, and they were trained far longer than the target.
+- Equal steps, not equal compute: the sources read every passage too, and they were trained on far more text than the
+  target.
 - The held-out text is small ({documents}), and the same for all seeds.
 - The sources of setting A are one set; seeds do not change them. Ablations take fusion's learning rate and, where the
   table says one seed, a single run: read them as directions.
@@ -71,7 +72,7 @@ def write_page(path: Path, findings: Sequence[Findings], minutes: float) -> None
 
 
 def _verdict(found: Findings) -> Iterator[str]:
-    """What held and what did not, in sentences that follow from the figures alone."""
+    """The outcome in sentences that follow from the figures alone."""
     fusion, continued = found.row(FUSED.name), found.row(CONTINUED.name)
     yield _sentence("Fusion", "continued training", fusion.less(continued))
     seeds = [our - their for our, their in zip(fusion.means, continued.means, strict=True)]
@@ -104,7 +105,7 @@ def _order(found: Findings) -> Iterator[str]:
 
 
 def _kinds(ordered: Sequence[Row]) -> Iterator[str]:
-    """The rows in the paper's words: of several experts the first and the last count, of several merges the first."""
+    """The rows in the paper's words: only the first and the last expert count, and the first merge."""
     experts = [row.name for row in ordered if row.name.startswith("expert ")]
     words = {**KINDS, experts[0]: "the best expert", experts[-1]: "the worst expert"}
     for row in ordered:
@@ -127,7 +128,7 @@ def _table(found: Findings) -> Iterator[str]:
 
 def _ablations(found: Findings) -> Iterator[str]:
     fusion, continued = found.row(FUSED.name), found.row(CONTINUED.name)
-    yield "Each changes one thing in fusion (MinCE by passage, byte offsets, prefix mapping, K 64, three sources,"
+    yield "Each changes one setting of fusion (MinCE by passage, byte offsets, prefix mapping, K 64, three sources,"
     yield f"`lm_loss_weight` 0.5) and takes its learning rate, {fusion.rate:g}."
     yield ""
     yield "| | seeds | mean | less fusion | less continued training |"
@@ -151,14 +152,14 @@ def _rates(found: Findings) -> Iterator[str]:
     at_the_edge = [choice.arm for choice in found.choices if choice.rate in (min(rates), max(rates))]
     if at_the_edge:
         yield ""
-        yield f"Chosen at the edge of the grid, so that a better one may lie beyond it: {', '.join(at_the_edge)}."
+        yield f"Chosen at the edge of the grid, so a better rate may lie beyond it: {', '.join(at_the_edge)}."
 
 
 def _commands(findings: Sequence[Findings]) -> Iterator[str]:
     yield "## Commands"
     yield ""
-    yield f"What each arm's first run changes in `{SPEC}`; any of them runs by itself after `make experiment` has"
-    yield "made the texts and models."
+    yield f"The overrides of `{SPEC}` in the first run of each arm. Any of them runs by itself after"
+    yield "`make experiment` has made the texts and models."
     for found in findings:
         for row in (*found.rows, *found.ablations):
             if row.overrides:

@@ -1,4 +1,4 @@
-"""One plot: differences with their intervals, arm by arm."""
+"""Plot the differences of the arms with their intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BETTER, UNSURE, WORSE = "#1b7837", "#888888", "#b2182b"
 
 
 def plot_differences(path: Path, differences: Mapping[str, Interval]) -> None:
-    """A dot and an interval for each arm; green below zero, red above, grey where the interval holds zero."""
+    """Draw a dot and an interval for each arm: green below zero, red above, grey if the interval contains zero."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 0.9 + 0.34 * len(differences)), layout="constrained")

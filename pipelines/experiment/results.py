@@ -1,4 +1,4 @@
-"""What the experiment has found: plain data between the runs and the page."""
+"""The experiment's findings: plain data between the runs and the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.experiment.bootstrap import Interval, Scores, mean_bits_per_byte,
 
 @dataclass(frozen=True)
 class Choice:
-    """How an arm got its learning rate.
+    """The choice of an arm's learning rate.
 
     Attributes:
         arm: its name.
@@ -23,7 +23,7 @@ class Choice:
 
     @property
     def rate(self) -> float:
-        """The one with the lowest bits per byte."""
+        """The rate with the lowest bits per byte."""
         return min(self.validation, key=self.validation.__getitem__)
 
 
@@ -33,9 +33,9 @@ class Row:
 
     Attributes:
         name: of the model or arm.
-        scores: one item a seed, in the order of the seeds.
-        rate: peak learning rate; NaN for what was not trained here.
-        seconds: mean wall time of a run, NaN likewise.
+        scores: one item for each seed, in order.
+        rate: peak learning rate; NaN for a model that was not trained here.
+        seconds: mean wall time of a run; NaN for a model that was not made by a run.
         overrides: of the first seed's run, as ``python -m engine run`` takes them.
     """
 
@@ -47,12 +47,12 @@ class Row:
 
     @property
     def means(self) -> list[float]:
-        """Mean bits per byte over domains, one value a seed."""
+        """Mean bits per byte over domains, one value for each seed."""
         return [mean_bits_per_byte(scores) for scores in self.scores]
 
     @property
     def mean(self) -> float:
-        """Over seeds."""
+        """Mean over seeds of ``means``."""
         return sum(self.means) / len(self.means)
 
     def domain_mean(self, domain: str) -> float:
@@ -60,14 +60,14 @@ class Row:
         return sum(mean_bits_per_byte({domain: scores[domain]}) for scores in self.scores) / len(self.scores)
 
     def less(self, other: Row) -> Interval:
-        """This row's bits per byte less another's, over the seeds that both have; below zero: this one is better."""
+        """This row's bits per byte minus another's, over their common seeds; below zero this row is better."""
         seeds = min(len(self.scores), len(other.scores))
         return paired_difference(self.scores[:seeds], other.scores[:seeds])
 
 
 @dataclass(frozen=True)
 class Findings:
-    """One setting: how learning rates were chosen, the compared rows, and the ablations of ``fusion``."""
+    """The findings of one setting: choices of learning rates, compared rows, and ablations of fusion."""
 
     setting: str
     choices: Sequence[Choice]

@@ -1,4 +1,4 @@
-"""Runs arms, each in a process of its own, and scores what they have made. What is finished is not done again."""
+"""Run arms, each in a process of its own, and score their models. Finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pipelines.experiment.arms import SPEC, Run
 from pipelines.experiment.bootstrap import ScoredDomain, Scores, mean_bits_per_byte
 from pipelines.experiment.texts import read_texts
 
-#: Loading takes half of a run's time and fills no core, so two runs share two cores well.
+#: Loading takes half of a run's time and does not fill a core, so two runs share two cores well.
 AT_ONCE = 2
 LONGEST_RUN_SECONDS = 600
 
-#: As the runs see text: a block of 256 tokens; every token with at least half of it as context.
+#: Blocks of 256 tokens, as in the runs; every token has at least half a block of context.
 WINDOW_TOKENS, STRIDE_TOKENS = 256, 128
 
 
@@ -32,7 +32,7 @@ class Laboratory:
     """The experiment's folder, and two processes that score models.
 
     Args:
-        folder: of the experiment; relative, so that the commands on the results page are.
+        folder: of the experiment; relative, so that the commands on the results page have relative paths.
         say: called with a line about every finished run.
     """
 
@@ -48,22 +48,22 @@ class Laboratory:
         self._scorers.shutdown(cancel_futures=True)
 
     def run(self, runs: Sequence[Run]) -> None:
-        """``python -m engine run`` for each, ``AT_ONCE`` at a time.
+        """Start ``python -m engine run`` for each unfinished run, ``AT_ONCE`` at a time.
 
         Raises:
-            RuntimeError: a run failed; names its log.
+            RuntimeError: a run failed; the message names its log.
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for _ in pool.map(self._run, [run for run in runs if not self._done(run).exists()]):
                 pass
 
     def scores(self, setting: str, part: str, checkpoints: Sequence[Path]) -> list[Scores]:
-        """Models on the texts of ``part``."""
+        """Scores of models on the texts of ``part``."""
         texts = [self._scorers.submit(scored, self.folder, setting, part, place) for place in checkpoints]
         return [_by_document(found.result()) for found in texts]
 
     def ensemble_scores(self, setting: str, part: str, checkpoints: Iterable[Path]) -> Scores:
-        """The ensemble of some checkpoints (``pipelines.evaluation.ensemble``)."""
+        """Scores of the ensemble of some checkpoints (``pipelines.evaluation.ensemble``)."""
         jobs = [self._scorers.submit(scored, self.folder, setting, part, place) for place in checkpoints]
         members = [job.result() for job in jobs]
         return _by_document(
@@ -74,12 +74,12 @@ class Laboratory:
         )
 
     def means(self, setting: str, part: str, checkpoints: Sequence[Path], domain: str = "") -> list[float]:
-        """Each model's bits per byte: of one domain, else the mean over domains."""
+        """Bits per byte of each model: of one domain, or the mean over domains if ``domain`` is empty."""
         scores = self.scores(setting, part, checkpoints)
         return [mean_bits_per_byte({domain: score[domain]} if domain else score) for score in scores]
 
     def export(self, run: Run) -> Path:
-        """The exported model of a run."""
+        """Folder of a run's exported model."""
         return run.folder(self.folder) / "export"
 
     def seconds(self, run: Run) -> float:

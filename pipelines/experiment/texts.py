@@ -1,7 +1,7 @@
-"""The experiment's text, in files that a run can read.
+"""Write the experiment's texts as files that a run can read.
 
-Setting A goes on from the quickstart: its source models, its corpus and its held-out text are files of this repository.
-A tenth of that corpus is taken out to choose learning rates on. Setting B has domains and models of its own; see
+Setting A continues the quickstart: its source models, its corpus and its held-out text are files of this repository. A
+tenth of that corpus becomes the validation text for learning rates. Setting B has its own domains and models; see
 ``pipelines.experiment.domains``.
 """
 
@@ -20,15 +20,15 @@ from pipelines.quickstart.texts import Document, split_documents
 
 HELD_OUT, VALIDATION, CORPUS, BASE, EXPERT = "held-out", "validation", "corpus", "base", "expert"
 
-#: What each part of setting B gets of each domain, in bytes, as far as there is text.
+#: Bytes of each domain in each part of setting B, as far as there is text.
 EXPERT_QUOTAS = {HELD_OUT: 36_000, VALIDATION: 15_000, CORPUS: 66_000, BASE: 60_000, EXPERT: 1_200_000}
 
 VALIDATION_SHARE = 10
-"""One document in so many of the quickstart's corpus serves to choose learning rates."""
+"""One document in ten of the quickstart's corpus is validation text."""
 
 
 def quickstart_parts() -> tuple[list[Document], list[Document]]:
-    """What setting A's targets and its larger source are made from: no module of the stored files, in any Python."""
+    """The training text of setting A's targets and larger source: no module of the stored files, in any Python."""
     parts = split_documents(QUOTAS, rest="sources", seed=SEED)
     files = [FOLDER / "corpus" / "train.jsonl", *_held_out_files()]
     stored = {_module(row["id"]) for path in files for row in _rows(path)}
@@ -43,13 +43,13 @@ def _held_out_files() -> list[Path]:
 
 
 def expert_parts(corpora: Path | None) -> dict[str, list[Document]]:
-    """Setting B's parts, domain after domain; from a folder of corpora, if there is one."""
+    """The parts of setting B, domain after domain; from a folder of corpora if one is given."""
     domains = folder_domains(corpora, EXPERT_QUOTAS, SEED) if corpora else default_domains(EXPERT_QUOTAS, SEED)
     return {part: list(itertools.chain(*(found[part] for found in domains.values()))) for part in EXPERT_QUOTAS}
 
 
 def domains_of(documents: Iterable[Document]) -> tuple[str, ...]:
-    """The domains of some documents, in their order."""
+    """The domains of some documents, in order."""
     return tuple(dict.fromkeys(document.domain for document in documents))
 
 
@@ -72,7 +72,7 @@ def write_texts(folder: Path, experts: dict[str, list[Document]]) -> None:
 
 
 def read_texts(folder: Path, part: str) -> dict[str, list[str]]:
-    """Domain to documents of one part, as ``write_texts`` wrote them."""
+    """Domain to documents of one part, from the files of ``write_texts``."""
     paths = sorted(folder.glob(f"{part}_*.jsonl"))
     return {path.stem.removeprefix(f"{part}_"): [row["text"] for row in _rows(path)] for path in paths}
 
@@ -83,7 +83,7 @@ def _module(name: str) -> str:
 
 
 def _is_for_validation(name: str) -> bool:
-    """By the document's name, so that the choice is the same everywhere."""
+    """Whether a document is validation text, by a hash of its name: the choice is the same on all machines."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % VALIDATION_SHARE == 0
 
 

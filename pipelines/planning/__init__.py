@@ -1,1 +1,1 @@
-"""What a run would do and need, found without starting it."""
+"""Predict a run without starting it: sizes, memory and work, coverage and mapping of every source."""

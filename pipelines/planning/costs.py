@@ -1,8 +1,8 @@
-"""What each model needs and costs, from its configuration alone: memory, work per byte of text, a proposal of replicas.
+"""Memory and work of each model, and a proposal of replicas, from the configurations alone.
 
-Work is counted in multiplications and additions of matrices, 2 for each weight and token in a forward pass and 6 in a
-training step; attention's own share, small at these lengths, is left out. So the proposal holds for replicas on devices
-of one kind; the run's report says which pool really was the slowest.
+Work counts the floating point operations of matrix products: 2 for each weight and token in a forward pass, 6 in a
+training step. Attention's own share is small at these lengths and left out. The proposal is valid for replicas on
+devices of one kind; the report of a run names the slowest stage.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from engine.spec import FusionSpec, SourceModelSpec
 from engine.text.tokenization import PassageTokenizer
 
 FORWARD, TRAINING = 2, 6
-#: Log-probabilities of a scoring chunk are float32.
+#: The log-probabilities of a scoring chunk are float32.
 BYTES_PER_LOGIT = 4
-#: Bytes of a weight in training: the float32 weight, its gradient, and two moments of AdamW.
+#: Bytes of a weight in training: the float32 weight, its gradient and the two moments of AdamW.
 BYTES_PER_TRAINED_WEIGHT = 16
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """One model of a run.
+    """Memory and work of one model.
 
     Attributes:
         name: ``target``, or the source's name.
-        parameters: all of them. matrix_weights: those that every token is multiplied by.
+        parameters: all parameters. matrix_weights: those in matrix products with every token.
         memory_bytes: of one replica: weights, key-value cache and the vocabulary rows of a scoring chunk; of the
             target: weights, gradients and optimizer over all workers, without activations.
         work_per_byte: floating point operations for each byte of text.
-        relative: work per byte, in that of the target's training.
-        replicas: of the spec (the target: training workers); ``proposed``: enough to keep step with the training
-            workers, at least 1.
+        relative: work per byte divided by that of the target's training.
+        replicas: of the spec (the target: training workers). proposed: enough to keep up with the training workers, at
+            least 1.
     """
 
     name: str
@@ -49,10 +49,10 @@ class ModelCost:
 
 
 def model_costs(spec: FusionSpec, texts: Sequence[str]) -> tuple[ModelCost, ...]:
-    """The target and all sources.
+    """The costs of the target and of all sources.
 
     Args:
-        texts: a sample of the corpus, for how many tokens each model makes of a byte.
+        texts: a sample of the corpus, to count each model's tokens per byte.
     """
     workers = spec.training.num_workers
     parameters, weights, _, _ = _sizes(spec.target_model.checkpoint)
@@ -83,14 +83,14 @@ def _source_cost(source: SourceModelSpec, texts: Sequence[str], training: float,
 
 
 def _chunk_tokens(source: SourceModelSpec) -> int:
-    """Tokens whose vocabulary rows are held at once."""
+    """Number of tokens whose vocabulary rows are in memory at once."""
     if source.backend == "transformers":
         return transformers_backend.PASS_TOKENS
     return vllm_backend.BATCHED_TOKENS["cuda" if source.num_gpus else "cpu"]
 
 
 def _sizes(checkpoint: str) -> tuple[int, int, int, int]:
-    """Parameters, weights that every token is multiplied by, rows of the vocabulary, and bytes of a stored weight."""
+    """Number of parameters, of weights in matrix products, of vocabulary rows, and bytes of a stored weight."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""What a run would do and need, and what its sources have to offer, said before anything is started."""
+"""``engine.plan``: sizes, costs and a survey of the sources, before a run starts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pipelines.stream.sizes import FlowPlan, derive_flow
 
 @dataclass(frozen=True)
 class Plan:
-    """The spec, and what follows from it, its models and its corpus. ``print`` it.
+    """A spec with its sizes, the survey of its sources and the costs of its models. ``print`` it.
 
     Attributes:
-        sources: what each source has to offer, on a sample of the corpus, in the order of the spec.
-        costs: what the target and each source need and cost.
+        sources: the survey of each source on a sample of the corpus, in the order of the spec.
+        costs: memory and work of the target and of each source.
     """
 
     spec: FusionSpec
@@ -59,11 +59,11 @@ class Plan:
 
 
 def plan(spec: FusionSpec | Mapping[str, Any] | str | Path, score: bool = True) -> Plan:
-    """Look at the models, their tokenizers and a sample of the corpus; start nothing.
+    """Plan a run from its models, their tokenizers and a sample of the corpus. Starts neither Ray nor vLLM.
 
     Args:
-        score: whether to load the models, one after the other on this machine's CPU, and score a few passages; without,
-            the sources' nats per byte and what top K cuts off stay unknown.
+        score: whether to load the models, one after the other on this machine's CPU, and score a few passages. Without
+            scores, the sources' nats per byte and the mass beyond the top K stay unknown.
 
     Raises:
         SpecError: the spec is wrong.

@@ -25,7 +25,7 @@ def cost_lines(costs: Sequence[ModelCost]) -> list[str]:
 
 
 def length_line(spec: FusionSpec, step_tokens: int) -> str:
-    """When the run ends: at the latest, and by what else."""
+    """The limit of the run's length, and the conditions that end it earlier."""
     training, patience = spec.training, spec.evaluation.patience
     limits = ["with the corpus"]
     limits += [f"with {training.max_tokens:,} tokens"] if training.max_tokens else []
@@ -36,6 +36,7 @@ def length_line(spec: FusionSpec, step_tokens: int) -> str:
 
 
 def fusion_line(spec: FusionSpec) -> str:
+    """The rule, the sources, K and the objective in one line."""
     if not spec.source_models:
         return "none: continued training on the causal LM loss alone"
     fusion, weight = spec.fusion, spec.objective.lm_loss_weight
@@ -46,7 +47,7 @@ def fusion_line(spec: FusionSpec) -> str:
 
 
 def survey_lines(source: SourceSurvey, spec: FusionSpec) -> list[str]:
-    """One source's block."""
+    """The block of one source: coverage, mapping, distributions, tokenizer, examples."""
     return [
         f"source model {source.name}, on {source.passages} passages ({source.num_bytes:,} bytes) of the corpus",
         *_coverage_lines(source, spec.alignment.tokens),
@@ -86,14 +87,14 @@ def _mapping_lines(source: SourceSurvey, method: str) -> list[str]:
 
 def _score_lines(source: SourceSurvey, top_k: int) -> list[str]:
     if source.scores is None:
-        return ["  distributions: not looked at (--without-scoring): no nats per byte, no mass lost"]
+        return ["  distributions: not scored (--without-scoring): no nats per byte, no lost mass"]
     if source.scores.problem:
         return [f"  distributions: unknown, the model cannot be scored here: {source.scores.problem}"]
     scores = source.scores
     return [
         f"  distributions, {scores.rows:,} rows, {scores.num_bytes:,} bytes",
-        _share("lost", scores.lost_mass, f"mean mass beyond the likeliest {top_k}"),
-        _share("unmapped", scores.unmapped_mass, "mean mass that is kept and maps nowhere"),
+        _share("lost", scores.lost_mass, f"mean mass beyond the top {top_k}"),
+        _share("unmapped", scores.unmapped_mass, "mean kept mass that maps nowhere"),
         _line("nats per byte", f"{scores.nats_per_byte:>9.4f}", _target_nats(source.target_scores)),
     ]
 
@@ -107,7 +108,7 @@ def _target_nats(scores: Scores | None) -> str:
 
 
 def _tokenizer_lines(source: SourceSurvey) -> list[str]:
-    """What the tokenizer does, and what the target's does where that is something else."""
+    """The traits of the tokenizer, and those of the target's where they differ."""
     own, others = _trait_texts(source.traits), _trait_texts(source.target_traits)
     lines = [
         f"    {name:<15}{text:<36}  {'as the target' if text == others[name] else f'target: {others[name]}'}"
@@ -124,7 +125,7 @@ def _trait_texts(found: Traits) -> dict[str, str]:
         "EOS": "there is one" if found.has_eos else "none",
         "pad": "there is one" if found.has_pad else "none",
         "normaliser": f"{normalizer} ({', '.join(found.habits)})" if found.habits else normalizer,
-        "dummy prefix": "a blank before every passage" if found.dummy_prefix else "none",
+        "dummy prefix": "a space before every passage" if found.dummy_prefix else "none",
     }
 
 

@@ -1,7 +1,7 @@
-"""What every source has to offer the target, looked at on a small sample of the corpus before anything runs.
+"""Survey the sources on a small sample of the corpus: coverage, mapping, tokenizer and distributions of each.
 
-Coverage is counted by byte offsets, whatever ``alignment.tokens`` says: it shows how far two tokenizers go together.
-The distributions are those of transformers on the CPU, so that a plan needs no GPU and no vLLM.
+Coverage is counted by byte offsets under every ``alignment.tokens``: it shows how well two tokenizers fit together. The
+distributions come from transformers on the CPU, so that a plan needs no GPU and no vLLM.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from pipelines.planning.survey_examples import MappingSurvey, survey_mapping
 from pipelines.planning.survey_tokens import Coverage, SampledPassage, Tokenization, Traits, coverage, tokenize, traits
 from pipelines.stream.sizes import FlowPlan, mapping_sample
 
-#: Text of the sample, and the share that each of its units gives at least.
+#: Bytes of the sample, and the least that each of its corpus units contributes.
 SAMPLE_BYTES = 65_536
 SMALLEST_SHARE = 4096
 
-#: Documents of a unit that are looked at, readable or not.
+#: Documents that are tried in a unit, readable or not.
 MOST_DOCUMENTS = 2000
 
-#: Passages that are scored. With at most so many text tokens each, and BOS and EOS, they have 4,096 tokens at most.
+#: Scored passages and the text tokens of each; with BOS and EOS they have at most 4,096 tokens together.
 SCORED_PASSAGES = 8
 PASSAGE_TOKENS = 510
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says about the scored passages.
+    """The scores of a model on the scored passages.
 
     Attributes:
-        rows: distributions looked at. num_bytes: the bytes that their tokens cover, EOS apart.
+        rows: number of distributions. num_bytes: the bytes of their tokens, EOS excluded.
         nats_per_byte: over these bytes.
-        lost_mass: mean over the rows of what is beyond the likeliest K, in [0, 1].
-        unmapped_mass: mean over the rows of what is kept and maps nowhere, in [0, 1].
-        problem: why the model could not be scored, in one line; then the numbers are NaN.
+        lost_mass: mean mass of a row beyond the top K, in [0, 1].
+        unmapped_mass: mean kept mass of a row that maps nowhere, in [0, 1].
+        problem: the reason that the model could not be scored, in one line; the numbers are then NaN.
     """
 
     rows: int = 0
@@ -64,17 +64,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class SourceSurvey:
-    """One source model beside the target, on a sample.
+    """The survey of one source model on a sample.
 
     Attributes:
         name: of the source.
         passages, num_bytes: of the sample.
         coverage: of the target's rows by the source's.
         mapping: of the source's vocabulary to the target's.
-        traits, target_traits: what the two tokenizers do to a text.
+        traits, target_traits: of the two tokenizers.
         vocab_size: ids of the source's tokenizer. padding_rows: rows of its embedding beyond them; negative if the
             embedding has too few.
-        scores, target_scores: of the models; None where scoring was not asked for.
+        scores, target_scores: of the models; None without scoring.
     """
 
     name: str
@@ -93,11 +93,11 @@ class SourceSurvey:
 def survey(spec: FusionSpec, flow: FlowPlan, score: bool = True) -> tuple[SourceSurvey, ...]:
     """Survey all sources of a spec on one sample of the corpus.
 
-    What cannot be read is passed over: the run itself reports it. Weights that cannot be loaded are told in ``Scores``.
+    Unreadable rows are skipped: the run itself reports them. Weights that cannot be loaded are a ``Scores.problem``.
 
     Args:
         flow: of the same spec.
-        score: whether to load weights and score; without, nats per byte and masses are left out.
+        score: whether to load weights and score; without scores there are no nats per byte and no masses.
     """
     if not spec.source_models:
         return ()
@@ -146,7 +146,7 @@ def _survey_source(
 
 
 def sample_passages(spec: FusionSpec, flow: FlowPlan) -> list[SampledPassage]:
-    """The first passages of units spread over the corpus, about ``SAMPLE_BYTES`` in all; the same for the same spec."""
+    """The first passages of units spread over the corpus, about ``SAMPLE_BYTES`` in all; equal for equal specs."""
     tokenizers = [PassageTokenizer.load(checkpoint) for checkpoint in flow.checkpoints]
     # One token less than the window: the target may fill its context, a source leaves a place free.
     windows = [max(SMALLEST_WINDOW, min(window - 1, PASSAGE_TOKENS)) for window in flow.windows]
@@ -159,7 +159,7 @@ def sample_passages(spec: FusionSpec, flow: FlowPlan) -> list[SampledPassage]:
 def _first_passages(
     unit: CorpusUnit, corpus: CorpusSpec, cutter: PassageCutter | ConversationCutter, num_bytes: int
 ) -> list[SampledPassage]:
-    """The first passages of one unit, until they have ``num_bytes``."""
+    """The first passages of one unit, ``num_bytes`` or a little more."""
     found: list[SampledPassage] = []
     left = num_bytes
     for document in islice(read(unit, corpus.text_column, corpus.messages_column), MOST_DOCUMENTS):
@@ -201,7 +201,7 @@ def _spread(items: Sequence, most: int) -> list:
 def _scores(
     section: SourceModelSpec, top_k: int, passages: Sequence[SampledPassage], mapping: np.ndarray | None
 ) -> Scores:
-    """Load one model on the CPU and score passages with it; what goes wrong is told in ``problem``."""
+    """Load one model on the CPU and score passages with it; an error becomes ``problem``."""
     from actors.sources.source_model import SourceModel
 
     if not passages:
@@ -211,18 +211,18 @@ def _scores(
             section.model_copy(update={"backend": "transformers", "num_gpus": 0.0, "probe": "off"}), top_k
         )
         return scores_of(model(_table(passages)), section.name, top_k, mapping)
-    except Exception as error:  # every library that reads weights has errors of its own; the plan goes on without them
+    except Exception as error:  # every library that reads weights has its own errors; the plan continues without them
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return Scores(problem=lines[0])
 
 
 def scores_of(batch: pa.Table, name: str, top_k: int, mapping: np.ndarray | None) -> Scores:
-    """The figures of one source's columns; without ``mapping`` nothing is unmapped. An answer counts as a passage."""
+    """The scores in one source's columns; without ``mapping`` no mass is unmapped. An answer counts as a passage."""
     masses = np.exp(flat_values(batch[f"{name}/topk_logprobs"])[0].reshape(-1, top_k).astype(np.float64))
     nats, covered = 0.0, 0
     ends, logprobs = rows_of(batch[f"{name}/end_bytes"]), rows_of(batch[f"{name}/token_logprobs"])
     for consumed, following in zip(ends, logprobs, strict=True):
-        starts = [0, *np.flatnonzero(np.diff(consumed) < 0) + 1, len(consumed)]  # offsets fall where an answer begins
+        starts = [0, *np.flatnonzero(np.diff(consumed) < 0) + 1, len(consumed)]  # offsets drop where an answer begins
         for start, end in pairwise(starts if len(consumed) else ()):
             num_bytes = consumed[end - 1]
             nats -= float(following[start:end][consumed[start:end] < num_bytes].sum(dtype=np.float64))
@@ -244,7 +244,7 @@ def scores_of(batch: pa.Table, name: str, top_k: int, mapping: np.ndarray | None
 
 
 def _table(passages: Sequence[SampledPassage]) -> pa.Table:
-    """``records.PASSAGE``, of conversations with ``records.MESSAGES``; nothing is context."""
+    """A table of ``records.PASSAGE``, of conversations with ``records.MESSAGES``; without context."""
     columns = {
         "passage_id": [f"sample:{index}" for index in range(len(passages))],
         "text": [passage.text for passage in passages],

@@ -1,4 +1,4 @@
-"""What a vocabulary mapping looks like: how much of it is the same bytes, and ten rows that a person can judge."""
+"""Survey a vocabulary mapping: the shares of its kinds, and ten rows that a person can judge."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class MappingExample:
     """One row of a mapping. ``print`` it.
 
     Attributes:
-        source_id, target_id: target ``UNMAPPED`` for nowhere.
+        source_id, target_id: the target id is ``UNMAPPED`` if there is none.
         source_text, target_text: quoted, control characters and stray bytes escaped; special tokens as written.
-        count: how often the source token occurs in the sample.
-        is_nonsense: whether the target token does not begin the source token's bytes.
+        count: occurrences of the source token in the sample.
+        is_nonsense: whether the source token's bytes do not start with the target token's.
     """
 
     source_id: int
@@ -39,14 +39,14 @@ class MappingExample:
 
 @dataclass(frozen=True)
 class MappingSurvey:
-    """How a source's vocabulary maps to the target's; shares of ``ids`` that sum to 1.
+    """The mapping of a source's vocabulary to the target's; the shares of ``ids`` sum to 1.
 
     Attributes:
-        ids: of the source's tokenizer.
-        same: mapped to a token of the same bytes, or of the same role. otherwise: mapped to another. nowhere: the rest.
-        nonsense: ids mapped to a token that does not begin their own bytes.
-        examples: ten rows, or as many as there are: nonsense first, the least alike first; then the most frequent in
-            the sample that are not mapped to the same bytes; then the most frequent of all.
+        ids: number of ids of the source's tokenizer.
+        same: share mapped to a token of the same bytes or role. otherwise: to another token. nowhere: the rest.
+        nonsense: number of ids mapped to a token that is not the beginning of their own bytes.
+        examples: at most ten rows: nonsense first, the least similar first; then the most frequent in the sample that
+            are not mapped to the same bytes; then the most frequent of all.
     """
 
     ids: int
@@ -60,11 +60,11 @@ class MappingSurvey:
 def survey_mapping(
     source: PassageTokenizer, target: PassageTokenizer, mapping: np.ndarray, counts: np.ndarray
 ) -> MappingSurvey:
-    """Look at a mapping.
+    """Survey a mapping.
 
     Args:
         mapping: int32 [V of the source], target ids or ``UNMAPPED``.
-        counts: int64 [V of the source], how often each token occurs in the sample.
+        counts: int64 [V of the source], occurrences of each token in the sample.
     """
     same = np.array([_is_same(source, target, token, partner) for token, partner in enumerate(mapping.tolist())])
     nowhere = mapping == UNMAPPED
@@ -97,14 +97,14 @@ def survey_mapping(
 
 
 def quoted(data: bytes) -> str:
-    """Bytes as a person can read them: UTF-8 in double quotes, what is no text or cannot be printed escaped."""
+    """Bytes as readable text: UTF-8 in double quotes; bytes that are not UTF-8 or not printable are escaped."""
     return '"' + "".join(_escaped(character) for character in data.decode("utf8", "surrogateescape")) + '"'
 
 
 def _escaped(character: str) -> str:
     if character in '\\"':
         return "\\" + character
-    if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8
+    if "\udc80" <= character <= "\udcff":  # a byte that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
@@ -117,7 +117,7 @@ def _shown(tokenizer: PassageTokenizer, token: int) -> str:
 
 
 def _is_same(source: PassageTokenizer, target: PassageTokenizer, token: int, partner: int) -> bool:
-    """Whether a token is mapped to one of the same bytes, or of a role that it has too."""
+    """Whether a token is mapped to one of the same bytes or of the same role."""
     if partner == UNMAPPED:
         return False
     if source.token_bytes[token] is not None and source.token_bytes[token] == target.token_bytes[partner]:
@@ -132,17 +132,17 @@ def _is_same(source: PassageTokenizer, target: PassageTokenizer, token: int, par
 
 
 def _likeness(source: bytes | None, target: bytes | None) -> float | None:
-    """How much of the longer one two tokens share at both ends, in [0, 1); None if the target begins the source."""
+    """Share of the longer token that both have at its two ends, in [0, 1); None if the target is a prefix."""
     if target and source and source.startswith(target):
         return None
     if not source or not target:
         return 0.0
-    before = _alike(source, target)
-    behind = _alike(source[before:][::-1], target[before:][::-1])
-    return (before + behind) / max(len(source), len(target))
+    prefix = _common_prefix(source, target)
+    suffix = _common_prefix(source[prefix:][::-1], target[prefix:][::-1])
+    return (prefix + suffix) / max(len(source), len(target))
 
 
-def _alike(one: bytes, other: bytes) -> int:
-    """How many bytes two runs begin with alike."""
+def _common_prefix(one: bytes, other: bytes) -> int:
+    """Length of the common prefix."""
     pairs = zip(one, other, strict=False)
     return next((place for place, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))

@@ -1,4 +1,4 @@
-"""How far two tokenizers go together on a sample: coverage of the target's rows, and what each does to a text."""
+"""Survey two tokenizers on a sample: the coverage of the target's rows, and the traits of each tokenizer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from engine.method.answers import answers_of, beginnings_beyond
 from engine.text.chat import ChatTemplate, Message
 from engine.text.tokenization import NO_ROLE, PassageTokenizer
 
-#: What a labelled target row can be, in the order of ``Coverage``; the first three have a source row.
+#: The kinds of a labelled target row, in the order of ``Coverage``; the first three have a source row.
 KINDS = EXACT, ONE_TO_MANY, LAST_OF_LONGER, INTERIOR, UNALIGNED = range(5)
 
-#: Texts that tell what a normalizer does: the habit, a text, and the text that is left of it.
+#: Texts that reveal a normalizer: the habit, a text, and the normalized text.
 PROBES = (
     ("lower-cases", "Ab", "ab"),
     ("composes characters as NFC", "e\u0301", "\u00e9"),
     ("takes characters apart as NFD", "\u00e9", "e\u0301"),
     ("strips accents", "\u00e9", "e"),
     ("replaces compatibility characters as NFKC", "\ufb01", "fi"),
-    ("collapses blanks", "a  b", "a b"),
+    ("collapses spaces", "a  b", "a b"),
 )
 
 
@@ -34,7 +34,7 @@ PROBES = (
 class SampledPassage:
     """A passage of the sample: its text, its length in UTF-8 bytes, and whether its document ends with it.
 
-    A conversation has ``messages``; its text is then what the assistant says.
+    A conversation has ``messages``; its text is then the assistant's answers.
     """
 
     text: str
@@ -45,15 +45,15 @@ class SampledPassage:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What the target's labelled rows are to one source, by byte offsets; shares of ``rows`` that sum to 1.
+    """The target's labelled rows by kind, aligned with one source by byte offsets; the shares of ``rows`` sum to 1.
 
     Attributes:
-        rows: labelled rows in the sample. Without any, the shares are NaN.
+        rows: number of labelled rows in the sample; with 0 the shares are NaN.
         exact: a source token of the same bytes ends here.
         one_to_many: the target token is several source tokens, the last of which ends here.
         last_of_longer: the target token is the end of a longer source token (the last piece of n-1).
-        interior: the target token ends inside a source token (n-1): it has no row.
-        unaligned: none of these, such as BOS beside a source that has none.
+        interior: the target token ends inside a source token (n-1) and has no source row.
+        unaligned: none of these, such as BOS when the source has none.
     """
 
     rows: int
@@ -65,18 +65,18 @@ class Coverage:
 
     @property
     def used(self) -> float:
-        """Share of the rows where the ends of both meet: they have a source row."""
+        """Share of the rows with a source row: tokens of both end at the same byte."""
         return self.exact + self.one_to_many + self.last_of_longer
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a tokenizer does to a text, and the roles that it has.
+    """The special tokens and the normalization of a tokenizer.
 
     Attributes:
         adds_bos: whether BOS precedes a passage in the run. has_bos, has_eos, has_pad: whether there is such a token.
-        dummy_prefix: whether a blank that is not in it precedes a text.
-        normalizer: names of the normalizer's parts, in order. habits: what they do, as ``PROBES`` names it.
+        dummy_prefix: whether the tokenizer puts a space before a text.
+        normalizer: names of the normalizer's parts, in order. habits: their effects, as ``PROBES`` names them.
     """
 
     adds_bos: bool
@@ -90,9 +90,9 @@ class Traits:
 
 @dataclass(frozen=True)
 class Tokenization:
-    """A sample as one tokenizer has it: ids and end bytes of each passage, BOS and EOS included, int32 [T] each.
+    """A sample in tokens: ids and end bytes of each passage, BOS and EOS included, int32 [T] each.
 
-    Of conversations, the answers: what precedes an answer is there in the place of BOS, its turn's end in that of EOS.
+    A conversation is its answers: the token before an answer takes the place of BOS, the end of its turn that of EOS.
     """
 
     tokenizer: PassageTokenizer
@@ -100,11 +100,11 @@ class Tokenization:
     end_bytes: tuple[np.ndarray, ...]
 
     def counts(self) -> np.ndarray:
-        """How often each id occurs, int64 [V]."""
+        """Occurrences of each id, int64 [V]."""
         return np.bincount(np.concatenate([np.empty(0, np.int32), *self.ids]), minlength=self.tokenizer.vocab_size)
 
     def beginnings(self) -> list[bytes]:
-        """What precedes each text in its first token; see ``answers.beginnings_beyond``."""
+        """The bytes before each text in its first token; see ``answers.beginnings_beyond``."""
         offsets = np.cumsum([0, *(len(ids) for ids in self.ids)])
         none = np.empty(0, np.int32)
         return beginnings_beyond(
@@ -134,7 +134,7 @@ def coverage(target: Tokenization, source: Tokenization) -> Coverage:
     """Count the kinds of the target's labelled rows.
 
     Args:
-        target: with BOS and EOS as in the run. source: with EOS behind every passage, as sources score.
+        target: with BOS and EOS as in the run. source: with EOS after every passage, as sources score.
     """
     counts = np.zeros(len(KINDS), np.int64)
     beginnings = zip(target.beginnings(), source.beginnings(), strict=True)
@@ -146,7 +146,7 @@ def coverage(target: Tokenization, source: Tokenization) -> Coverage:
 
 
 def row_kinds(target_ends: np.ndarray, source_ends: np.ndarray, begins_alike: bool) -> np.ndarray:
-    """What each labelled target row of one passage is: one of ``KINDS``, int64 [T-1].
+    """The kind of each labelled target row of one passage: one of ``KINDS``, int64 [T-1].
 
     Args:
         target_ends, source_ends: int32 [T], [S+1]; the source's last token, EOS, has no row.
@@ -173,19 +173,19 @@ def row_kinds(target_ends: np.ndarray, source_ends: np.ndarray, begins_alike: bo
 
 
 def _spans(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the text of each token begins, and which of the tokens with one end it is, from 1.
+    """The start byte of each token, and its number from 1 among the tokens with the same end.
 
-    Tokens that share an end, such as BOS and a lone dummy prefix, or the parts of a character, share a beginning.
+    Tokens with the same end, such as BOS and a lone dummy prefix or the parts of a character, have the same start.
     """
     first = np.searchsorted(ends, ends)
     return np.where(first > 0, ends[first - 1], 0), np.arange(len(ends)) - first + 1
 
 
 def traits(tokenizer: PassageTokenizer, bos: Literal["tokenizer", "always", "never"]) -> Traits:
-    """What a tokenizer does to a text.
+    """The traits of a tokenizer.
 
     Args:
-        bos: as in the spec, whether BOS precedes a passage.
+        bos: the spec's ``bos`` of the model.
     """
     return Traits(
         adds_bos={"always": True, "never": False}.get(bos, tokenizer.adds_bos),
@@ -199,7 +199,7 @@ def traits(tokenizer: PassageTokenizer, bos: Literal["tokenizer", "always", "nev
 
 
 def _text_of(tokenizer: PassageTokenizer, text: str) -> str:
-    """What the tokens of ``text`` say, blanks around it aside; nothing where the tokenizer cannot say it."""
+    """The text that the tokens of ``text`` decode to, without spaces around it; empty if they cannot encode it."""
     try:
         ids, _ = tokenizer.encode(text)
     except TokenizerError:

@@ -1,1 +1,1 @@
-"""The quickstart's models and corpus, and the script that made both from Python's own standard library."""
+"""The quickstart's models and corpus, and the script that makes both from Python's standard library."""

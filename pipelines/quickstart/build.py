@@ -1,8 +1,8 @@
 """Make the quickstart's models and corpus: ``python -m pipelines.quickstart.build``, from the repository's root.
 
-The steps: read the standard library and deal its modules out to four parts, so that no two parts share a module; train
-a tokenizer and a model for each recipe, two models at once with one CPU thread each; store them in float16; load them
-again as a user would and measure held-out bits per byte; write the corpus and ``build.log``.
+Steps: read the standard library and deal its modules out to four parts that share no module; train a tokenizer and a
+model for each recipe, two models at once with one CPU thread each; store them in float16; load them again as a user
+would and measure held-out bits per byte; write the corpus and ``build.log``.
 
 Cost: about 12 minutes of CPU time, 6 to 10 minutes on two cores; 8.2 MB on disk. Every number of steps is fixed and
 every choice is seeded, so the same Python, the same pinned packages and the same kind of CPU give the same files.
@@ -29,16 +29,16 @@ from pipelines.quickstart.recipes import RECIPES, Recipe, make_tokenizer
 from pipelines.quickstart.texts import DOMAINS, Document, cut, split_documents
 
 FOLDER = Path(__file__).parent
-QUOTAS = {"held-out": 30_000, "corpus": 120_000, "target": 60_000}  # bytes of each domain; the rest is for the sources
+QUOTAS = {"held-out": 30_000, "corpus": 120_000, "target": 60_000}  # bytes of each domain; the sources get the rest
 SEED = 0
 PROCESSES = 2
 
 PASSAGE_CHARACTERS = (128, 640)
-"""A training passage has a random size in this range, so that a model is used to short and long contexts."""
+"""A training passage has a random size in this range, so that a model learns short and long contexts."""
 
 PASSAGE_TOKENS = 256
 SORTED_BATCHES = 8
-"""Batches drawn together and filled by length: a third less padding, and still a new mixture every time."""
+"""Batches drawn together and filled by length: a third less padding, and still a new mixture each time."""
 
 EVALUATION_CHARACTERS = 384
 TOKENIZER_PASSAGES = 4000
@@ -48,7 +48,7 @@ LOSSES_SHOWN = 10
 
 
 def build(folder: Path, recipes: Sequence[Recipe]) -> None:
-    """Make everything below ``folder``, which may hold an older build."""
+    """Make corpus, models and log in ``folder``; an older build is replaced."""
     begin = time.perf_counter()
     parts = split_documents(QUOTAS, rest="sources", seed=SEED)
     log = [f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"]
@@ -72,7 +72,7 @@ def _part_sizes(parts: dict[str, list[Document]]) -> Iterator[str]:
 
 
 def write_corpus(folder: Path, parts: dict[str, list[Document]]) -> None:
-    """The text to fuse on, shuffled, and one held-out file a domain."""
+    """Write the text to fuse on, shuffled, and one held-out file for each domain."""
     folder.mkdir(parents=True, exist_ok=True)
     corpus = list(parts["corpus"])
     random.Random(SEED).shuffle(corpus)
@@ -88,7 +88,7 @@ def _write_jsonl(path: Path, documents: Sequence[Document]) -> None:
 
 
 def make_model(recipe: Recipe, parts: dict[str, list[Document]], folder: Path) -> list[str]:
-    """Train one tokenizer and model, store both, and measure what was stored.
+    """Train one tokenizer and model, store both, and measure the stored model.
 
     Returns:
         Lines for the log.
@@ -129,7 +129,7 @@ def passages(recipe: Recipe, documents: Sequence[Document]) -> Iterator[tuple[st
 
 
 def _passages_of(domain: str, documents: Sequence[Document], seed: int) -> Iterator[tuple[str, bool]]:
-    """All passages of one domain in a new order, cut at new places, again and again."""
+    """Endless passages of one domain: each round in a new order and cut at new places."""
     choices = random.Random(f"{seed}/{domain}")
     sizes = iter(lambda: choices.randint(*PASSAGE_CHARACTERS), None)
     texts = [document.text for document in documents if document.domain == domain]
@@ -168,13 +168,13 @@ def _padded(rows: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Te
 def train(
     model: PreTrainedModel, recipe: Recipe, data: Iterator[tuple[torch.Tensor, torch.Tensor]]
 ) -> tuple[list[float], int]:
-    """Causal LM training; the mean loss of every tenth of the steps, and the number of tokens learned."""
+    """Train on the causal LM loss; returns the mean loss of every tenth of the steps, and the learned tokens."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, recipe.steps))
     losses, num_tokens = [], 0
     model.train()
     for ids, labels in itertools.islice(data, recipe.steps):
-        # No attention mask: padding stands on the right, where causal attention never looks.
+        # No attention mask: padding is on the right, which causal attention never sees.
         logits = model(ids, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         loss.backward()
@@ -199,7 +199,8 @@ def _learning_rate_factor(step: int, steps: int) -> float:
 
 
 def measure(folder: Path, documents: Sequence[Document]) -> Iterator[tuple[str, float]]:
-    """Bits per byte of a stored model on each domain; bytes that a model without BOS cannot predict do not count."""
+    """Bits per byte of a stored model on each domain; the first bytes, which a model without BOS cannot predict, do not
+    count."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for domain in DOMAINS:
@@ -211,10 +212,10 @@ def measure(folder: Path, documents: Sequence[Document]) -> Iterator[tuple[str, 
 
 @torch.no_grad()
 def _bits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[float, int]:
-    """Bits that the model needs for a passage, and the bytes that these bits describe."""
+    """The model's bits for a passage, and the number of bytes that they describe."""
     encoded = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
     ids = encoded["input_ids"][0]
-    unpredicted = text[: encoded["offset_mapping"][0, 0, 1]]  # nothing if the first token is BOS
+    unpredicted = text[: encoded["offset_mapping"][0, 0, 1]]  # empty if the first token is BOS
     logits = model(ids[None]).logits[0, :-1]
     nats = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").item()
     return nats / math.log(2), len(text.encode("utf8")) - len(unpredicted.encode("utf8"))

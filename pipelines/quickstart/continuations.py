@@ -1,11 +1,11 @@
-"""Makes the quickstart's task, a multiple choice on held-out text: how does the document go on?
+"""Make the quickstart's task, a multiple choice on held-out text: how does the document continue?
 
     python -m pipelines.quickstart.continuations
 
-Each question is the beginning of a stretch of held-out text. One choice is what follows, the others follow elsewhere:
-four beginnings, two of each domain, share their four choices. So a model that does not read the beginning, however
-likely it finds one choice or another, is right exactly once in four; one that sees no more than the domain, once in
-two. All choices have the same number of characters.
+Each question is the beginning of a stretch of held-out text. The right choice is its continuation, the others are
+continuations of other stretches: four beginnings, two of each domain, share their four choices. So a model that ignores
+the beginning is right exactly once in four, whatever it prefers; a model that only sees the domain, once in two. All
+choices have the same number of characters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GROUPS, OF_EACH_DOMAIN = 20, 2
 
 
 def main() -> None:
-    """Write ``tasks/continuations.jsonl``; the same questions every time."""
+    """Write ``tasks/continuations.jsonl``, always with the same questions."""
     draw = random.Random(0)
     stretches = {domain: _stretches_of(domain) for domain in DOMAINS}
     chosen = {domain: draw.sample(sorted(found), GROUPS * OF_EACH_DOMAIN) for domain, found in stretches.items()}
@@ -39,13 +39,13 @@ def main() -> None:
 
 
 def _stretches_of(domain: str) -> dict[str, str]:
-    """What follows a beginning, to the beginning, for all stretches of a domain."""
+    """Continuation to beginning, for all stretches of a domain."""
     lines = (HERE / "corpus" / f"heldout_{domain}.jsonl").read_text(encoding="utf8").splitlines()
     return {right: context for line in lines for context, right in _stretches(json.loads(line)["text"])}
 
 
 def _stretches(text: str) -> list[tuple[str, str]]:
-    """Beginnings and what follows them, one behind the other, each cut before a blank."""
+    """Consecutive stretches of a text as (beginning, continuation), each cut before a space."""
     found = []
     start = 0
     while (cut := text.find(" ", start + CONTEXT)) != -1 and cut + CONTINUATION <= len(text):

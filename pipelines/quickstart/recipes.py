@@ -1,8 +1,8 @@
-"""What each of the quickstart's four models is: architecture, tokenizer, habits and training text.
+"""The recipes of the quickstart's four models: architecture, tokenizer, BOS and training text.
 
-They differ in everything that knowledge fusion has to bridge: architecture, vocabulary, the way of a tokenizer with
-spaces, the strings of the special tokens, tied or untied embeddings, and whether a text begins with BOS. The source
-models have fifty times as much text to learn from as the target model, and each prefers another domain.
+They differ in all that knowledge fusion has to bridge: architecture, vocabulary, handling of spaces, strings of the
+special tokens, tied or untied embeddings, and BOS at the start of a text or not. The source models have fifty times as
+much training text as the target model, and each prefers another domain.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The standard library as two domains of text: ``docs``, what it says about itself, and ``code``, what it does.
+"""The standard library as two domains of text: ``docs``, its documentation, and ``code``, its source.
 
 Both come from the folder of the running Python alone, so the build needs no network. Docs are documentation strings
-and the language topics of ``pydoc``; code is source with comments and documentation strings taken out, so that neither
-domain contains the other. Text is split by *module*: whatever a module contains, docs and code, lands in one part, and
-no model has read the neighbour of a held-out passage. The price is 7 % of the text: what the part that owns its module
-needs no more of, and what repeats an earlier part.
+and the language topics of ``pydoc``; code is source without comments and documentation strings, so that neither domain
+contains the other. Text is split by *module*: docs and code of a module go to one part, so no model has read the
+neighbour of a held-out passage. The price is 7 % of the text: parts of a module beyond the quota of its part, and
+repetitions of an earlier part.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydoc_data.topics import topics
 
 DOMAINS = ("docs", "code")
 
-#: Tests, tables, what copies from itself and others, and everything that depends on how this Python was built.
+#: Tests, tables, copies of other code, and modules that depend on the build of this Python.
 LEFT_OUT = {"__phello__", "encodings", "ensurepip", "html/entities.py", "pydoc_data", "site-packages", "stringprep.py"}
 LEFT_OUT |= {"distutils", "idle_test", "lib2to3", "msilib", "test", "tests", "this.py"}
 
@@ -34,19 +34,19 @@ DOCUMENT_BYTES = 1000
 """Neighbouring definitions or docstrings are joined until a document has this many bytes; a long one stays whole."""
 
 SHORTEST_BYTES = 200
-"""What remains at the end of a module joins the document before it if it is shorter than this."""
+"""A shorter rest at the end of a module joins the document before it."""
 
 LARGEST_SHARE = 3
-"""A part takes no module larger than this fraction of its quota, lest one subject fill it."""
+"""A part takes no module larger than this fraction of its quota, so that no subject fills it."""
 
 LONG_LINE_CHARACTERS = 30
 LARGEST_COPIED_SHARE = 0.15
-"""A document is dropped if more of its long lines than this stand in an earlier part."""
+"""A document is dropped if an earlier part has more than this share of its long lines."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document: ``name`` is its module or topic and its number there, never a path of this machine."""
+    """One document; ``name`` is its module or topic and its number there, never a local path."""
 
     name: str
     domain: str
@@ -82,7 +82,7 @@ def split_documents(quotas: dict[str, int], rest: str, seed: int) -> dict[str, l
 
 
 def _without_copies(parts: dict[str, list[Document]]) -> dict[str, list[Document]]:
-    """Drop what repeats lines of an earlier part: the library copies from itself in places."""
+    """Drop documents that repeat an earlier part: the library copies from itself in places."""
     earlier: set[str] = set()
     kept = {}
     for part, documents in parts.items():
@@ -97,13 +97,13 @@ def _copied_share(document: Document, earlier: set[str]) -> float:
 
 
 def _long_lines(document: Document) -> list[str]:
-    """The lines that are long enough to belong to one place."""
+    """The lines that are long enough to identify their place."""
     lines = [line.strip() for line in document.text.split("\n")]
     return [line for line in lines if len(line) >= LONG_LINE_CHARACTERS]
 
 
 def cut(text: str, sizes: Iterator[int]) -> Iterator[str]:
-    """Passages of a text: each of at most the next size in characters, ending before white space where there is any."""
+    """Cut a text into passages: each at most the next size in characters, and ending before white space if possible."""
     start = 0
     while start < len(text):
         end = start + next(sizes)
@@ -115,13 +115,13 @@ def cut(text: str, sizes: Iterator[int]) -> Iterator[str]:
 
 
 def _has_room(module: list[Document], part: str, taken: dict[tuple[str, str], int], quota: int) -> bool:
-    """Whether the part still lacks text of a domain that this module has, and the module is not too large for it."""
+    """Whether the part still needs text of a domain of this module, and the module is not too large for it."""
     is_small = sum(document.num_bytes for document in module) * LARGEST_SHARE <= quota
     return is_small and any(taken[part, document.domain] < quota for document in module)
 
 
 def _shuffled_modules(seed: int) -> list[list[Document]]:
-    """All documents, those of a module together, in an order that depends on names and seed, never on the disk."""
+    """All documents by module, in an order that depends on names and seed, never on the disk."""
     seen: set[str] = set()
     modules = []
     for name, documents in (*_library_modules(), *_topics()):
@@ -132,7 +132,7 @@ def _shuffled_modules(seed: int) -> list[list[Document]]:
 
 
 def _is_new(text: str, seen: set[str]) -> bool:
-    """Whether no document had this text before, white space and letter case aside."""
+    """Whether this text is new, apart from white space and letter case."""
     digest = hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
     is_new = digest not in seen
     seen.add(digest)
@@ -193,13 +193,13 @@ def _documents(name: str, domain: str, pieces: Iterable[str], joint: str) -> lis
 
 
 def _docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
-    """The documentation strings of a module and of everything in it, in the order of the text."""
+    """The documentation strings of a module and of its definitions, in the order of the text."""
     found = [owner.body[0].value for owner in _owners(tree)]
     yield from sorted(found, key=lambda constant: constant.lineno)
 
 
 def _owners(tree: ast.Module) -> list[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Whatever begins with a documentation string."""
+    """The module, classes and functions that begin with a documentation string."""
     kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     return [node for node in ast.walk(tree) if isinstance(node, kinds) and ast.get_docstring(node) is not None]
 
@@ -217,7 +217,7 @@ def _definitions(source: str, tree: ast.Module) -> Iterator[str]:
 
 
 def _without_remarks(source: str, tree: ast.Module) -> list[str | None]:
-    """The lines of a module, None where nothing but a comment or a documentation string was."""
+    """The lines of a module, None for lines of comments and documentation strings alone."""
     original = source.split("\n")
     lines: list[str | None] = list(original)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

@@ -8,7 +8,7 @@ from typing import Any
 import fsspec
 
 from engine.errors import Fault, PreflightError
-from engine.reporting.trackers import experiment_log_faults
+from engine.reporting.trackers import tracker_faults
 from engine.spec import EvaluationSpec, FusionSpec
 from engine.spec.loading import dump_spec, load_spec
 from pipelines.evaluation.models import comparison_faults
@@ -60,7 +60,7 @@ def preflight(spec: FusionSpec) -> FlowPlan:
     except PreflightError as error:
         faults += error.faults
     faults += comparison_faults(spec, trains_first=True)
-    faults += experiment_log_faults(spec)
+    faults += tracker_faults(spec)
     faults += _occupied(spec)
     if faults or flow is None:
         raise PreflightError(faults)

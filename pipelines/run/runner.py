@@ -23,7 +23,7 @@ from engine.reporting.model_card import write_model_card
 from engine.reporting.page import write_report
 from engine.reporting.rates import in_stream_order
 from engine.reporting.terminal import ProgressDisplay, show_evaluation, show_summary
-from engine.reporting.trackers import experiment_logs
+from engine.reporting.trackers import chosen_trackers
 from engine.reporting.watch import Watch
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
@@ -59,7 +59,7 @@ def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
         check_places(spec)
         spilled_before, monitor = cluster.spilled_bytes(), _run_monitor()
         display = ProgressDisplay(spec)
-        observers = [display, RayMetrics(spec), *experiment_logs(spec)]
+        observers = [display, RayMetrics(spec), *chosen_trackers(spec)]
         with Watch(lambda since_step: _snapshot(monitor, since_step), observers, display.say):
             history = train(spec, flow, monitor)
         result = _result(spec, history, _snapshot(monitor))

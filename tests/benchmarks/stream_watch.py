@@ -82,7 +82,7 @@ def watched_run(spec: FusionSpec) -> tuple[RunResult, list[Look]]:
     from pipelines.run import runner
 
     kept = LooksKept()
-    with mock.patch.object(runner, "experiment_logs", lambda spec: [kept]):
+    with mock.patch.object(runner, "chosen_trackers", lambda spec: [kept]):
         return runner.run(spec), kept.looks
 
 

@@ -91,10 +91,10 @@ def test_evaluations_on_other_domains_are_not_compared():
 @pytest.mark.parametrize(
     ("evaluation", "sentence"),
     [
-        ({"every_steps": 5}, "evaluation.every_steps: is 5, but there is nothing to evaluate on"),
+        ({"every_steps": 5}, "evaluation.every_steps: is 5, but evaluation.corpora is empty"),
         (
             {"corpora": {"docs": ["a.txt"]}, "patience": 2},
-            "evaluation.patience: is 2, but nothing is evaluated during training",
+            "evaluation.patience: is 2, but evaluation.every_steps is 0",
         ),
     ],
 )

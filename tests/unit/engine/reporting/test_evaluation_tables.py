@@ -1,4 +1,4 @@
-"""The tables, the JSON file and the plot of an evaluation, by small numbers."""
+"""The tables, the JSON file and the plot of an evaluation."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def test_the_best_of_every_domain_and_every_task_is_marked():
     assert [row[-1].is_best for row in tasks.rows] == [False, True, True, False]
 
 
-def test_the_parts_of_a_group_are_left_to_the_file():
+def test_the_parts_of_a_group_are_only_in_the_file():
     tasks = {label: {"all": row["quiz"], **row} for label, row in TASKS.items()}
     (table,) = score_tables(EvaluationResult(tasks=tasks, subtasks={"all": ["quiz"]}))
     assert {row[0].text.split(" ")[0] for row in table.rows} == {"all", ""}
@@ -78,7 +78,7 @@ def test_the_terminal_shows_both_tables_and_the_files():
     assert all(word in text for word in words)
 
 
-def test_nothing_makes_no_table():
+def test_an_empty_evaluation_makes_no_table():
     assert score_tables(EvaluationResult()) == []
 
 

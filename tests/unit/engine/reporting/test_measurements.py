@@ -1,4 +1,4 @@
-"""What is measured of a step, and how it goes to Ray, TensorBoard and Weights & Biases."""
+"""The metrics of a step, and their way to Ray, TensorBoard and Weights & Biases."""
 
 import math
 import sys
@@ -13,7 +13,7 @@ from tensorboardX.record_writer import masked_crc32c
 from engine.errors import PreflightError
 from engine.history.result import Progress, StageTotals
 from engine.reporting.measurements import STEP_FAMILIES, measurements
-from engine.reporting.trackers import TensorBoardLog, WandbLog, experiment_log_faults, experiment_logs
+from engine.reporting.trackers import TensorBoardLog, WandbLog, chosen_trackers, tracker_faults
 from engine.spec.loading import load_spec, parse
 from pipelines.cluster.ray_metrics import RayMetrics
 from pipelines.run.preflight import preflight
@@ -73,7 +73,7 @@ EXPECTED = {
 }
 
 
-def test_a_step_is_measured_whole_and_what_is_not_there_is_left_out():
+def test_a_step_has_all_metrics_and_missing_numbers_are_left_out():
     found = {(name, label): value for name, label, value in measurements(spec(), step(2))}
     assert found == pytest.approx(EXPECTED)
     assert {name for name, _ in found} == set(STEP_FAMILIES)
@@ -143,7 +143,7 @@ def test_tensorboard_gets_every_step_at_its_time(tmp_path):
     assert found[2, "learning_rate"][1] - found[1, "learning_rate"][1] == pytest.approx(10.0, abs=0.1)
 
 
-def test_tensorboard_hides_what_a_restart_has_lost(tmp_path):
+def test_tensorboard_hides_the_steps_that_a_restart_lost(tmp_path):
     for first in (1, 3):
         log = TensorBoardLog(spec(tmp_path))
         log.see(Progress(steps=(step(first),)), 0.0)
@@ -152,7 +152,7 @@ def test_tensorboard_hides_what_a_restart_has_lost(tmp_path):
     assert marks == [1, 3]
 
 
-def test_wandb_gets_every_step_in_a_run_that_goes_on(monkeypatch, tmp_path):
+def test_wandb_gets_every_step_in_a_resumed_run(monkeypatch, tmp_path):
     calls = []
     run = SimpleNamespace(
         log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finished")
@@ -172,13 +172,13 @@ def test_wandb_gets_every_step_in_a_run_that_goes_on(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == [], "its own files lie elsewhere"
 
 
-def test_logs_are_written_only_where_asked_for(tmp_path):
-    assert experiment_logs(spec()) == []
-    assert [type(log) for log in experiment_logs(spec(tmp_path, tensorboard=True))] == [TensorBoardLog]
-    assert list(tmp_path.iterdir()) == [], "nothing before the first step"
+def test_only_the_chosen_trackers_write(tmp_path):
+    assert chosen_trackers(spec()) == []
+    assert [type(log) for log in chosen_trackers(spec(tmp_path, tensorboard=True))] == [TensorBoardLog]
+    assert list(tmp_path.iterdir()) == [], "no file before the first step"
 
 
-def test_what_logs_need_is_said_before_anything_starts(tmp_path, monkeypatch):
+def test_missing_requirements_of_trackers_are_preflight_faults(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     overrides = [f"run.output_dir={tmp_path / 'out'}", "run.wandb_project=fusion"]
     with pytest.raises(PreflightError) as caught:
@@ -191,7 +191,7 @@ def test_what_logs_need_is_said_before_anything_starts(tmp_path, monkeypatch):
 
 
 def test_event_files_cannot_go_to_every_filesystem():
-    (fault,) = experiment_log_faults(spec("memory://runs/trial", tensorboard=True))
+    (fault,) = tracker_faults(spec("memory://runs/trial", tensorboard=True))
     assert str(fault) == (
         "run.tensorboard: event files cannot be written to memory://runs/trial; "
         "use a local run.output_dir, s3:// or gs://, or set it to false"

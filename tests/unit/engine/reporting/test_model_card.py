@@ -1,4 +1,4 @@
-"""The card that says how a model was made."""
+"""The model card: models, training, scores and revisions."""
 
 from __future__ import annotations
 

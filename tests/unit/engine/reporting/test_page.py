@@ -1,4 +1,4 @@
-"""The report is one page that holds every number, needs nothing from outside and parses as HTML."""
+"""The report is one page that holds every number, needs no other file and parses as HTML."""
 
 import math
 import re
@@ -143,7 +143,7 @@ def test_the_best_of_every_column_is_marked(result):
     assert Page(render_report(SPEC, result)).bold == ["1.2500", "1.7500", "1.5625"]
 
 
-def test_the_page_needs_nothing_from_outside(result):
+def test_the_page_needs_no_other_file(result):
     text = render_report(SPEC, result)
     page = Page(text)
     assert page.fetched == []
@@ -171,7 +171,7 @@ def test_curves_show_the_numbers_of_the_steps(result):
     assert len(set(level)) >= 2, "two sources with 25 % and 75 % of the passages run level, each on its own height"
 
 
-def test_evaluations_during_training_have_a_curve_a_domain(result):
+def test_evaluations_during_training_have_one_curve_per_domain(result):
     bits = {4: {"docs": 2.5, "code": 2.0}, 8: {"docs": 2.25, "code": 1.5}, 12: {"docs": 2.3, "code": 1.25}}
     history = tuple(replace(record, held_out=bits.get(record.step, {})) for record in result.history)
     evaluated = replace(result, history=history, stopped_by="no improvement", exported_step=8)
@@ -187,8 +187,8 @@ def test_evaluations_during_training_have_a_curve_a_domain(result):
         caption,
         "2.0000 after step 4 -> 1.2500 bits per byte after step 12",
         "the weights of step 8, the best on held-out text",
-        "no improvement: the held-out loss fell no further (evaluation.patience)",
-        "90.0 % of the blocks' places held a token to learn",
+        "no improvement: the held-out loss stopped falling (evaluation.patience)",
+        "90.0 % of the blocks' places hold a token to learn",
     ):
         assert text in page.texts, text
 
@@ -260,5 +260,4 @@ def test_the_slowest_stage_is_named(result, busy, expected):
         for name, seconds in busy.items()
     )
     sources = (SourceTotals("gpt2-code", 1.0, 1.0, 1.0),)
-    told = slowest_stage(replace(result, stages=stages, sources=sources))
-    assert told == expected
+    assert slowest_stage(replace(result, stages=stages, sources=sources)) == expected

@@ -1,4 +1,4 @@
-"""What a person reads while a run goes on and at its end: the words and the numbers, at any width."""
+"""The console output during a run and at its end: words and numbers, at any width."""
 
 import io
 import math
@@ -69,13 +69,13 @@ def test_rates_are_those_of_the_last_half_minute(state):
     assert state.seconds_left == pytest.approx(30 * 2.0)
 
 
-def test_old_pictures_are_forgotten(state):
+def test_old_pictures_are_dropped(state):
     later = stages(300, train=(42.0, 28.0), llama_docs=(25.0, 45.0), gpt2_code=(59.0, 11.0))
     state.update(Progress(stages=later), now=91.0)
     assert state.rates.train_tokens_per_second == pytest.approx(100 * 100 / 31), "since the picture 31 s ago"
 
 
-def test_the_words_say_what_waits_for_what(state):
+def test_the_slowest_stage_and_the_wait_for_data_are_named(state):
     words = "gpt2-code is 95 % busy: the others wait for it; training waits for data 40 % of the time"
     assert state.rates.bottleneck() == words
     assert words in line(state)
@@ -95,7 +95,7 @@ def test_no_stage_is_blamed_when_none_is_busy():
     assert state.headline.startswith("no stage is busy for more than half of its time; training waits for data 85 %")
 
 
-def test_loading_is_said_with_its_time():
+def test_loading_is_shown_with_its_time():
     state = RunState(SPEC, now=0.0)
     state.update(Progress(), now=12.0)
     assert line(state) == "trial | starting 2 source models ... 12 s"
@@ -106,7 +106,7 @@ def test_loading_is_said_with_its_time():
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
-def test_the_panel_has_everything(state, width):
+def test_the_panel_shows_all_parts(state, width):
     text = shown(panel(state), width)
     assert max(map(len, text.splitlines())) <= width
     for word in ("trial", "step 20/50", "loss 5.0000", "llama-docs", "gpt2-code", "train", "95.0 %"):
@@ -115,7 +115,7 @@ def test_the_panel_has_everything(state, width):
     assert "(causal LM 5.2500, fusion 4.7500)" in text
 
 
-def test_a_replaced_replica_and_a_skipped_row_are_seen(state):
+def test_a_replaced_replica_and_a_skipped_row_are_shown(state):
     replaced = StageTotals("gpt2-code", 200, 20000, 49.0, 11.0, replicas=2, starts=3)
     row = SkippedRow("corpus.jsonl", 7, "not JSON [really]")
     state.update(Progress(stages=(replaced,), skipped=(row,)), now=61.0)
@@ -124,13 +124,13 @@ def test_a_replaced_replica_and_a_skipped_row_are_seen(state):
     assert "1 row skipped, last corpus.jsonl, row 7: not JSON [really]" in text
 
 
-def test_training_that_starts_anew_is_named(state):
-    anew = StageTotals("train", 210, 21000, 42.0, 18.0, replicas=1, starts=2)
-    state.update(Progress(stages=(anew,)), now=61.0)
-    assert "training was started anew 1 time, from its last checkpoint" in shown(panel(state))
+def test_a_restart_of_training_is_shown(state):
+    restarted = StageTotals("train", 210, 21000, 42.0, 18.0, replicas=1, starts=2)
+    state.update(Progress(stages=(restarted,)), now=61.0)
+    assert "training was restarted 1 time, from its last checkpoint" in shown(panel(state))
 
 
-def test_a_log_gets_lines_with_their_time_now_and_then():
+def test_a_log_gets_lines_with_their_time():
     console = Console(file=io.StringIO(), force_terminal=False, width=20)
     display = ProgressDisplay(SPEC, console)
     began = time.monotonic()
@@ -153,7 +153,7 @@ def test_a_log_gets_lines_with_their_time_now_and_then():
     assert "held-out bits per byte after step 15: docs 2.5000" in lines[3], "and stays until the next"
 
 
-def test_a_long_run_has_a_line_a_minute():
+def test_a_long_run_has_one_line_per_minute():
     console = Console(file=io.StringIO(), force_terminal=False)
     display = ProgressDisplay(SPEC, console)
     began = time.monotonic()
@@ -176,7 +176,7 @@ def test_a_terminal_gets_one_panel_that_is_redrawn():
     ("limits", "seconds"),
     [({}, 60.0), ({"max_tokens": 12_000}, 20.0), ({"max_hours": 0.01}, 30.0), ({"max_tokens": 1}, 0.0)],
 )
-def test_the_time_left_is_that_until_the_first_limit(limits, seconds):
+def test_the_time_left_ends_at_the_first_limit(limits, seconds):
     spec = SPEC.model_copy(update={"training": SPEC.training.model_copy(update=limits)})
     state = RunState(spec, now=0.0)
     state.update(Progress(steps=(replace(STEP, step=10),)), now=40.0)
@@ -246,15 +246,16 @@ def test_throughput_counts_the_time_of_all_replicas(result):
     assert second == ("gpt2-code", "80", "8,000", "80", "100", "80.0 %", "2 (1 replaced)")
 
 
-def test_restarts_of_training_stand_in_the_summary(result):
-    anew = replace(result, stages=(*result.stages, StageTotals("train", 80, 8000, 1.0, 1.0, replicas=1, starts=3)))
-    assert ("training restarts", "2, each from the checkpoint before") in run_figures(anew).rows
+def test_the_summary_shows_restarts_of_training(result):
+    train = StageTotals("train", 80, 8000, 1.0, 1.0, replicas=1, starts=3)
+    restarted = replace(result, stages=(*result.stages, train))
+    assert ("training restarts", "2, each from the last checkpoint") in run_figures(restarted).rows
     assert "training restarts" not in dict(run_figures(result).rows)
 
 
 def test_a_run_without_a_step_has_a_summary(result):
     empty = replace(result, history=(), stages=(), sources=(), steps=0, tokens=0, wall_seconds=math.nan)
-    assert ("losses", "no step was made: the corpus held nothing to learn") in run_figures(empty).rows
+    assert ("losses", "no step was taken: the corpus has no text to learn") in run_figures(empty).rows
     show_summary(empty, Console(file=io.StringIO()))
 
 
@@ -272,9 +273,9 @@ def test_an_evaluation_marks_the_best():
     ("seconds", "words"),
     [(8.44, "8.4 s"), (59.96, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (math.nan, "-")],
 )
-def test_durations_are_said_as_a_person_says_them(seconds, words):
+def test_durations_have_readable_units(seconds, words):
     assert duration(seconds) == words
 
 
-def test_shares_are_per_cent():
+def test_shares_are_percentages():
     assert (share(0.4567), share(1.0), share(math.nan)) == ("45.7 %", "100.0 %", "-")

@@ -1,4 +1,4 @@
-"""A watch shows a run to all observers, from the first picture to the last, and never stands in its way."""
+"""A watch shows a run to all observers, from the first picture to the last, and never stops the run."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(30)
 
 
 class Recorder:
-    """Keeps what it sees; fails at a picture if told so."""
+    """Keeps the pictures it sees; fails at a picture on request."""
 
     def __init__(self, fails_at=None):
         self.pictures, self.is_closed, self._fails_at = [], False, fails_at
@@ -45,11 +45,11 @@ def test_observers_see_the_start_and_the_end_and_every_step_once():
     assert said == []
 
 
-def test_an_observer_that_fails_is_left_out_and_told_about():
+def test_an_observer_that_fails_is_dropped_and_reported():
     said, failing, other = [], Recorder(fails_at=0), Recorder()
     with Watch(lambda _: Progress(), [failing, other], said.append):
         assert other.has_seen.wait(10)
-    assert said == ["Recorder goes on no longer: OSError: the disk is full"]
+    assert said == ["Recorder stopped: OSError: the disk is full"]
     assert not failing.is_closed
     assert len(other.pictures) >= 2
 

@@ -1,4 +1,4 @@
-"""Specs: what is refused, and that every fault is told at once with its path, the value seen and the remedy."""
+"""Specs: which ones are refused, and that all faults are reported at once with path, value seen and remedy."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ source_models: [{name: one, checkpoint: a}, {name: two, checkpoint: b}]
 training: {num_workers: 2, global_batch_blocks: 4}
 """
 
-# Name: (overrides of the good spec as YAML, what each must say).
+# Name: (overrides of the good spec as YAML, the words in the error).
 BROKEN = {
     "unknown section": ("traning: {}", ["traning", "did you mean training?"]),
     "unknown field": ("corpus: {paths: [a], text_colum: t}", ["corpus.text_colum", "did you mean text_column?"]),
@@ -55,7 +55,7 @@ def broken_spec(name: str) -> dict:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_spec_tells_every_fault(name):
+def test_a_broken_spec_reports_every_fault(name):
     with pytest.raises(SpecError) as caught:
         load_spec(broken_spec(name))
     assert all(words in str(caught.value) for words in BROKEN[name][1]), str(caught.value)
@@ -83,11 +83,11 @@ def test_a_spec_survives_writing_and_reading():
     assert load_spec(yaml.safe_load(dump_spec(spec))) == spec
 
 
-def test_a_preset_counts_where_the_spec_says_nothing():
+def test_a_preset_fills_the_gaps_of_the_spec():
     spec = load_spec(yaml.safe_load(GOOD) | {"preset": "fusellm_soft", "fusion": {"rule": "avg_ce"}})
     assert (spec.alignment.tokens, spec.alignment.vocabulary) == ("min_edit", "min_edit")
     assert (spec.fusion.rule, spec.fusion.top_k, spec.fusion.arithmetic) == ("avg_ce", 10, "fusellm")
-    assert load_spec(yaml.safe_load(dump_spec(spec))) == spec, "the resolved spec has no preset, but what it stands for"
+    assert load_spec(yaml.safe_load(dump_spec(spec))) == spec, "the resolved spec has the preset's values"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -108,10 +108,10 @@ def test_every_preset_is_a_spec(name):
         (["fusion.single_source=a"], ["fusion.single_source", "fusion.rule is min_ce"]),
         (["alignment.tokens=min_edit", "alignment.split_tokens=product"], ["alignment.split_tokens", "byte_offset"]),
         (["source_models.0.temperature=2", "alignment.split_tokens=product"], ["split_tokens", "temperature"]),
-        (["preset=fusellm_hard", "fusion.granularity=token"], ["fusion.granularity", "compare passages"]),
+        (["preset=fusellm_hard", "fusion.granularity=token"], ["fusion.granularity", "compares whole passages"]),
     ],
 )
-def test_methods_that_do_not_go_together_are_faults(overrides, words):
+def test_methods_that_exclude_each_other_are_faults(overrides, words):
     with pytest.raises(SpecError) as caught:
         load_spec(yaml.safe_load(GOOD), overrides)
     assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -33,7 +33,7 @@ QUICKSTART = "pipelines/specs/quickstart.yaml"
 KIND_NAMES = ("exact", "one_to_many", "last_of_longer", "interior", "unaligned")
 TOP_K = 12
 PADDING = 24
-DOCUMENTS = [*SENTENCES[:4], " a blank first, and \u65e5\u672c\u8a9e \U0001f642\n\n\tthe end", "\u65e5"]
+DOCUMENTS = [*SENTENCES[:4], " a space first, and \u65e5\u672c\u8a9e \U0001f642\n\n\tthe end", "\u65e5"]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def slow_kinds(target_ends: list[int], source_ends: list[int], alike: bool) -> l
     return kinds
 
 
-def test_coverage_is_what_a_walk_over_the_bytes_finds(surveyed, folder):
+def test_coverage_equals_a_walk_over_the_bytes(surveyed, folder):
     _, passages, _ = surveyed
     texts = [passage.text for passage in passages]
     assert "".join(texts) == "".join(DOCUMENTS)
@@ -162,7 +162,7 @@ def test_the_kinds_of_rows(target, source, alike, expected):
     assert list(KINDS) == [0, 1, 2, 3, 4]
 
 
-def test_masses_and_nats_are_those_of_the_model_itself(surveyed, folder):
+def test_masses_and_nats_equal_a_plain_forward_pass(surveyed, folder):
     spec, passages, surveys = surveyed
     target = PassageTokenizer.load(spec.target_model.checkpoint)
     for name, found in zip(("plain", "pieces"), surveys, strict=True):
@@ -212,7 +212,7 @@ def test_traits_padding_and_mapping_shares(surveyed):
         assert found.mapping.nonsense == 0
 
 
-def test_nonsense_comes_first_and_then_what_is_frequent(folder):
+def test_nonsense_comes_first_and_then_frequent_tokens(folder):
     source, target = (PassageTokenizer.load(str(folder / name)) for name in ("target", "plain"))
     mapping = build_mapping(source, target, "prefix")
     counts = np.zeros(source.vocab_size, np.int64)
@@ -245,11 +245,11 @@ def test_nonsense_comes_first_and_then_what_is_frequent(folder):
         ("\u200b\u2028".encode(), r'"\u200b\u2028"'),
     ],
 )
-def test_bytes_are_shown_for_reading(data, shown):
+def test_bytes_are_shown_as_readable_text(data, shown):
     assert quoted(data) == shown
 
 
-def test_habits_are_found_by_trying():
+def test_habits_of_a_normalizer_are_found():
     tokenizer = byte_level_with_bos()
     assert traits(PassageTokenizer(tokenizer, "plain"), "never").habits == ()
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -277,7 +277,7 @@ def test_the_sample_is_spread_and_bounded(folder, tmp_path):
     assert len(flow.corpus_units) == 20 and CorpusUnit(**flow.corpus_units[0]).path.endswith("00.txt")
 
 
-def test_without_text_or_sources_there_is_little_to_say(folder, tmp_path):
+def test_without_text_or_sources_the_survey_is_empty(folder, tmp_path):
     (tmp_path / "bad.jsonl").write_text("{}\n")
     plan = engine.plan(spec_of(folder, f"corpus.paths=[{tmp_path}/bad.jsonl]"))
     assert str(plan).count("coverage: unknown, the sample has no target row") == 2
@@ -285,7 +285,7 @@ def test_without_text_or_sources_there_is_little_to_say(folder, tmp_path):
     assert engine.plan(spec_of(folder, "source_models=[]", "objective.lm_loss_weight=1.0")).sources == ()
 
 
-def test_weights_that_cannot_be_loaded_are_told_in_their_block(folder, tmp_path):
+def test_weights_that_cannot_be_loaded_are_a_problem_in_their_block(folder, tmp_path):
     for name in ("plain", "target"):
         (tmp_path / name).mkdir()
         for file in (folder / name).iterdir():
@@ -325,14 +325,14 @@ def test_the_command_line_without_scoring(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT)
     assert main(["plan", QUICKSTART, "--without-scoring", f"alignment.cache_dir={tmp_path}"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("not looked at (--without-scoring)") == 3
-    assert "beyond the likeliest" not in printed and "target: 2" not in printed
+    assert printed.count("not scored (--without-scoring)") == 3
+    assert "beyond the top" not in printed and "target: 2" not in printed
     with pytest.raises(SystemExit) as stopped:
         main(["run", QUICKSTART, "--without-scoring"])
     assert stopped.value.code == 2
 
 
-def test_coverage_of_nothing_is_not_a_number(folder):
+def test_coverage_of_an_empty_sample_is_nan(folder):
     tokenizer = PassageTokenizer.load(str(folder / "plain"))
     empty = tokenize(tokenizer, [], add_bos=False)
     assert math.isnan(coverage(empty, empty).used)
