@@ -1,4 +1,4 @@
-"""The spec of a run: its sections, how it is loaded and checked, and the authors' presets."""
+"""The spec of a run: its sections, loading, checks, and the authors' presets."""
 
 from engine.spec.sections import (
     AlignmentSpec,

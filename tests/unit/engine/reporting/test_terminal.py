@@ -223,7 +223,7 @@ def test_the_summary_has_every_figure_with_its_unit(result):
         "5.0000 -> 4.0000 nats per row",
         "4.7500 -> - nats per row",
         "4.0 s, 500 tokens/s, waiting for data 25.0 %",
-        "90.0 % of the blocks' places held a token to learn",
+        "90.0 % of the blocks' places hold a token to learn",
         "tokens: training.max_tokens",
         "2.5000 after step 1 -> 2.0000 bits per byte after step 2",
         "1.5 s in 2 evaluations",
