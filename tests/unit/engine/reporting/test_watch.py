@@ -63,7 +63,7 @@ def test_a_picture_that_cannot_be_taken_does_not_stop_the_run():
     with Watch(snapshot, [recorder], said.append):
         finished = True
     assert finished
-    assert said == ["no progress to be had: ConnectionError"]
+    assert said == ["the progress display stopped: ConnectionError"]
     assert recorder.is_closed
 
 

@@ -104,7 +104,7 @@ def test_labels_stay_and_paths_become_absolute(tmp_path, monkeypatch):
         ({"merges": {"m": {"method": "linear", "models": ["a"], "weights": [0]}}}, "cannot weigh 1 models"),
         ({"merges": {"m": {"method": "sce", "models": ["a"], "base": "b", "weights": [1]}}}, "sce computes them"),
         ({"ensembles": {"m": ["a"]}, "models": {"m": "a"}}, "evaluation.ensembles.m: 'm' is in evaluation.models too"),
-        ({"stride_tokens": 4096}, "evaluation.stride_tokens: a window of 2048 tokens"),
+        ({"stride_tokens": 4096}, "evaluation.stride_tokens: 4096 is more than a window of 2048 tokens"),
     ],
 )
 def test_settings_that_do_not_go_together_are_told(tmp_path, evaluation, words):
