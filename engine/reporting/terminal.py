@@ -120,7 +120,7 @@ class RunState:
 
     @property
     def headline(self) -> str:
-        """What the run does now, in one sentence."""
+        """The current activity of the run, in one sentence."""
         if self.step is not None:
             return self.rates.bottleneck()
         sources = [source.name for source in self.spec.source_models]

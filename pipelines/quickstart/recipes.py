@@ -37,7 +37,7 @@ WORDS = r"\n▁*|▁?\w+|▁?[^\w\s▁]+|▁+|\s+"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is made.
+    """The recipe of one model.
 
     Attributes:
         name: its folder.

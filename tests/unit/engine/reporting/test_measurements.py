@@ -80,7 +80,7 @@ def test_a_step_has_all_metrics_and_missing_numbers_are_left_out():
 
 
 class Recorder:
-    """Stands in for a metric of Ray; what is measured goes into ``written``."""
+    """Replaces a metric of Ray and keeps the values in ``written``."""
 
     def __init__(self, written, name, description, *_, tag_keys=None):
         assert description

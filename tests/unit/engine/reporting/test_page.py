@@ -79,7 +79,7 @@ def result():
 
 
 class Page(HTMLParser):
-    """Collects what a page says and what it would fetch, and insists that every element is closed in its turn."""
+    """Collects the texts and the references of a page, and checks that elements are closed in order."""
 
     EMPTY = frozenset({"meta", "link", "br", "img"})
 

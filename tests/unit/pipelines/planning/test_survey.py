@@ -1,4 +1,4 @@
-"""The survey of the sources that a plan shows: its figures against plain Python, its text, and what it does without."""
+"""The survey of the sources in a plan: its figures against plain Python, its text, and its gaps without scores."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The specs that ship: what they claim to be, and what they ask of a cluster."""
+"""The specs that ship: their settings, and the GPUs that they need."""
 
 import pytest
 
