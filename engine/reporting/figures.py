@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -197,3 +198,8 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def short_place(place: str) -> str:
+    """A checkpoint or file without the local folders of its path; hub names, URLs and relative paths as they are."""
+    return os.path.basename(place.rstrip("/")) if os.path.isabs(place) else place

@@ -14,6 +14,7 @@ import yaml
 
 from engine.history.result import RunResult
 from engine.model_files.local import local_checkpoint, with_adapter
+from engine.reporting.figures import short_place
 from engine.spec import FusionSpec
 
 CARD_FILE = "README.md"
@@ -43,7 +44,7 @@ def model_card(spec: FusionSpec, result: RunResult) -> str:
     head = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "base_model": [_shown(checkpoint) for checkpoint in (spec.target_model.checkpoint, *sources)],
+        "base_model": [short_place(checkpoint) for checkpoint in (spec.target_model.checkpoint, *sources)],
         "tags": ["knowledge-fusion"] if sources else ["continued-training"],
     }
     lines = ["---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "", f"# {spec.run.name}", ""]
@@ -74,22 +75,22 @@ def revision(checkpoint: str) -> str:
 def _sentence(spec: FusionSpec, result: RunResult) -> str:
     made = f"by knowledge-fusion-engine {_own_version()} in {result.steps:,} steps over {result.tokens:,} tokens"
     if not spec.source_models:
-        return f"Continued training of {_shown(spec.target_model.checkpoint)}, {made}."
+        return f"Continued training of {short_place(spec.target_model.checkpoint)}, {made}."
     names = ", ".join(source.name for source in spec.source_models)
-    return f"{_shown(spec.target_model.checkpoint)} fused from {names} by the method of {PAPER}, {made}."
+    return f"{short_place(spec.target_model.checkpoint)} fused from {names} by the method of {PAPER}, {made}."
 
 
 def _models(spec: FusionSpec) -> Iterator[tuple[str, ...]]:
     named = {"target": spec.target_model.checkpoint}
     named |= {f"source {source.name}": with_adapter(source.checkpoint, source.adapter) for source in spec.source_models}
     for name, checkpoint in named.items():
-        yield name, _shown(checkpoint), revision(checkpoint)
+        yield name, short_place(checkpoint), revision(checkpoint)
 
 
 def _training(spec: FusionSpec, result: RunResult) -> dict[str, str]:
     training, optimizer, fusion = spec.training, spec.training.optimizer, spec.fusion
     rows = {
-        "data": ", ".join(map(_shown, spec.corpus.paths)),
+        "data": ", ".join(map(short_place, spec.corpus.paths)),
         "learned": f"{result.passages:,} passages, {result.tokens:,} target tokens, {result.bytes:,} bytes",
         "left out of the corpus": f"{len(result.skipped):,} rows",
         "steps": f"{result.steps:,} of {training.global_batch_blocks} blocks of {training.block_length} tokens",
@@ -119,11 +120,6 @@ def _table(head: tuple[str, ...], rows: Any) -> Iterator[str]:
     yield "|---" * len(head) + "|"
     for row in rows:
         yield f"| {' | '.join(row)} |"
-
-
-def _shown(place: str) -> str:
-    """A checkpoint or file without the local folders of its path; hub names and URLs as they are."""
-    return os.path.basename(place.rstrip("/")) if os.path.isabs(place) else place
 
 
 def _own_version() -> str:

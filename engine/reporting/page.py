@@ -11,7 +11,7 @@ import fsspec
 
 from engine.history.result import RunResult
 from engine.reporting.evaluation_tables import Cell, ScoreTable, score_tables
-from engine.reporting.figures import Rows, run_figures, source_rows, stage_rows_with_times
+from engine.reporting.figures import Rows, run_figures, short_place, source_rows, stage_rows_with_times
 from engine.reporting.plots import plots
 from engine.spec import FusionSpec
 from engine.spec.loading import dump_spec
@@ -55,7 +55,7 @@ def render_report(spec: FusionSpec, result: RunResult) -> str:
 
 def _lead(spec: FusionSpec) -> str:
     """One sentence: the target, the sources and the fusion rule."""
-    target = spec.target_model.checkpoint
+    target = short_place(spec.target_model.checkpoint)
     if not spec.source_models:
         return f"{target}, trained further on the causal LM loss alone."
     names = ", ".join(source.name for source in spec.source_models)

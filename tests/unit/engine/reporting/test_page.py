@@ -205,11 +205,12 @@ def test_short_and_long_runs_have_a_report(result, steps):
 
 
 def test_a_baseline_without_sources_has_a_report(result):
-    spec = SPEC.model_copy(update={"source_models": ()})
+    target = SPEC.target_model.model_copy(update={"checkpoint": "/models/of/mine/target"})
+    spec = SPEC.model_copy(update={"source_models": (), "target_model": target})
     history = tuple(replace(step(number, sources=0), fusion_loss=math.nan, fused_rows=0) for number in (1, 2, 3))
     baseline = replace(result, sources=(), history=history)
     page = Page(render_report(spec, baseline))
-    assert "models/target, trained further on the causal LM loss alone." in page.texts
+    assert "target, trained further on the causal LM loss alone." in page.texts, "without local folders"
     assert "Source models on the learned passages" not in page.texts
     assert len(plots(baseline)) == 5
 
