@@ -1,8 +1,8 @@
 """Specs: which ones are refused, and that all faults are reported at once with path, value seen and remedy."""
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -62,18 +62,24 @@ def test_a_broken_spec_reports_every_fault(name):
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_the_command_line_checks_in_under_two_seconds(name, tmp_path):
+def test_the_command_line_checks_in_under_two_cpu_seconds(name, tmp_path):
+    """CPU seconds, since other processes of a busy machine do not count."""
     path = tmp_path / "broken.yaml"
     path.write_text(yaml.safe_dump(broken_spec(name)))
-    started = time.monotonic()
+    before = cpu_seconds_of_children()
     done = subprocess.run(
         [sys.executable, "-m", "engine", "check", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    seconds = time.monotonic() - started
+    seconds = cpu_seconds_of_children() - before
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert all(words in done.stderr for words in BROKEN[name][1])
     assert seconds < 2.0
+
+
+def cpu_seconds_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def test_a_spec_survives_writing_and_reading():
