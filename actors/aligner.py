@@ -24,6 +24,7 @@ from engine.method.answers import (
 from engine.method.fusion import fuse, next_tokens
 from engine.method.rows import FusedRows, SourceRows, TargetRows
 from engine.method.vocabulary import UNMAPPED, load_or_build
+from engine.model_files.checkpoint import Checkpoint
 from engine.records import FUSED_PASSAGE, MESSAGES, NO_TOKEN, PASSAGE, check, flat_values, schema, source_columns
 from engine.spec import AlignmentSpec, FusionRuleSpec
 from engine.text.chat import ChatTemplate
@@ -55,8 +56,8 @@ class Aligner:
 
     def __init__(
         self,
-        target_checkpoint: str,
-        sources: Sequence[tuple[str, str]],
+        target_checkpoint: Checkpoint,
+        sources: Sequence[tuple[str, Checkpoint]],
         fusion: FusionRuleSpec,
         alignment: AlignmentSpec,
         sample: Sequence[str],

@@ -104,19 +104,21 @@ class Meter:
     Args:
         stage: name of the stage.
         monitor: handle of the run's ``RunMonitor`` actor.
-        max_restarts: how often in all the stage's replicas may die and be replaced; a source model counts for itself.
+        max_restarts: how often in all the stage's replicas may die and be replaced.
+        limit: the spec's name for this number.
     """
 
-    def __init__(self, stage: str, monitor: Any, max_restarts: int = 0):
+    def __init__(self, stage: str, monitor: Any, max_restarts: int = 0, limit: str = "training.max_restarts"):
         self._stage = stage
         self._monitor = monitor
         self._max_restarts = max_restarts
+        self._limit = limit
         self._process = uuid.uuid4().hex
         self._last_end: float | None = None
         self._totals = StageTotals(stage)
 
     def __reduce__(self) -> tuple:
-        return Meter, (self._stage, self._monitor, self._max_restarts)
+        return Meter, (self._stage, self._monitor, self._max_restarts, self._limit)
 
     def start(self) -> int:
         """Say that this process has started; how often a replica of this stage has been replaced so far."""
@@ -134,8 +136,8 @@ class Meter:
         restarts = self.start()
         if restarts > self._max_restarts:
             raise FusionError(
-                f"{self._stage}: its replicas have died {restarts} times, training.max_restarts is "
-                f"{self._max_restarts}; look for what ends them in Ray's logs (out of memory, a lost node)"
+                f"{self._stage}: its replicas have died {restarts} times, {self._limit} is {self._max_restarts}; "
+                f"look for what ends them in Ray's logs (out of memory, a broken GPU, a lost node)"
             )
 
     def record(self, passages: int, tokens: int, busy_seconds: float) -> None:

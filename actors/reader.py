@@ -17,6 +17,7 @@ from engine.corpus.passages import Passage, PassageCutter
 from engine.errors import RecordError, TokenizerError
 from engine.history.ledger import Ledger
 from engine.history.result import SkippedRow
+from engine.model_files.checkpoint import Checkpoint
 from engine.records import MESSAGES, PASSAGE, schema
 from engine.records.batches import as_row
 from engine.text.chat import ChatTemplate, content_of
@@ -41,7 +42,7 @@ class PassageReader:
 
     def __init__(
         self,
-        checkpoints: Sequence[str],
+        checkpoints: Sequence[Checkpoint],
         windows: Sequence[int],
         overlap_bytes: int,
         text_column: str,

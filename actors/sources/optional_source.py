@@ -1,4 +1,4 @@
-"""OptionalSource: a source model that the run can do without."""
+"""OptionalSource: a source model that the run can go on without."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import pyarrow as pa
 
 from actors.monitor import Meter
 from actors.sources.source_model import SourceModel
-from engine.errors import SourceModelError
+from engine.errors import FusionError, SourceModelError
 from engine.records import source_columns
 from engine.spec import SourceModelSpec
 
 
 class OptionalSource:
-    """As ``SourceModel``, but what it cannot do is left out and told instead of stopping the run.
+    """A ``SourceModel`` that leaves out and reports the passages that it cannot score, and does not stop the run.
 
     A passage that it leaves out has no rows of this source; the others are fused without it.
 
@@ -27,7 +27,7 @@ class OptionalSource:
         self._reason = ""
         try:
             self._model = SourceModel(source, top_k, meter)
-        except SourceModelError as error:
+        except FusionError as error:
             self._reason = str(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

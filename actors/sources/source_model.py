@@ -20,8 +20,8 @@ from actors.sources.probe import (
     settled_bos,
 )
 from engine.errors import SourceModelError
-from engine.model_files.configuration import context_limit
-from engine.model_files.local import local_checkpoint, with_adapter, with_chat_template
+from engine.model_files.checkpoint import Checkpoint
+from engine.model_files.configuration import context_limit, load_configuration
 from engine.records import MESSAGES, PASSAGE, check, ragged, source_columns
 from engine.spec import SourceModelSpec
 from engine.text.chat import ChatTemplate
@@ -44,14 +44,15 @@ class SourceModel:
         meter: of this source's stage; none outside a run.
 
     Raises:
-        SourceModelError: the model cannot be loaded, its vocabulary is smaller than K, its replicas have died too
-            often, or the probe finds it fed wrongly.
+        SourceModelError: the model cannot be loaded, its vocabulary is smaller than K, or the probe finds it fed
+            wrongly.
+        FusionError: its replicas have died too often.
     """
 
     def __init__(self, source: SourceModelSpec, top_k: int, meter: Meter | None = None):
         self._source = source
         self._meter = meter or NoMeter()
-        self._check_few_restarts(self._meter.start())
+        self._meter.start_or_refuse()
         self._tokenizer, config = _read_checkpoint(source)
         self._adds_bos = {"always": True, "never": False}.get(source.bos, self._tokenizer.adds_bos)
         if self._adds_bos and self._tokenizer.bos_id == NO_ROLE:
@@ -109,14 +110,6 @@ class SourceModel:
         renderings = [template.encode(messages) for messages in batch[MESSAGES.name].to_pylist()]
         return [(rendering.token_ids, rendering.end_bytes, rendering.rows()) for rendering in renderings]
 
-    def _check_few_restarts(self, restarts: int) -> None:
-        """Ray replaces a dead replica for ever, each time loading the model and scoring the same passages again."""
-        if restarts > self._source.max_restarts:
-            raise SourceModelError(
-                f"{self._source.name}: its replicas have died {restarts} times, source_models max_restarts is "
-                f"{self._source.max_restarts}; look for what ends them in Ray's logs (out of memory, a broken GPU)"
-            )
-
     def _score(self, prompts: Sequence[np.ndarray]) -> list[PromptRows]:
         """The backend's rows, asked for in order of length so that prompts of one step are alike."""
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -148,32 +141,18 @@ def tempered(logprobs: np.ndarray, temperature: float) -> np.ndarray:
 
 def _read_checkpoint(source: SourceModelSpec) -> tuple[PassageTokenizer, Any]:
     """The checkpoint's tokenizer and transformers configuration."""
-    from transformers import AutoConfig
-
+    checkpoint = Checkpoint.of(source)
     try:
-        folder = local_checkpoint(source.checkpoint, weights=False)
-        tokenizer = PassageTokenizer.load(with_chat_template(source.checkpoint, source.chat_template))
-        return tokenizer, AutoConfig.from_pretrained(folder)
+        return PassageTokenizer.load(checkpoint), load_configuration(checkpoint)
     except (OSError, ValueError) as error:
         raise SourceModelError(f"{source.name}: {source.checkpoint} cannot be loaded: {error}") from error
 
 
 def _load_backend(source: SourceModelSpec, top_k: int, context: int) -> Backend:
-    device = "cuda" if source.num_gpus else "cpu"
-    checkpoint = with_adapter(source.checkpoint, source.adapter)
     if source.backend == "vllm":
         from actors.sources.backends.vllm import VllmBackend
 
-        return VllmBackend(
-            checkpoint,
-            top_k,
-            source.dtype,
-            context,
-            source.kv_cache_bytes,
-            device,
-            tensor_parallel_size=source.tensor_parallel_size,
-            quantization=source.quantization,
-        )
+        return VllmBackend(source, top_k, context)
     from actors.sources.backends.transformers import TransformersBackend
 
-    return TransformersBackend(checkpoint, top_k, source.dtype, device)
+    return TransformersBackend(source, top_k)

@@ -17,10 +17,12 @@ from transformers import AutoModelForCausalLM
 
 from actors.training.loading import add_adapters, merge_adapters
 from actors.training.target_model import TargetModel
+from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.local import load_tokenizer
+from engine.model_files.saving import save_model
 
 
-def export(target: TargetModel, tokenizer_checkpoint: str, folder: str) -> None:
+def export(target: TargetModel, checkpoint: Checkpoint, folder: str) -> None:
     """Write the target model in Hugging Face format: safetensors, configuration, tokenizer; all workers take part."""
     weights = get_model_state_dict(target.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_rank() == 0:
@@ -31,7 +33,7 @@ def export(target: TargetModel, tokenizer_checkpoint: str, folder: str) -> None:
         # Beside its place, so that a local export appears by one rename; a remote one is uploaded file by file.
         with tempfile.TemporaryDirectory(dir=os.path.dirname(path) if local else None, prefix=".export-") as temporary:
             written = os.path.join(temporary, "export")
-            _write_model(target, tokenizer_checkpoint, weights, written)
+            _write_model(target, checkpoint, weights, written)
             if filesystem.exists(path):
                 filesystem.rm(path, recursive=True)
             if local:
@@ -41,17 +43,13 @@ def export(target: TargetModel, tokenizer_checkpoint: str, folder: str) -> None:
     dist.barrier()
 
 
-def _write_model(target: TargetModel, tokenizer_checkpoint: str, weights: dict[str, Any], folder: str) -> None:
+def _write_model(target: TargetModel, checkpoint: Checkpoint, weights: dict[str, Any], folder: str) -> None:
     with torch.device("meta"):  # only its configuration and its rules for tied weights are needed
         model = AutoModelForCausalLM.from_config(target.config)
     if target.section.lora.rank:
         weights = _merged(target, weights)
-    model.save_pretrained(folder, state_dict=weights)
-    if target.generation_config is not None:
-        # Not by save_pretrained: it refuses settings that it has itself loaded, such as Llama 2's temperature without
-        # sampling, and a long run would end without its model.
-        target.generation_config.to_json_file(os.path.join(folder, "generation_config.json"))
-    load_tokenizer(tokenizer_checkpoint).save_pretrained(folder)
+    save_model(model, folder, weights, target.generation_config)
+    load_tokenizer(checkpoint).save_pretrained(folder)
 
 
 def _merged(target: TargetModel, weights: dict[str, Any]) -> dict[str, Any]:

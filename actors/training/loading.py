@@ -11,9 +11,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from engine.errors import TrainingError
+from engine.model_files.checkpoint import Checkpoint
+from engine.model_files.configuration import load_configuration
 from engine.model_files.local import local_checkpoint
 from engine.spec import LoraSpec, TargetModelSpec
 
@@ -24,7 +26,7 @@ def empty_causal_lm(section: TargetModelSpec) -> PreTrainedModel:
     Raises:
         TrainingError: ``lora.target_modules`` names no module, or one that must not have an adapter.
     """
-    config = AutoConfig.from_pretrained(local_checkpoint(section.checkpoint, weights=False))
+    config = load_configuration(Checkpoint.of(section))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if section.lora.rank:
@@ -34,7 +36,7 @@ def empty_causal_lm(section: TargetModelSpec) -> PreTrainedModel:
 
 def read_causal_lm(section: TargetModelSpec) -> PreTrainedModel:
     """The whole model in main memory, in float32 and evaluation mode; its adapters change nothing yet."""
-    model = AutoModelForCausalLM.from_pretrained(local_checkpoint(section.checkpoint), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(local_checkpoint(Checkpoint.of(section)), dtype=torch.float32)
     if section.lora.rank:
         add_adapters(model, section.lora)
     return model.eval()

@@ -25,7 +25,7 @@ from actors.training.step_counts import count, over_workers, step_record_of
 from actors.training.target_model import TargetModel
 from engine.history.result import StepRecord
 from engine.history.stopping import best_step, reached
-from engine.model_files.local import with_chat_template
+from engine.model_files.checkpoint import Checkpoint
 from engine.records import SHARE, of_list, rows_of
 from engine.spec import FusionSpec
 
@@ -92,8 +92,7 @@ def _evaluate(target: TargetModel, spec: FusionSpec, held_out: dict[str, HeldOut
 
 
 def export_target(target: TargetModel, spec: FusionSpec) -> None:
-    tokenizer = with_chat_template(spec.target_model.checkpoint, spec.target_model.chat_template)
-    export(target, tokenizer, os.path.join(spec.run.output_dir, "export"))
+    export(target, Checkpoint.of(spec.target_model), os.path.join(spec.run.output_dir, "export"))
 
 
 def _tell(monitor: ActorHandle, history: Sequence[StepRecord], told: int) -> int:

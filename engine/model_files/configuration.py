@@ -1,14 +1,29 @@
-"""A checkpoint's transformers configuration, and what it says of the model's limits."""
+"""A checkpoint's transformers configuration, and the limits that it names."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
+from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.local import local_checkpoint
 
-#: What configurations call the number of places that the model takes: most of them, MPT, BLOOM.
+#: Names under which configurations give the longest input: most of them, MPT, BLOOM.
 _PLACES = ("max_position_embeddings", "max_seq_len", "seq_length")
+
+
+def load_configuration(checkpoint: Checkpoint) -> Any:
+    """The transformers configuration of a checkpoint.
+
+    Raises:
+        OSError, ValueError: there is no such checkpoint, or transformers does not know its architecture.
+    """
+    from transformers import AutoConfig  # takes seconds, and `check` and --help do without
+
+    folder = local_checkpoint(checkpoint, weights=False)
+    if os.path.isabs(folder) and not os.path.isdir(folder):
+        raise ValueError(f"there is no folder {folder}")
+    return AutoConfig.from_pretrained(folder)
 
 
 def context_limit(config: Any, max_tokens: int, generated_tokens: int) -> int:
@@ -17,18 +32,9 @@ def context_limit(config: Any, max_tokens: int, generated_tokens: int) -> int:
     Args:
         config: a transformers configuration.
         max_tokens: a limit by decision.
-        generated_tokens: places of the model's own that the backend needs behind the prompt: vLLM always
-            generates one token, so that 512 places take prompts of 511.
+        generated_tokens: places that the backend needs after the prompt: vLLM always generates one token, so that
+            512 places take prompts of 511.
     """
     text_config = config.get_text_config()
     places = [places for name in _PLACES if (places := getattr(text_config, name, None)) is not None]
     return min([max_tokens, *(count - generated_tokens for count in places)])
-
-
-def load_configuration(checkpoint: str) -> Any:
-    from transformers import AutoConfig  # takes seconds, and `check` and --help do without
-
-    folder = local_checkpoint(checkpoint, weights=False)
-    if os.path.isabs(folder) and not os.path.isdir(folder):
-        raise ValueError(f"there is no folder {folder}")
-    return AutoConfig.from_pretrained(folder)

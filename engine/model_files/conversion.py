@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from engine.model_files.saving import save_model
+
 #: Largest difference between logits before and after a merge, as a share of the largest logit; both are in float32.
 AGREEMENT = 1e-3
 
@@ -90,7 +92,7 @@ def merge_adapter(base: str, adapter: str, folder: str) -> None:
                 f"merged, it says something else (logits differ by {apart:.1%}), as where it changes an embedding "
                 f"that the base shares with its head; untie these first, or leave them out of the adapter"
             )
-        _save(merged.to(dtype), folder)
+        save_model(merged.to(dtype), folder)
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 
@@ -129,18 +131,6 @@ def _logits(model: Any) -> Any:
 
     with torch.inference_mode():
         return model(input_ids=torch.arange(TRIED_TOKENS)[None] % model.config.get_text_config().vocab_size).logits
-
-
-def _save(model: Any, folder: str) -> None:
-    """Save a model with its generation settings as they are.
-
-    ``save_pretrained`` refuses some that it has itself loaded, such as Llama 2's temperature without sampling.
-    """
-    from transformers import GenerationConfig
-
-    settings, model.generation_config = model.generation_config, GenerationConfig()
-    model.save_pretrained(folder)
-    settings.to_json_file(os.path.join(folder, "generation_config.json"))
 
 
 @contextmanager

@@ -23,15 +23,10 @@ from typing import Any
 
 import fsspec
 
+from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.conversion import convert_gguf, convert_gguf_tokenizer, merge_adapter
 
 CACHE_DIR = "~/.cache/knowledge-fusion-engine/checkpoints"
-
-#: Between a checkpoint and the adapter over it, where the two are named together.
-_ADAPTER = " + adapter "
-
-#: Between a checkpoint and the chat template that takes the place of its tokenizer's own.
-_CHAT_TEMPLATE = " + chat template "
 
 #: One of these makes a folder a model or an adapter. Asked for before anything is copied: it may be a whole bucket.
 _CONFIGURATIONS = ("config.json", "adapter_config.json")
@@ -47,25 +42,15 @@ _READ = (".safetensors", ".bin", ".pt")
 _WEIGHTS = (*_READ, ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
-def with_adapter(checkpoint: str, adapter: str) -> str:
-    """The name, for ``local_checkpoint``, of a checkpoint with a LoRA adapter over it; empty: the checkpoint alone."""
-    return checkpoint + _ADAPTER + adapter if adapter else checkpoint
-
-
-def with_chat_template(checkpoint: str, template: str) -> str:
-    """The name, for ``PassageTokenizer.load``, of a checkpoint with another chat template; empty: its own."""
-    return checkpoint + _CHAT_TEMPLATE + template if template else checkpoint
-
-
-def local_checkpoint(checkpoint: str, weights: bool = True, cache_dir: str = CACHE_DIR) -> str:
+def local_checkpoint(checkpoint: Checkpoint, weights: bool = True, cache_dir: str = CACHE_DIR) -> str:
     """A folder or hub name that transformers and vLLM can load.
 
     A change is seen by what the filesystem says of each file (size, time, ETag); a server that says no more than sizes
     hides a change that keeps them.
 
     Args:
-        checkpoint: Hugging Face folder or hub name; fsspec URL of such a folder; path or URL of a ``.gguf`` file; or
-            one of these ``with_adapter``. A ``file://`` URL is copied like any other, a path is used where it is.
+        checkpoint: its path is used where it is, a URL is copied, ``file://`` like any other; its chat template is not
+            looked at.
         weights: whether the model is wanted, or only its configuration and tokenizer, which spares a node that runs no
             model most of the download (a GGUF file, which is one piece, comes whole). An adapter leaves both as they
             are in its base.
@@ -79,9 +64,8 @@ def local_checkpoint(checkpoint: str, weights: bool = True, cache_dir: str = CAC
         ValueError: transformers does not know this GGUF's architecture, tensors are missing, or the adapter does not
             fit the base.
     """
-    base, _, adapter = checkpoint.partition(_CHAT_TEMPLATE)[0].partition(_ADAPTER)
-    cache_dir = os.path.expanduser(cache_dir)
-    folder = _base_folder(base, weights, cache_dir)
+    adapter, cache_dir = checkpoint.adapter, os.path.expanduser(cache_dir)
+    folder = _base_folder(checkpoint.path, weights, cache_dir)
     if not adapter:
         return folder
     adapter_folder = _copied(adapter, weights, cache_dir) if "://" in adapter else os.path.expanduser(adapter)
@@ -95,8 +79,8 @@ def local_checkpoint(checkpoint: str, weights: bool = True, cache_dir: str = CAC
     return _made_once(cache_dir, adapter, marks, lambda part: merge_adapter(folder, adapter_folder, part))
 
 
-def load_tokenizer(checkpoint: str) -> Any:
-    """The Hugging Face tokenizer of a checkpoint, with the chat template that its name has, if any.
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The Hugging Face tokenizer of a checkpoint, with the checkpoint's chat template if that names one.
 
     Raises:
         OSError, ValueError: there is no such checkpoint, no tokenizer in it, or no such template.
@@ -104,9 +88,8 @@ def load_tokenizer(checkpoint: str) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(local_checkpoint(checkpoint, weights=False))
-    template = checkpoint.partition(_CHAT_TEMPLATE)[2]
-    if template:
-        with fsspec.open(template, "r", encoding="utf8") as file:
+    if checkpoint.chat_template:
+        with fsspec.open(checkpoint.chat_template, "r", encoding="utf8") as file:
             tokenizer.chat_template = file.read()
     return tokenizer
 

@@ -13,7 +13,9 @@ import fsspec
 import yaml
 
 from engine.history.result import RunResult
-from engine.model_files.local import local_checkpoint, with_adapter
+from engine.model_files.checkpoint import Checkpoint
+from engine.model_files.configuration import load_configuration
+from engine.model_files.local import local_checkpoint
 from engine.reporting.figures import short_place
 from engine.spec import FusionSpec
 
@@ -40,12 +42,11 @@ def write_model_card(spec: FusionSpec, result: RunResult) -> str:
 
 def model_card(spec: FusionSpec, result: RunResult) -> str:
     """The card as Markdown, with the YAML head that the hub reads."""
-    sources = [with_adapter(source.checkpoint, source.adapter) for source in spec.source_models]
     head = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "base_model": [short_place(checkpoint) for checkpoint in (spec.target_model.checkpoint, *sources)],
-        "tags": ["knowledge-fusion"] if sources else ["continued-training"],
+        "base_model": [short_place(model.checkpoint) for model in (spec.target_model, *spec.source_models)],
+        "tags": ["knowledge-fusion"] if spec.source_models else ["continued-training"],
     }
     lines = ["---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "", f"# {spec.run.name}", ""]
     lines += [_sentence(spec, result), "", "## Models", "", *_table(("", "checkpoint", "revision"), _models(spec)), ""]
@@ -57,13 +58,11 @@ def model_card(spec: FusionSpec, result: RunResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-def revision(checkpoint: str) -> str:
+def revision(checkpoint: Checkpoint) -> str:
     """The exact version of a checkpoint: the hub's commit, or the SHA-256 of its weight files."""
     folder = local_checkpoint(checkpoint)
     if not os.path.isdir(folder):
-        from transformers import AutoConfig
-
-        return f"commit {AutoConfig.from_pretrained(folder)._commit_hash}"
+        return f"commit {load_configuration(checkpoint)._commit_hash}"
     digest = hashlib.sha256()
     for name in sorted(name for name in os.listdir(folder) if name.endswith(WEIGHTS)):
         with open(os.path.join(folder, name), "rb") as file:
@@ -81,10 +80,11 @@ def _sentence(spec: FusionSpec, result: RunResult) -> str:
 
 
 def _models(spec: FusionSpec) -> Iterator[tuple[str, ...]]:
-    named = {"target": spec.target_model.checkpoint}
-    named |= {f"source {source.name}": with_adapter(source.checkpoint, source.adapter) for source in spec.source_models}
+    named = {"target": Checkpoint.of(spec.target_model)}
+    named |= {f"source {source.name}": Checkpoint.of(source) for source in spec.source_models}
     for name, checkpoint in named.items():
-        yield name, short_place(checkpoint), revision(checkpoint)
+        adapter = f" + adapter {short_place(checkpoint.adapter)}" if checkpoint.adapter else ""
+        yield name, short_place(checkpoint.path) + adapter, revision(checkpoint)
 
 
 def _training(spec: FusionSpec, result: RunResult) -> dict[str, str]:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from engine.errors import TokenizerError
+from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.local import load_tokenizer, local_checkpoint
 from engine.text import character_offsets
 from engine.text.token_bytes import (
@@ -93,31 +95,14 @@ class PassageTokenizer:
         self._dummy_prefix_before = {blank: self._joined(blank + "a") == f" {blank}a".encode() for blank in ("", " ")}
 
     @staticmethod
-    @lru_cache(maxsize=16)
-    def load(checkpoint: str) -> PassageTokenizer:
-        """The tokenizer of a checkpoint (``checkpoint_files``); one object a process and checkpoint.
-
-        Args:
-            checkpoint: its name, where wanted ``with_chat_template``.
+    def load(checkpoint: Checkpoint) -> PassageTokenizer:
+        """The tokenizer of a checkpoint; one object a process, whatever adapter lies over the weights.
 
         Raises:
             OSError, ValueError: there is no such checkpoint, or no tokenizer in it.
-            TokenizerError: it is of a kind whose tokens cannot be told as bytes.
+            TokenizerError: it is of a kind whose tokens cannot be read as bytes.
         """
-        from transformers import PreTrainedTokenizerFast
-
-        folder = local_checkpoint(checkpoint, weights=False)
-        tokenizer = load_tokenizer(checkpoint)
-        if hasattr(tokenizer, "backend_tokenizer"):
-            return PassageTokenizer(tokenizer, checkpoint)
-        try:  # Mistral's own class runs tekken.json by itself; the fast class reads the same file
-            backend = PreTrainedTokenizerFast.from_pretrained(folder).backend_tokenizer
-        except (OSError, ValueError, TypeError) as error:
-            raise TokenizerError(
-                f"{checkpoint}: the tokenizer ({type(tokenizer).__name__}) has no fast form: {error}; save it as "
-                f"tokenizer.json first"
-            ) from error
-        return PassageTokenizer(tokenizer, checkpoint, backend)
+        return _loaded(replace(checkpoint, adapter=""))
 
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Tokenize ``text``, special strings in it as plain text, nothing added.
@@ -282,6 +267,24 @@ class PassageTokenizer:
                 f"{lost.place}, in {context!r}, is in no token, or out of order, beside the token "
                 f"{self._raw_pieces[tokens[lost.token]]!r}; this tokenizer loses text and cannot be aligned by bytes"
             ) from None
+
+
+@lru_cache(maxsize=16)
+def _loaded(checkpoint: Checkpoint) -> PassageTokenizer:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = load_tokenizer(checkpoint)
+    if hasattr(tokenizer, "backend_tokenizer"):
+        return PassageTokenizer(tokenizer, str(checkpoint))
+    try:  # Mistral's own class runs tekken.json by itself; the fast class reads the same file
+        folder = local_checkpoint(checkpoint, weights=False)
+        backend = PreTrainedTokenizerFast.from_pretrained(folder).backend_tokenizer
+    except (OSError, ValueError, TypeError) as error:
+        raise TokenizerError(
+            f"{checkpoint}: the tokenizer ({type(tokenizer).__name__}) has no fast form: {error}; save it as "
+            f"tokenizer.json first"
+        ) from error
+    return PassageTokenizer(tokenizer, str(checkpoint), backend)
 
 
 def _turn_end(tokenizer: Any) -> int:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import context_limit
 from engine.model_files.local import local_checkpoint
 from engine.text.chat import ChatTemplate, Message
@@ -75,7 +76,7 @@ def bits_per_byte(texts: Sequence[ScoredText]) -> float:
 
 
 def score_texts(
-    checkpoint: str,
+    checkpoint: Checkpoint,
     texts_by_domain: Mapping[str, Sequence[Text]],
     window_tokens: int,
     stride_tokens: int = 0,
@@ -90,7 +91,7 @@ def score_texts(
     float32; padding does not change the result: batches of any size agree to 1e-6 bits per byte.
 
     Args:
-        checkpoint: of a causal language model, as ``local.local_checkpoint`` takes it.
+        checkpoint: of a causal language model.
         texts_by_domain: domain to texts.
         window_tokens: of the longest window, BOS included; less if the model takes less. At least 8.
         stride_tokens: see ``windows``.
@@ -155,7 +156,7 @@ def windows(num_tokens: int, window_tokens: int, stride_tokens: int, has_bos: bo
         first, end = end, min(end + stride, num_tokens)
 
 
-def _load(checkpoint: str, device: str) -> Any:
+def _load(checkpoint: Checkpoint, device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -12,11 +12,12 @@ from engine.corpus.documents import Conversation, Document, read
 from engine.corpus.files import find_files, units_of
 from engine.errors import RecordError
 from engine.history.result import EvaluationResult
+from engine.model_files.checkpoint import Checkpoint
 from engine.spec import FusionSpec
 from pipelines.evaluation.bits_per_byte import ScoredText, Text, bits_per_byte, score_texts
 from pipelines.evaluation.ensemble import ensemble
 from pipelines.evaluation.merges import parts_of, write_merge
-from pipelines.evaluation.models import compared_models
+from pipelines.evaluation.models import compared_models, named
 from pipelines.evaluation.tasks import TaskScores, run_tasks
 
 
@@ -35,7 +36,8 @@ def evaluate_models(spec: FusionSpec) -> EvaluationResult:
     bits = _bits_per_byte(spec, models) if settings.corpora else {}
     tasks = _task_scores(spec, models) if settings.tasks else {}
     return EvaluationResult(
-        checkpoints=models | {label: " + ".join(members) for label, members in settings.ensembles.items()},
+        checkpoints={label: str(checkpoint) for label, checkpoint in models.items()}
+        | {label: " + ".join(members) for label, members in settings.ensembles.items()},
         bits_per_byte=bits,
         tasks={label: found.scores for label, found in tasks.items()},
         higher_is_better={task: row for found in tasks.values() for task, row in found.higher_is_better.items()},
@@ -66,21 +68,21 @@ def _documents(spec: FusionSpec, paths: Sequence[str]) -> list[Text]:
     return texts
 
 
-def _merged(spec: FusionSpec, models: Mapping[str, str]) -> dict[str, str]:
+def _merged(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
     """Label to checkpoint of every merge, written."""
     merge = ray.remote(num_cpus=1)(write_merge)
     folder = os.path.join(spec.run.output_dir, "merges")
     written = {
-        label: merge.remote(recipe, [models.get(part, part) for part in parts_of(recipe)], os.path.join(folder, label))
+        label: merge.remote(recipe, [named(models, part) for part in parts_of(recipe)], os.path.join(folder, label))
         for label, recipe in spec.evaluation.merges.items()
     }
-    return {label: ray.get(place) for label, place in written.items()}
+    return {label: Checkpoint(ray.get(place)) for label, place in written.items()}
 
 
-def _bits_per_byte(spec: FusionSpec, models: Mapping[str, str]) -> dict[str, dict[str, float]]:
+def _bits_per_byte(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[str, dict[str, float]]:
     """Label to domain to bits per byte, of models and ensembles; every model is loaded once."""
     settings = spec.evaluation
-    members = {label: [models.get(name, name) for name in names] for label, names in settings.ensembles.items()}
+    members = {label: [named(models, name) for name in names] for label, names in settings.ensembles.items()}
     texts = ray.put(held_out_documents(spec))
     score = _remote(spec, score_texts)
     window = (spec.training.block_length, settings.stride_tokens, settings.batch_tokens, _device(spec))
@@ -103,7 +105,7 @@ def _ensemble(members: Sequence[Mapping[str, Sequence[ScoredText]]]) -> dict[str
     }
 
 
-def _task_scores(spec: FusionSpec, models: Mapping[str, str]) -> dict[str, TaskScores]:
+def _task_scores(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[str, TaskScores]:
     run = _remote(spec, run_tasks)
     asked = {label: run.remote(checkpoint, spec.evaluation, _device(spec)) for label, checkpoint in models.items()}
     return {label: ray.get(found) for label, found in asked.items()}

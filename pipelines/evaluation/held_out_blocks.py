@@ -11,7 +11,7 @@ from actors.training.held_out_loss import HeldOutBlocks
 from engine.blocks.arrangement import best_fit
 from engine.corpus.windows import SPECIAL_TOKENS, scoring_window
 from engine.method.losses import NO_LABEL
-from engine.model_files.local import with_chat_template
+from engine.model_files.checkpoint import Checkpoint
 from engine.spec import FusionSpec
 from engine.text.tokenization import PassageTokenizer
 from pipelines.evaluation.bits_per_byte import Text, tokens_of, windows
@@ -32,9 +32,9 @@ def held_out_blocks(spec: FusionSpec) -> dict[str, HeldOutBlocks]:
     Raises:
         RecordError: a file or row cannot be read and ``corpus.on_error`` is ``fail``.
     """
-    target = spec.target_model
-    tokenizer = PassageTokenizer.load(with_chat_template(target.checkpoint, target.chat_template))
-    places = scoring_window(target.checkpoint, spec.training.block_length) + SPECIAL_TOKENS
+    checkpoint = Checkpoint.of(spec.target_model)
+    tokenizer = PassageTokenizer.load(checkpoint)
+    places = scoring_window(checkpoint, spec.training.block_length) + SPECIAL_TOKENS
     stride = spec.evaluation.stride_tokens
     return {
         domain: _blocks(

@@ -14,7 +14,10 @@ import fsspec
 
 from engine.errors import FusionError
 from engine.method.merging import linear, select_calculate_erase
+from engine.model_files.checkpoint import Checkpoint
+from engine.model_files.configuration import load_configuration
 from engine.model_files.local import load_tokenizer, local_checkpoint
+from engine.model_files.saving import save_model
 from engine.spec import MergeSpec
 from engine.text.tokenization import PassageTokenizer
 
@@ -27,7 +30,7 @@ def parts_of(merge: MergeSpec) -> tuple[str, ...]:
     return (merge.base, *merge.models) if merge.base else merge.models
 
 
-def unlike(checkpoints: Sequence[str]) -> list[str]:
+def unlike(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Why some checkpoints cannot be merged with the first one, a sentence each; looks at no weights."""
     first, *others = checkpoints
     names, tokens = _shapes(first), PassageTokenizer.load(first).token_bytes
@@ -46,7 +49,7 @@ def unlike(checkpoints: Sequence[str]) -> list[str]:
     return reasons
 
 
-def write_merge(merge: MergeSpec, checkpoints: Sequence[str], url: str) -> str:
+def write_merge(merge: MergeSpec, checkpoints: Sequence[Checkpoint], url: str) -> str:
     """Merge models and write the result in Hugging Face format, in place of what an earlier evaluation has left.
 
     Args:
@@ -69,7 +72,7 @@ def write_merge(merge: MergeSpec, checkpoints: Sequence[str], url: str) -> str:
     if filesystem.exists(place):
         filesystem.rm(place, recursive=True)
     with tempfile.TemporaryDirectory() as folder:
-        models[0].save_pretrained(folder)
+        save_model(models[0], folder)
         load_tokenizer(checkpoints[0]).save_pretrained(folder)
         filesystem.put(folder + "/", place + "/", recursive=True)
     return url
@@ -91,18 +94,18 @@ def _merge_into_first(merge: MergeSpec, models: Sequence[Any]) -> None:
             parameter.copy_(torch.from_numpy(merged))
 
 
-def _load(checkpoint: str) -> Any:
+def _load(checkpoint: Checkpoint) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(local_checkpoint(checkpoint), dtype="auto")
 
 
-def _shapes(checkpoint: str) -> dict[str, tuple[int, ...]]:
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter, from the configuration alone."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(local_checkpoint(checkpoint, weights=False))
+    config = load_configuration(checkpoint)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from engine.corpus.files import find_files
 from engine.errors import Fault, FusionError
-from engine.model_files.local import with_adapter, with_chat_template
+from engine.model_files.checkpoint import Checkpoint
 from engine.spec import FusionSpec
 from engine.text.tokenization import PassageTokenizer
 from pipelines.evaluation.merges import parts_of, unlike
@@ -22,13 +22,18 @@ def export_dir(spec: FusionSpec) -> str:
     return os.path.join(spec.run.output_dir, "export")
 
 
-def compared_models(spec: FusionSpec) -> dict[str, str]:
+def compared_models(spec: FusionSpec) -> dict[str, Checkpoint]:
     """Label to checkpoint of everything that an evaluation of this spec compares, merges and ensembles aside."""
     models = _models_before(spec)
     export = export_dir(spec)
     if "://" in export or os.path.exists(export):
-        models[_trained_label(spec)] = export
+        models[_trained_label(spec)] = Checkpoint(export)
     return models
+
+
+def named(models: Mapping[str, Checkpoint], name: str) -> Checkpoint:
+    """The model that a merge or an ensemble names: by its label, or else by its path."""
+    return models.get(name, Checkpoint(name))
 
 
 def comparison_faults(spec: FusionSpec, trains_first: bool) -> list[Fault]:
@@ -42,7 +47,7 @@ def comparison_faults(spec: FusionSpec, trains_first: bool) -> list[Fault]:
         faults += find_files(paths, f"evaluation.corpora.{domain}")[1]
     models = compared_models(spec)
     if trains_first:  # what will be merged is of the target's shape and vocabulary
-        models[_trained_label(spec)] = spec.target_model.checkpoint
+        models[_trained_label(spec)] = Checkpoint.of(spec.target_model)
     labels = {*models, *spec.evaluation.merges}
     for label, members in spec.evaluation.ensembles.items():
         for index, member in enumerate(members):
@@ -52,13 +57,10 @@ def comparison_faults(spec: FusionSpec, trains_first: bool) -> list[Fault]:
     return faults + _task_faults(spec)
 
 
-def _models_before(spec: FusionSpec) -> dict[str, str]:
-    target = spec.target_model
-    models = {"target before": with_chat_template(target.checkpoint, target.chat_template)}
-    for source in spec.source_models:
-        adapted = with_adapter(source.checkpoint, source.adapter)
-        models[f"source {source.name}"] = with_chat_template(adapted, source.chat_template)
-    return models | spec.evaluation.models
+def _models_before(spec: FusionSpec) -> dict[str, Checkpoint]:
+    models = {"target before": Checkpoint.of(spec.target_model)}
+    models |= {f"source {source.name}": Checkpoint.of(source) for source in spec.source_models}
+    return models | {label: Checkpoint(path) for label, path in spec.evaluation.models.items()}
 
 
 def _trained_label(spec: FusionSpec) -> str:
@@ -70,21 +72,21 @@ def _unloadable(where: str, member: str, labels: set[str]) -> list[Fault]:
     if member in labels:
         return []
     try:
-        PassageTokenizer.load(member)
+        PassageTokenizer.load(Checkpoint(member))
     except (OSError, ValueError, FusionError) as error:
         reason = f"{member!r} is neither a label nor a checkpoint: {str(error).strip().splitlines()[0]}"
         return [Fault(where, reason, f"labels: {', '.join(sorted(labels))}")]
     return []
 
 
-def _unmergeable(spec: FusionSpec, label: str, models: Mapping[str, str]) -> list[Fault]:
+def _unmergeable(spec: FusionSpec, label: str, models: Mapping[str, Checkpoint]) -> list[Fault]:
     """What stands against a merge."""
     where = f"evaluation.merges.{label}"
     parts = parts_of(spec.evaluation.merges[label])
     faults = [fault for part in parts for fault in _unloadable(where, part, set(models))]
     if faults:
         return faults
-    reasons = unlike([models.get(part, part) for part in parts])
+    reasons = unlike([named(models, part) for part in parts])
     return [Fault(where, reason, "merge models of one architecture, size and vocabulary") for reason in reasons]
 
 

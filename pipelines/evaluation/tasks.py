@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.local import local_checkpoint
 from engine.spec import EvaluationSpec
 
@@ -29,11 +30,11 @@ def unknown_tasks(tasks: Sequence[str], folders: Sequence[str]) -> dict[str, lis
     return {task: difflib.get_close_matches(task, known) for task in tasks if task not in known}
 
 
-def run_tasks(checkpoint: str, settings: EvaluationSpec, device: str) -> TaskScores:
+def run_tasks(checkpoint: Checkpoint, settings: EvaluationSpec, device: str) -> TaskScores:
     """Run the tasks of ``settings`` on one model.
 
     Args:
-        checkpoint: of a causal language model, as ``local.local_checkpoint`` takes it; in its own type.
+        checkpoint: of a causal language model; it runs in its own type.
         settings: ``tasks``, ``task_folders``, ``num_fewshot``, ``task_limit`` and ``task_batch`` count here.
         device: where the model runs, as torch names it.
     """

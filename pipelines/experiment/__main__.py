@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.model_files.checkpoint import Checkpoint
 from pipelines.evaluation.merges import write_merge
 from pipelines.experiment import arms
 from pipelines.experiment.arms import Arm, Run
@@ -185,7 +186,7 @@ def merged_experts(folder: Path, method: str, base: Path, experts: Sequence[Path
     place = folder / "merges" / method / base.name
     recipe = {"method": method, "models": tuple(map(str, experts))} | ({"base": str(base)} if method == "sce" else {})
     parts = [base, *experts] if method == "sce" else experts
-    write_merge(MergeSpec(**recipe), list(map(str, parts)), str(place))
+    write_merge(MergeSpec(**recipe), [Checkpoint(str(part)) for part in parts], str(place))
     return place
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.model_files.checkpoint import Checkpoint
 from pipelines.evaluation.bits_per_byte import ScoredText, score_texts
 from pipelines.evaluation.ensemble import ensemble
 from pipelines.experiment.arms import SPEC, Run
@@ -113,7 +114,7 @@ def scored(folder: Path, setting: str, part: str, checkpoint: Path) -> dict[str,
 
     torch.set_num_threads(1)
     texts = read_texts(folder / "texts" / setting, part)
-    return score_texts(str(checkpoint), texts, WINDOW_TOKENS, STRIDE_TOKENS)
+    return score_texts(Checkpoint(str(checkpoint)), texts, WINDOW_TOKENS, STRIDE_TOKENS)
 
 
 def _by_document(scored_texts: dict[str, list[ScoredText]]) -> dict[str, ScoredDomain]:

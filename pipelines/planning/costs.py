@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from actors.sources.backends import transformers as transformers_backend
 from actors.sources.backends import vllm as vllm_backend
-from engine.model_files.local import local_checkpoint
+from engine.model_files.checkpoint import Checkpoint
+from engine.model_files.configuration import load_configuration
 from engine.spec import FusionSpec, SourceModelSpec
 from engine.text.tokenization import PassageTokenizer
 
@@ -55,8 +56,9 @@ def model_costs(spec: FusionSpec, texts: Sequence[str]) -> tuple[ModelCost, ...]
         texts: a sample of the corpus, to count each model's tokens per byte.
     """
     workers = spec.training.num_workers
-    parameters, weights, _, _ = _sizes(spec.target_model.checkpoint)
-    training = TRAINING * weights * _tokens_per_byte(spec.target_model.checkpoint, texts)
+    checkpoint = Checkpoint.of(spec.target_model)
+    parameters, weights, _, _ = _sizes(checkpoint)
+    training = TRAINING * weights * _tokens_per_byte(checkpoint, texts)
     target = ModelCost(
         "target", parameters, weights, parameters * BYTES_PER_TRAINED_WEIGHT, training, 1.0, workers, workers
     )
@@ -64,8 +66,8 @@ def model_costs(spec: FusionSpec, texts: Sequence[str]) -> tuple[ModelCost, ...]
 
 
 def _source_cost(source: SourceModelSpec, texts: Sequence[str], training: float, workers: int) -> ModelCost:
-    parameters, weights, vocabulary, own_dtype_bytes = _sizes(source.checkpoint)
-    work = FORWARD * weights * _tokens_per_byte(source.checkpoint, texts)
+    parameters, weights, vocabulary, own_dtype_bytes = _sizes(Checkpoint.of(source))
+    work = FORWARD * weights * _tokens_per_byte(Checkpoint.of(source), texts)
     relative = work / training if training else 0.0
     weight_bytes = parameters * {"float32": 4, "bfloat16": 2, "float16": 2}.get(source.dtype, own_dtype_bytes)
     logits = _chunk_tokens(source) * vocabulary * BYTES_PER_LOGIT
@@ -89,12 +91,12 @@ def _chunk_tokens(source: SourceModelSpec) -> int:
     return vllm_backend.BATCHED_TOKENS["cuda" if source.num_gpus else "cpu"]
 
 
-def _sizes(checkpoint: str) -> tuple[int, int, int, int]:
+def _sizes(checkpoint: Checkpoint) -> tuple[int, int, int, int]:
     """Number of parameters, of weights in matrix products, of vocabulary rows, and bytes of a stored weight."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(local_checkpoint(checkpoint, weights=False))
+    config = load_configuration(checkpoint)
     with torch.device("meta"):  # shapes alone, no memory
         model = AutoModelForCausalLM.from_config(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -104,7 +106,7 @@ def _sizes(checkpoint: str) -> tuple[int, int, int, int]:
     return parameters, parameters - looked_up, head.shape[0], dtype.itemsize
 
 
-def _tokens_per_byte(checkpoint: str, texts: Sequence[str]) -> float:
+def _tokens_per_byte(checkpoint: Checkpoint, texts: Sequence[str]) -> float:
     tokenizer = PassageTokenizer.load(checkpoint)
     num_bytes = sum(len(text.encode("utf8")) for text in texts)
     return sum(len(tokenizer.encode(text)[0]) for text in texts) / num_bytes if num_bytes else 0.0

@@ -21,7 +21,8 @@ from engine.corpus.passages import PassageCutter
 from engine.corpus.windows import SMALLEST_WINDOW
 from engine.errors import RecordError, TokenizerError
 from engine.method.vocabulary import UNMAPPED, load_or_build
-from engine.model_files.local import local_checkpoint, with_chat_template
+from engine.model_files.checkpoint import Checkpoint
+from engine.model_files.configuration import load_configuration
 from engine.records import MESSAGES, PASSAGE, flat_values, rows_of, schema
 from engine.spec import CorpusSpec, FusionSpec, SourceModelSpec
 from engine.text.chat import content_of
@@ -123,7 +124,7 @@ def _survey_source(
     target_scores: Scores | None,
 ) -> SourceSurvey:
     target = target_tokens.tokenizer
-    source = PassageTokenizer.load(with_chat_template(section.checkpoint, section.chat_template))
+    source = PassageTokenizer.load(Checkpoint.of(section))
     source_traits = traits(source, section.bos)
     source_tokens = tokenize(
         source, [replace(passage, ends_document=True) for passage in passages], source_traits.adds_bos
@@ -139,7 +140,7 @@ def _survey_source(
         traits=source_traits,
         target_traits=traits(target, "tokenizer"),
         vocab_size=source.vocab_size,
-        padding_rows=_embedding_rows(section.checkpoint) - source.vocab_size,
+        padding_rows=_embedding_rows(Checkpoint.of(section)) - source.vocab_size,
         scores=None if target_scores is None else _scores(section, spec.fusion.top_k, scored, mapping),
         target_scores=target_scores,
     )
@@ -263,7 +264,5 @@ def _target_section(spec: FusionSpec) -> SourceModelSpec:
     return SourceModelSpec(name="target", checkpoint=target.checkpoint, chat_template=target.chat_template)
 
 
-def _embedding_rows(checkpoint: str) -> int:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(local_checkpoint(checkpoint, weights=False)).get_text_config().vocab_size
+def _embedding_rows(checkpoint: Checkpoint) -> int:
+    return load_configuration(checkpoint).get_text_config().vocab_size

@@ -45,7 +45,7 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
             fn_constructor_kwargs={
                 "source": source,
                 "top_k": spec.fusion.top_k,
-                "meter": Meter(source.name, monitor),
+                "meter": Meter(source.name, monitor, source.max_restarts, "source_models max_restarts"),
             },
             **ONE_BATCH,
             num_cpus=source.num_cpus,

@@ -15,9 +15,9 @@ from engine.corpus.files import CorpusUnit, find_files, units_of
 from engine.corpus.sample import sample
 from engine.corpus.windows import scoring_window, text_window
 from engine.errors import Fault, FusionError, PreflightError
+from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import context_limit, load_configuration
-from engine.model_files.local import with_adapter, with_chat_template
-from engine.spec import FusionSpec, SourceModelSpec, TargetModelSpec
+from engine.spec import FusionSpec, SourceModelSpec
 from engine.text.chat import ChatTemplate
 from engine.text.tokenization import PassageTokenizer
 
@@ -37,8 +37,8 @@ class FlowPlan:
 
     Attributes:
         corpus_units: what readers share out, as the fields of ``files.CorpusUnit``; one pass.
-        checkpoints, windows: of the target and all sources: the names of their tokenizers, chat templates included, and
-            the text tokens that each can take in one passage.
+        checkpoints, windows: of the target and all sources: where their files are, and the text tokens that each can
+            take in one passage.
         batch_blocks: training blocks whose passages are one call of a source model, an aligner or the packer; as many
             for one training worker as for the other.
         reader_replicas, reader_cpus, aligner_replicas, aligner_cpus: of the stages between the models.
@@ -46,7 +46,7 @@ class FlowPlan:
     """
 
     corpus_units: tuple[dict[str, Any], ...]
-    checkpoints: tuple[str, ...]
+    checkpoints: tuple[Checkpoint, ...]
     windows: tuple[int, ...]
     batch_blocks: int
     reader_replicas: int
@@ -72,7 +72,7 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
         if windows[-1] is not None and source.tensor_parallel_size > 1:
             faults += _uneven_heads(f"source_models.{index}.tensor_parallel_size", source)
     for label, checkpoint in spec.evaluation.models.items():
-        _collect(faults, f"evaluation.models.{label}", _evaluation_window(spec), checkpoint)
+        _collect(faults, f"evaluation.models.{label}", _evaluation_window(spec), Checkpoint(checkpoint))
     if spec.corpus.messages_column and not faults:
         _check_chat_templates(spec, faults)
     if faults:
@@ -85,7 +85,7 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
     aligners = max(1, replicas // 2)
     return FlowPlan(
         corpus_units=corpus_units,
-        checkpoints=tuple(_tokenizer_of(model) for model in (spec.target_model, *spec.source_models)),
+        checkpoints=tuple(Checkpoint.of(model) for model in (spec.target_model, *spec.source_models)),
         windows=tuple(windows),
         batch_blocks=_batch_blocks(spec),
         reader_replicas=readers,
@@ -132,22 +132,23 @@ def _collect(
         return None
 
 
-def _evaluation_window(spec: FusionSpec) -> Callable[[str], int]:
+def _evaluation_window(spec: FusionSpec) -> Callable[[Checkpoint], int]:
     return lambda checkpoint: scoring_window(checkpoint, spec.training.block_length)
 
 
 def _target_window(spec: FusionSpec) -> int:
-    return scoring_window(spec.target_model.checkpoint, spec.training.block_length)
+    return scoring_window(Checkpoint.of(spec.target_model), spec.training.block_length)
 
 
-def _source_window(source: Any) -> int:
-    config = load_configuration(with_adapter(source.checkpoint, source.adapter))
-    return text_window(source.checkpoint, context_limit(config, source.max_context_tokens, generated_tokens=1))
+def _source_window(source: SourceModelSpec) -> int:
+    checkpoint = Checkpoint.of(source)
+    limit = context_limit(load_configuration(checkpoint), source.max_context_tokens, generated_tokens=1)
+    return text_window(checkpoint, limit)
 
 
-def _uneven_heads(where: str, source: Any) -> list[Fault]:
+def _uneven_heads(where: str, source: SourceModelSpec) -> list[Fault]:
     """A fault if the GPUs of one replica cannot share its attention heads evenly, which vLLM asks for."""
-    size, config = source.tensor_parallel_size, load_configuration(source.checkpoint).get_text_config()
+    size, config = source.tensor_parallel_size, load_configuration(Checkpoint.of(source)).get_text_config()
     heads = getattr(config, "num_attention_heads", size)  # without attention there is nothing to share
     if heads % size == 0:
         return []
@@ -156,17 +157,13 @@ def _uneven_heads(where: str, source: Any) -> list[Fault]:
     return [Fault(where, reason, f"choose one of {divisors}")]
 
 
-def _tokenizer_of(model: TargetModelSpec | SourceModelSpec) -> str:
-    return with_chat_template(model.checkpoint, model.chat_template)
-
-
 def _check_chat_templates(spec: FusionSpec, faults: list[Fault]) -> None:
     """Every model that reads conversations needs a chat template that can be learned from."""
-    tokenizers = {"target_model.chat_template": _tokenizer_of(spec.target_model)}
+    checkpoints = {"target_model.chat_template": Checkpoint.of(spec.target_model)}
     for index, source in enumerate(spec.source_models):
-        tokenizers[f"source_models.{index}.chat_template"] = _tokenizer_of(source)
-    for label, checkpoint in spec.evaluation.models.items() if spec.evaluation.corpora else ():
-        tokenizers[f"evaluation.models.{label}"] = checkpoint
-    for where, tokenizer in tokenizers.items():
-        remedy = "give a Jinja chat template, or save one with the tokenizer"
-        _collect(faults, where, lambda name: ChatTemplate(PassageTokenizer.load(name)), tokenizer, remedy)
+        checkpoints[f"source_models.{index}.chat_template"] = Checkpoint.of(source)
+    for label, path in spec.evaluation.models.items() if spec.evaluation.corpora else ():
+        checkpoints[f"evaluation.models.{label}"] = Checkpoint(path)
+    remedy = "give a Jinja chat template, or save one with the tokenizer"
+    for where, checkpoint in checkpoints.items():
+        _collect(faults, where, lambda found: ChatTemplate(PassageTokenizer.load(found)), checkpoint, remedy)

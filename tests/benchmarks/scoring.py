@@ -26,6 +26,8 @@ import torch
 
 from actors.sources.backends.transformers import TransformersBackend
 from actors.sources.backends.vllm import BATCHED_TOKENS
+from engine.model_files.checkpoint import Checkpoint
+from engine.spec import SourceModelSpec
 from engine.text.tokenization import PassageTokenizer
 from tests.benchmarks.figures import say
 from tests.benchmarks.scoring_ways import (
@@ -68,8 +70,8 @@ def main() -> None:
 def figures(checkpoint: str, vocabulary: str) -> None:
     """The figures of one vocabulary."""
     most_passages = max(FILLED_STEPS) * BATCHED_TOKENS["cpu"] // PASSAGE_TOKENS
-    texts = passage_texts(PassageTokenizer.load(checkpoint), PASSAGE_TOKENS, most_passages)
-    oracle = TransformersBackend(checkpoint, max(TOP_K), DTYPE, "cpu")
+    texts = passage_texts(PassageTokenizer.load(Checkpoint(checkpoint)), PASSAGE_TOKENS, most_passages)
+    oracle = TransformersBackend(SourceModelSpec(name="oracle", checkpoint=checkpoint, dtype=DTYPE), max(TOP_K))
     every = {top_k: Ways(checkpoint, texts[:PASSAGES], top_k, oracle) for top_k in TOP_K}
     public_llm = load_public_llm(checkpoint, max(TOP_K))  # after ours, which sets what vLLM reads when it is imported
     on = {"vocabulary": vocabulary, "passages": PASSAGES, "dtype": DTYPE, "threads": 1}

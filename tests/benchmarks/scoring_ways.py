@@ -22,6 +22,7 @@ from actors.sources.backends.vllm import BATCHED_TOKENS
 from actors.sources.source_model import SourceModel
 from engine.corpus.documents import Document, read_documents
 from engine.corpus.files import units_of
+from engine.model_files.checkpoint import Checkpoint
 from engine.records import PASSAGE, schema
 from engine.spec import SourceModelSpec
 from engine.text.tokenization import PassageTokenizer
@@ -120,7 +121,7 @@ class Ways:
         )
         self.source, self.batch = SourceModel(section, top_k), passages(texts)
         self.llm = self.source._backend._engine
-        tokenizer = PassageTokenizer.load(checkpoint)
+        tokenizer = PassageTokenizer.load(Checkpoint(checkpoint))
         arrays = [tokenizer.encode_with_roles(text, add_bos=True, ends_document=True)[0] for text in texts]
         self._arrays = sorted(arrays, key=len)  # the order in which SourceModel asks for them
         self._prompts = [{"prompt_token_ids": prompt.tolist()} for prompt in self._arrays]

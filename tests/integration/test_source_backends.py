@@ -10,7 +10,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,6 +19,8 @@ import pytest
 from actors.sources.backends import PromptRows
 from actors.sources.backends.transformers import TransformersBackend
 from engine.errors import SourceModelError
+from engine.model_files.checkpoint import Checkpoint
+from engine.spec import SourceModelSpec
 from engine.text.tokenization import PassageTokenizer
 from tests.support.tiny_models import POSITIONS, tiny_checkpoint
 from tests.support.tiny_tokenizers import tokenizer_folders
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.timeout(120)
 
 TOP_K = 8
 CONTEXT = POSITIONS - 1
-BATCHED_TOKENS = {True: 64, False: 1024}  # in chunks: prompts longer than this need several steps; whole: never
+STEP_TOKENS = {True: 64, False: 1024}  # in chunks: prompts longer than this need several steps; whole: never
 TOLERANCE = 1e-3
 TEXTS = ["The quick brown fox.", "def f(x):\n\treturn x", "Zwölf 🙂 日本", "a", "one two three four five six " * 3]
 
@@ -36,14 +37,20 @@ TEXTS = ["The quick brown fox.", "def f(x):\n\treturn x", "Zwölf 🙂 日本", 
 @cache
 def vllm_backend(checkpoint: str, in_chunks: bool) -> Any:
     """In the other process; an engine takes seconds to load."""
-    from actors.sources.backends.vllm import _ENVIRONMENT, VllmBackend
+    from actors.sources.backends.vllm import BATCHED_TOKENS, ENVIRONMENT, VllmBackend
 
-    os.environ.update(_ENVIRONMENT, TORCHDYNAMO_DISABLE="1")  # read when vLLM is imported
+    os.environ.update(ENVIRONMENT, TORCHDYNAMO_DISABLE="1")  # read when vLLM is imported
     import vllm
 
-    with mock.patch.object(vllm, "LLM", partial(vllm.LLM, enable_chunked_prefill=in_chunks)):
-        settings = (TOP_K, "float32", CONTEXT, 2**24, "cpu", BATCHED_TOKENS[in_chunks])
-        return VllmBackend(checkpoint, *settings)
+    with (
+        mock.patch.object(vllm, "LLM", partial(vllm.LLM, enable_chunked_prefill=in_chunks)),
+        mock.patch.dict(BATCHED_TOKENS, cpu=STEP_TOKENS[in_chunks]),
+    ):
+        return VllmBackend(section(checkpoint), TOP_K, CONTEXT)
+
+
+def section(checkpoint: str) -> SourceModelSpec:
+    return SourceModelSpec(name="one", checkpoint=checkpoint, dtype="float32", kv_cache_bytes=2**24)
 
 
 def score_with_vllm(checkpoint: str, prompts: list[np.ndarray], dense: bool, in_chunks: bool) -> list[PromptRows]:
@@ -61,23 +68,16 @@ def install_in_another_vllm() -> tuple[bool, list[str]]:
     """Whether the capture goes in where the method that it replaces takes something else, and the warnings."""
     from vllm.v1.engine.logprobs import LogprobsProcessor
 
-    from actors.sources.backends.vllm_patches import install_dense_capture
+    from actors.sources.backends.vllm_patches import keep_tensors
 
     known = LogprobsProcessor._update_prompt_logprobs
     LogprobsProcessor._update_prompt_logprobs = lambda self, something_else: None
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            return install_dense_capture(), [str(warning.message) for warning in caught]
+            return keep_tensors(), [str(warning.message) for warning in caught]
     finally:
         LogprobsProcessor._update_prompt_logprobs = known
-
-
-def gloo_threads(checkpoint: str) -> int:
-    """That wake up a hundred times a second, for as long as the engine lives."""
-    vllm_backend(checkpoint, in_chunks=True)
-    names = [thread.read_text().strip() for thread in Path("/proc/self/task").glob("*/comm")]
-    return names.count("gloo_tcp_loop")
 
 
 def score_with_a_dead_engine(checkpoint: str) -> None:
@@ -114,7 +114,7 @@ def scored(request, tokenizers, other_process, tmp_path_factory) -> dict:
     architecture, in_chunks = request.param
     folder = tokenizers[architecture]
     checkpoint = tiny_checkpoint(tmp_path_factory.mktemp("model") / architecture, architecture, folder)
-    tokenizer = PassageTokenizer.load(checkpoint)
+    tokenizer = PassageTokenizer.load(Checkpoint(checkpoint))
     prompts = [tokenizer.encode_with_roles(text, bos, True)[0] for bos in (True, False) for text in TEXTS]
     random = np.random.default_rng(0)
     prompts += [random.integers(0, tokenizer.vocab_size, length).astype(np.int32) for length in range(1, CONTEXT + 1)]
@@ -122,7 +122,7 @@ def scored(request, tokenizers, other_process, tmp_path_factory) -> dict:
         other_process.submit(score_with_vllm, checkpoint, prompts, form, in_chunks).result(timeout=100)
         for form in (True, False)
     )
-    oracle = TransformersBackend(checkpoint, TOP_K, "float32", "cpu").score(prompts)
+    oracle = TransformersBackend(section(checkpoint), TOP_K).score(prompts)
     return {
         "checkpoint": checkpoint,
         "in_chunks": in_chunks,
@@ -196,14 +196,9 @@ def test_ids_outside_the_vocabulary_are_refused(scored, other_process):
         other_process.submit(score_with_vllm, scored["checkpoint"], outside, True, scored["in_chunks"]).result(
             timeout=60
         )
-    oracle = TransformersBackend(scored["checkpoint"], TOP_K, "float32", "cpu")
+    oracle = TransformersBackend(section(scored["checkpoint"]), TOP_K)
     with pytest.raises(SourceModelError, match=message):
         oracle.score([np.array([3, -1], np.int32)])
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux alone names its threads there")
-def test_an_engine_talks_to_itself_through_one_group(scored, other_process):
-    assert other_process.submit(gloo_threads, scored["checkpoint"]).result(timeout=100) == 1
 
 
 def test_a_dead_engine_ends_its_process(tokenizers, tmp_path):

@@ -8,6 +8,7 @@ import ray
 from actors.monitor import NoMeter, RunMonitor
 from actors.sources.source_model import SourceModel
 from engine.history.ledger import Ledger
+from engine.model_files.checkpoint import Checkpoint
 from engine.records import SHARE, rows_of
 from engine.spec.loading import as_located_spec
 from engine.text.tokenization import PassageTokenizer
@@ -94,8 +95,8 @@ def test_the_stream_equals_the_slow_path(tmp_path, distributions, fusion, alignm
     with cluster.session(located, flow.logical_cpus, flow.gpus):
         monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
         rows = fused_blocks(located, flow, Ledger(), monitor).take_all()
-    target = PassageTokenizer.load(located.target_model.checkpoint)
-    sources = [PassageTokenizer.load(source.checkpoint) for source in located.source_models]
+    target = PassageTokenizer.load(Checkpoint(located.target_model.checkpoint))
+    sources = [PassageTokenizer.load(Checkpoint(source.checkpoint)) for source in located.source_models]
     streamed = passages_inside([block for row in rows for block in row[SHARE]], located.fusion.top_k)
     assert set(streamed) == {f"0/{located.corpus.paths[0]}:{row + 1}:0" for row in range(len(TEXTS))}
     for row, text in enumerate(TEXTS):

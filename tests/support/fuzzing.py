@@ -12,6 +12,7 @@ import pyarrow as pa
 from actors.aligner import Aligner
 from actors.monitor import NoMeter
 from engine.errors import TokenizerError
+from engine.model_files.checkpoint import Checkpoint
 from engine.records import PASSAGE, ragged, rows_of, schema, source_columns
 from engine.spec import AlignmentSpec, FusionRuleSpec
 from engine.text.tokenization import PassageTokenizer
@@ -71,13 +72,13 @@ class Fuzzer:
 
     def __init__(self, folders: dict[str, str], target: str, sources: Sequence[str], cache_dir: str, seed: int):
         self._random = np.random.default_rng(seed)
-        self._target = PassageTokenizer.load(folders[target])
-        self._sources = {name.replace(" ", "-"): PassageTokenizer.load(folders[name]) for name in sources}
-        pairs = [(name.replace(" ", "-"), folders[name]) for name in sources]
+        checkpoints = {name.replace(" ", "-"): Checkpoint(folders[name]) for name in sources}
+        self._target = PassageTokenizer.load(Checkpoint(folders[target]))
+        self._sources = {name: PassageTokenizer.load(checkpoint) for name, checkpoint in checkpoints.items()}
         self._aligners = [
             Aligner(
-                folders[target],
-                pairs,
+                Checkpoint(folders[target]),
+                list(checkpoints.items()),
                 fusion,
                 alignment.model_copy(update={"cache_dir": cache_dir}),
                 [],

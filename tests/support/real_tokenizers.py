@@ -15,6 +15,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from engine.model_files.checkpoint import Checkpoint
 from engine.text.tokenization import PassageTokenizer
 from pipelines.quickstart import texts
 
@@ -103,7 +104,7 @@ def load(name: str) -> PassageTokenizer:
     """One of ``MAKERS``, or ``Mistral Tekken``; one object a process."""
     if name == "Mistral Tekken":
         with tempfile.TemporaryDirectory() as folder:
-            return PassageTokenizer.load(mistral_tekken_checkpoint(Path(folder)))
+            return PassageTokenizer.load(Checkpoint(mistral_tekken_checkpoint(Path(folder))))
     return PassageTokenizer(MAKERS[name](), name)
 
 

@@ -1,9 +1,9 @@
-"""What runs a source model: one contract, ``score``, with two ways to keep it.
+"""Backends that run a source model: one contract, ``score``, and two ways to keep it.
 
-``vllm.py`` is the fast one and the only file that imports vLLM. ``transformers.py`` is the oracle, and serves where
-vLLM does not know an architecture.
+``vllm.py`` is the fast one; it and ``vllm_patches.py``, which alters other libraries for it, are the only files that
+import vLLM. ``transformers.py`` is the oracle, and serves where vLLM does not know an architecture.
 
-Row convention (the likeliest silent bug of this trade): row s is the distribution of the token *after* token s. A
+Row convention (the most probable silent bug here): row s is the distribution of the token *after* token s. A
 prompt of n tokens therefore has n-1 rows, and nothing is shifted anywhere else.
 """
 
@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from engine.errors import SourceModelError
+from engine.spec import SourceModelSpec
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class PromptRows:
     """The rows of one prompt of n tokens, S = n-1.
 
     Attributes:
-        topk_ids: int32 [S,K], the likeliest next tokens, likeliest first.
+        topk_ids: int32 [S,K], the top next tokens, the most probable first.
         topk_logprobs: float32 [S,K], in nats, of a softmax over the whole vocabulary.
         token_logprobs: float32 [S], of the token that does follow.
     """
@@ -40,6 +41,11 @@ class Backend(Protocol):
 
     def score(self, prompts: Sequence[np.ndarray]) -> list[PromptRows]:
         """Rows of each prompt (int32 ids, at least one), in the order of the prompts."""
+
+
+def device_of(source: SourceModelSpec) -> str:
+    """Where a source's replicas run, as torch names it: ``cuda`` or ``cpu``."""
+    return "cuda" if source.num_gpus else "cpu"
 
 
 def check_ids(prompts: Sequence[np.ndarray], vocab_size: int) -> None:

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.sources.backends import PromptRows, check_ids
+from actors.sources.backends import PromptRows, check_ids, device_of
 from engine.errors import SourceModelError
+from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.local import local_checkpoint
+from engine.spec import SourceModelSpec
 
 #: Tokens in one forward pass, padding included: bounds the logits, the largest thing in memory.
 PASS_TOKENS = 2048
@@ -20,24 +22,23 @@ class TransformersBackend:
     """A source model as transformers loads it; see ``backends.Backend``.
 
     Args:
-        checkpoint: as ``local.local_checkpoint`` takes it.
+        source: the spec's section; its log-softmax is always float32.
         top_k: K.
-        dtype: of weights and activations; ``auto`` is the checkpoint's. The log-softmax is always float32.
-        device: ``cpu`` or ``cuda``.
 
     Raises:
         SourceModelError: transformers cannot load the model.
     """
 
-    def __init__(self, checkpoint: str, top_k: int, dtype: str, device: str):
+    def __init__(self, source: SourceModelSpec, top_k: int):
+        checkpoint = Checkpoint.of(source)
+        self._device = device_of(source)
         try:
-            folder = local_checkpoint(checkpoint)
-            self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+            model = AutoModelForCausalLM.from_pretrained(local_checkpoint(checkpoint), dtype=source.dtype)
+            self._model = model.to(self._device).eval()
         except (ValueError, RuntimeError, OSError) as error:
             raise SourceModelError(f"{checkpoint}: transformers cannot load it: {error}") from error
         self.vocab_size = self._model.get_output_embeddings().weight.shape[0]
         self._top_k = top_k
-        self._device = device
 
     def score(self, prompts: Sequence[np.ndarray]) -> list[PromptRows]:
         """Rows of each prompt; prompts that lie beside each other share a forward pass, padded to the longest.

@@ -1,8 +1,7 @@
 """Scoring with vLLM: prompt log-probabilities taken out of the engine as dense tensors.
 
-The engine core ships ids and log-probabilities as tensors; one method of vLLM's front end then turns every number into
-Python objects, which costs more than the model. We replace that method by one that keeps the tensors. It is private, so
-it is guarded: where its inside is not what we know, vLLM's public flat form serves, slower and with a warning.
+The engine core ships ids and log-probabilities as tensors; one method of vLLM's front end then makes a Python object of
+every number. ``vllm_patches.keep_tensors`` replaces it; where it cannot, vLLM's public flat form serves, and is slower.
 """
 
 from __future__ import annotations
@@ -11,24 +10,26 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from actors.sources.backends import PromptRows, check_ids
+from actors.sources.backends import PromptRows, check_ids, device_of
 from actors.sources.backends.vllm_patches import (
-    CAPTURE,
-    groups_of_one,
-    hide_native_attributes,
-    install_dense_capture,
+    captured_tensors,
+    hide_private_names_of_llvmlite,
     keep_freed_memory,
-    scratch_folder,
-    start_in_turn,
+    keep_tensors,
+    one_start_at_a_time,
+    temporary_files_removed,
 )
 from engine.errors import SourceModelError
+from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.local import local_checkpoint
+from engine.spec import SourceModelSpec
 
 #: Set before vLLM is imported. The engine stays in this process: no orphans, and Ray sees its memory.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -44,18 +45,12 @@ BATCHED_TOKENS = {"cpu": 2048, "cuda": 4096}
 
 
 class VllmBackend:
-    """A source model behind vLLM; see ``backends.Backend``.
+    """A source model in a vLLM engine; see ``backends.Backend``.
 
     Args:
-        checkpoint: as ``local.local_checkpoint`` takes it.
+        source: the spec's section.
         top_k: K.
-        dtype: of weights and activations; ``auto`` is the checkpoint's.
         context: tokens of the longest prompt.
-        kv_cache_bytes: memory for keys and values; scoring needs about two steps' worth.
-        device: ``cpu`` or ``cuda``.
-        batched_tokens: prompt tokens in one step of the engine.
-        tensor_parallel_size: GPUs that hold the model together.
-        quantization: of the weights, as vLLM names it; empty for the checkpoint's own.
 
     Attributes:
         dense: whether scoring captures the tensors; vLLM's public flat form otherwise.
@@ -64,52 +59,21 @@ class VllmBackend:
         SourceModelError: vLLM cannot load the model.
     """
 
-    def __init__(
-        self,
-        checkpoint: str,
-        top_k: int,
-        dtype: str,
-        context: int,
-        kv_cache_bytes: int,
-        device: str,
-        batched_tokens: int | None = None,
-        tensor_parallel_size: int = 1,
-        quantization: str = "",
-    ):
-        os.environ.update(_ENVIRONMENT)
-        os.environ.setdefault("VLLM_CACHE_ROOT", os.path.expanduser(_CACHE_DIR))
-        if device == "cpu":
-            os.environ["TORCHDYNAMO_DISABLE"] = "1"  # its compiler wants g++, and scoring is exact without
-            keep_freed_memory()
-            hide_native_attributes()
+    def __init__(self, source: SourceModelSpec, top_k: int, context: int):
+        device = device_of(source)
+        _prepare_process(device)
         from vllm import LLM, SamplingParams
 
+        checkpoint = Checkpoint.of(source)
         try:
             folder = local_checkpoint(checkpoint)
-            with scratch_folder(), start_in_turn(device), groups_of_one(device):
-                self._engine = LLM(
-                    model=folder,
-                    dtype=dtype,
-                    max_model_len=context + 1,  # one token is always generated
-                    max_logprobs=top_k,
-                    max_num_batched_tokens=batched_tokens or BATCHED_TOKENS[device],
-                    kv_cache_memory_bytes=kv_cache_bytes,
-                    gpu_memory_utilization=0.05,  # only a check that this much is free: kv_cache_bytes sets the size
-                    enable_prefix_caching=False,
-                    enforce_eager=True,  # graphs help decoding; scoring is prefill alone
-                    skip_tokenizer_init=True,
-                    disable_log_stats=True,
-                    use_tqdm_on_load=False,
-                    tensor_parallel_size=tensor_parallel_size,
-                    quantization=quantization or None,
-                    # Ray Data has reserved the GPUs; left to itself, vLLM would ask Ray for them again.
-                    distributed_executor_backend="mp" if tensor_parallel_size > 1 else None,
-                )
+            with temporary_files_removed(), one_start_at_a_time(device):
+                self._engine = LLM(model=folder, **_engine_arguments(source, top_k, context, device))
         except (ValueError, RuntimeError, OSError) as error:
             raise SourceModelError(f"{checkpoint}: vLLM cannot load it: {error}") from error
         self.vocab_size = self._engine.llm_engine.model_config.get_vocab_size()
         self._top_k = top_k
-        self.dense = install_dense_capture()
+        self.dense = keep_tensors()
         # All in the constructor: the flag that keeps cached prefixes out of the scores is set there and nowhere else.
         self._sampling = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False, flat_logprobs=True
@@ -122,18 +86,45 @@ class VllmBackend:
             SourceModelError: an id is outside the vocabulary (vLLM would read beyond its table).
         """
         check_ids(prompts, self.vocab_size)
-        CAPTURE.active = self.dense
+        requests = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
         try:
-            outputs = self._engine.generate(
-                [{"prompt_token_ids": prompt.tolist()} for prompt in prompts], self._sampling, use_tqdm=False
-            )
+            with captured_tensors(self.dense):
+                outputs = self._engine.generate(requests, self._sampling, use_tqdm=False)
         except Exception as error:
             _exit_if_fatal(error)
             raise
-        finally:
-            CAPTURE.active = False
         read = _dense_rows if self.dense else _flat_rows
         return [read(output.prompt_logprobs, self._top_k) for output in outputs]
+
+
+def _prepare_process(device: str) -> None:
+    """Set what vLLM reads from the environment when it is imported, and alter what stands in its way."""
+    os.environ.update(ENVIRONMENT)
+    os.environ.setdefault("VLLM_CACHE_ROOT", os.path.expanduser(_CACHE_DIR))
+    if device == "cpu":
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # its compiler wants g++, and scoring is exact without
+        keep_freed_memory()
+        hide_private_names_of_llvmlite()
+
+
+def _engine_arguments(source: SourceModelSpec, top_k: int, context: int, device: str) -> dict[str, Any]:
+    return {
+        "dtype": source.dtype,
+        "max_model_len": context + 1,  # one token is always generated
+        "max_logprobs": top_k,
+        "max_num_batched_tokens": BATCHED_TOKENS[device],
+        "kv_cache_memory_bytes": source.kv_cache_bytes,
+        "gpu_memory_utilization": 0.05,  # only a check that this much is free: kv_cache_bytes sets the size
+        "enable_prefix_caching": False,
+        "enforce_eager": True,  # graphs help decoding; scoring is prefill alone
+        "skip_tokenizer_init": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "tensor_parallel_size": source.tensor_parallel_size,
+        "quantization": source.quantization or None,
+        # Ray Data has reserved the GPUs; left to itself, vLLM would ask Ray for them again.
+        "distributed_executor_backend": "mp" if source.tensor_parallel_size > 1 else None,
+    }
 
 
 def _exit_if_fatal(error: Exception) -> None:
@@ -151,7 +142,7 @@ def _exit_if_fatal(error: Exception) -> None:
 
 
 def _dense_rows(captured: tuple[np.ndarray, np.ndarray] | None, top_k: int) -> PromptRows:
-    """Column 0 is the token that does follow, columns 1 to K are the likeliest, likeliest first; views, no copies.
+    """Column 0 is the token that does follow, columns 1 to K are the top tokens; views, no copies.
 
     The first captured entry describes the prompt's second token given its first: it is row 0, the shift is done.
     """

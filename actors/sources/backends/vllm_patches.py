@@ -1,44 +1,47 @@
-"""All that alters vLLM and the libraries under it, each change guarded and undone where it can be."""
+"""All that alters vLLM and the libraries under it, one function each: what it changes, why, and its guard."""
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
 import inspect
-import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Parameters of the C library's ``mallopt``: most blocks that are mapped by themselves; free memory to give back from.
+#: Numbers of the C library's ``mallopt``: most blocks that are mapped by themselves; free memory to give back from.
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
 
-#: What the engine's tensors were when this capture was written.
+#: The engine's tensors and the method's parameters for which ``keep_tensors`` was written.
 _KNOWN_FIELDS = ("logprob_token_ids", "logprobs", "selected_token_ranks")
 _KNOWN_PARAMETERS = ["self", "prompt_logprobs_tensors"]
 
+_START_LOCK = "/tmp/knowledge-fusion-engine-start.lock"
+
 
 def keep_freed_memory() -> None:
-    """Have the C library hold on to what one step of the engine has freed, for the next one.
+    """Make the C library keep the memory that a step of the engine frees, for the next step.
 
-    Logits and activations come and go many times in a step. By itself the library gives such memory back and takes it
-    again, page by page, which costs small models up to a sixth of their time. It is the process' only model, so that
-    it will need as much again.
+    Why: logits and activations come and go many times in a step, and each time the library returns the pages to the
+    kernel and takes them again. The process holds one model alone, so the next step needs the memory again.
+    Guard: only GNU's library has ``mallopt``; elsewhere nothing changes.
     """
-    adjust = getattr(ctypes.CDLL(None), "mallopt", None)  # GNU's library has it
+    # Measured: 15 to 17 % less CPU time for two of the quickstart's sources, 1 % for the third.
+    adjust = getattr(ctypes.CDLL(None), "mallopt", None)
     if adjust is not None:
         adjust(_M_MMAP_MAX, 0)
         adjust(_M_TRIM_THRESHOLD, -1)
 
 
-def hide_native_attributes() -> None:
-    """Let vLLM's search for kernels pass by numba's compiler, where the process has loaded it before.
+def hide_private_names_of_llvmlite() -> None:
+    """Make llvmlite's library handle refuse private names, so that vLLM can start after numba has been imported.
 
-    On the CPU vLLM looks into every object of every module that has a ``__dict__``. The handle of llvmlite's library
-    claims to have every name, this one too, and what it returns is no dictionary. Ray gives actors processes that have
-    run other tasks, so that it is chance whether numba is there.
+    Why: on a CPU vLLM searches every object of every module that has a ``__dict__`` for kernels. The handle claims to
+    have every name, ``__dict__`` among them, and what it returns is no dictionary: vLLM fails. Ray reuses processes, so
+    an actor's process may have imported numba before.
+    Guard: only a handle that is there and not yet altered; without llvmlite nothing changes.
     """
     handles = getattr(sys.modules.get("llvmlite.binding.ffi"), "_lib_wrapper", None)
     if handles is None or getattr(handles.__getattr__, "hides_private_names", False):
@@ -55,10 +58,12 @@ def hide_native_attributes() -> None:
 
 
 @contextmanager
-def scratch_folder() -> Iterator[None]:
-    """A folder, for as long as an engine is built, for the meeting point of its process group, which has one member.
+def temporary_files_removed() -> Iterator[None]:
+    """Point Python's temporary folder to one that goes when the engine is built.
 
-    vLLM would leave it in the temporary folder: an actor is killed, not ended, so that nothing can be cleaned up later.
+    Why: vLLM leaves the meeting point of its process group in the temporary folder, and an actor is killed, so nothing
+    can remove it later. The group has one member, which needs the file no longer.
+    Guard: the folder is set back in any case.
     """
     with tempfile.TemporaryDirectory() as folder:
         before, tempfile.tempdir = tempfile.tempdir, folder
@@ -69,49 +74,52 @@ def scratch_folder() -> Iterator[None]:
 
 
 @contextmanager
-def groups_of_one(device: str) -> Iterator[None]:
-    """Make the dozen groups of an engine on the CPU, each of its one process, without gloo's ever-waking threads."""
-    if device != "cpu":
-        yield
-        return
-    import torch.distributed
-    import torch.testing._internal.distributed.fake_pg  # registers what copies input to output
+def one_start_at_a_time(device: str) -> Iterator[None]:
+    """Let the engines of a node start one after the other on its GPUs.
 
-    make = torch.distributed.new_group
-    torch.distributed.new_group = lambda ranks, **options: make(ranks, **{**options, "backend": "fake"})
-    try:
-        yield
-    finally:
-        torch.distributed.new_group = make
-
-
-@contextmanager
-def start_in_turn(device: str) -> Iterator[None]:
-    """One engine of a node after the other: two that start on one GPU take each other's memory for their own."""
+    Why: an engine measures the free memory before and after it loads its weights. Two that start together on one GPU
+    count each other's memory as their own.
+    Guard: the kernel frees the lock when its holder dies; on a CPU nothing is locked.
+    """
     if device == "cpu":
         yield
         return
-    with open(os.path.join("/tmp", "knowledge-fusion-engine-start.lock"), "w") as lock:
+    with open(_START_LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 class _Capture:
-    """Whether the replaced method keeps tensors now: two engines of one process may want different forms."""
+    """Whether ``keep_tensors`` keeps tensors at present; vLLM makes its own objects otherwise."""
 
     active = False
 
 
-CAPTURE = _Capture()
+@contextmanager
+def captured_tensors(wanted: bool) -> Iterator[None]:
+    """Make the engine return tensors as long as this lasts, if they are wanted and ``keep_tensors`` is in place."""
+    _Capture.active = wanted
+    try:
+        yield
+    finally:
+        _Capture.active = False
 
 
-def install_dense_capture() -> bool:
-    """Replace the method that makes Python objects; False, with a warning, where vLLM's inside is another."""
+def keep_tensors() -> bool:
+    """Replace vLLM's method that makes a Python object of each log-probability by one that keeps the tensors.
+
+    Why: the objects cost more than the model. Against vLLM's public form this measured 1.3 times as fast with a
+    vocabulary of 32k and K=10, 12.7 times as fast with one of 2k and K=128.
+    Guard: the method is private, so its parameters and the engine's tensors must be those that are known here.
+
+    Returns:
+        Whether it is replaced. If not, there is a warning, and the slower public form has to do.
+    """
     from vllm.v1.engine.logprobs import LogprobsProcessor
     from vllm.v1.outputs import LogprobsTensors
 
     original = getattr(LogprobsProcessor, "_update_prompt_logprobs", None)
-    if getattr(original, "is_dense_capture", False):
+    if getattr(original, "keeps_tensors", False):
         return True
     known = (
         original is not None
@@ -125,14 +133,14 @@ def install_dense_capture() -> bool:
         )
         return False
 
-    def keep_tensors(self, prompt_logprobs_tensors):
+    def update_with_tensors(self, prompt_logprobs_tensors):
         """Called once a request, after its last chunk of prefill, with [n-1, K+1] tensors."""
-        if not CAPTURE.active:
+        if not _Capture.active:
             return original(self, prompt_logprobs_tensors)
         ids, logprobs, *_ = prompt_logprobs_tensors
         self.prompt_logprobs = (ids.numpy(), logprobs.numpy())
         return None
 
-    keep_tensors.is_dense_capture = True
-    LogprobsProcessor._update_prompt_logprobs = keep_tensors
+    update_with_tensors.keeps_tensors = True
+    LogprobsProcessor._update_prompt_logprobs = update_with_tensors
     return True

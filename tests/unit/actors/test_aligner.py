@@ -10,6 +10,7 @@ from actors.aligner import Aligner
 from actors.monitor import NoMeter
 from engine.errors import RecordError
 from engine.method.vocabulary import UNMAPPED
+from engine.model_files.checkpoint import Checkpoint
 from engine.records import FUSED_PASSAGE, NO_TOKEN, PASSAGE, ragged, rows_of, schema, source_columns
 from engine.spec import AlignmentSpec, FusionRuleSpec
 from engine.text.tokenization import PassageTokenizer
@@ -48,7 +49,7 @@ def passages(texts: list[str] = TEXTS) -> pa.Table:
 
 def scored(batch: pa.Table, name: str, folder: Path, top_k: int = TOP_K, missing: int | None = None) -> pa.Table:
     """The batch with a source's columns: random distributions over its own vocabulary, EOS scored behind each text."""
-    tokenizer = PassageTokenizer.load(str(folder))
+    tokenizer = PassageTokenizer.load(Checkpoint(str(folder)))
     random = np.random.default_rng(len(name))
     columns = {column.name: [] for column in source_columns(name)}
     for row, text in enumerate(batch["text"].to_pylist()):
@@ -69,8 +70,8 @@ def aligner(
     folders, target: str, sources: list[str], tmp_path: Path, fusion: FusionRuleSpec = MIN_CE, **alignment
 ) -> Aligner:
     return Aligner(
-        str(folders[target]),
-        [(name, str(folders[name])) for name in sources],
+        Checkpoint(str(folders[target])),
+        [(name, Checkpoint(str(folders[name]))) for name in sources],
         fusion,
         AlignmentSpec(cache_dir=str(tmp_path), **alignment),
         SAMPLE,
@@ -98,7 +99,7 @@ def test_every_passage_equals_the_slow_path(folders, tmp_path, target, fusion, v
     align = aligner(folders, target, names, tmp_path, fusion, vocabulary=vocabulary, split_tokens=split_tokens)
     table = align(batch)
     assert table.schema == schema(FUSED_PASSAGE)
-    tokenizers = [PassageTokenizer.load(str(folders[name])) for name in names]
+    tokenizers = [PassageTokenizer.load(Checkpoint(str(folders[name]))) for name in names]
     for row, text in enumerate(TEXTS):
         distributions = [
             {column.name.split("/")[1]: rows_of(batch[column.name])[row] for column in source_columns(name)}
@@ -107,7 +108,7 @@ def test_every_passage_equals_the_slow_path(folders, tmp_path, target, fusion, v
         expected = fused_passage(
             text,
             batch["ends_document"][row].as_py(),
-            PassageTokenizer.load(str(folders[target])),
+            PassageTokenizer.load(Checkpoint(str(folders[target]))),
             tokenizers,
             distributions,
             fusion,
@@ -176,7 +177,7 @@ def test_context_is_neither_fused_nor_compared(folders, tmp_path):
     context = pa.array([len("The cat"), 0], pa.int32())
     batch = plain.set_column(position, "context_bytes", context)
     whole, part = (aligner(folders, target, [name], tmp_path)(table) for table in (plain, batch))
-    _, ends = PassageTokenizer.load(str(folders[target])).encode_with_roles(TEXTS[0], True, True)
+    _, ends = PassageTokenizer.load(Checkpoint(str(folders[target]))).encode_with_roles(TEXTS[0], True, True)
     rows = int((ends <= len("The cat")).sum()) - 1
     for row, context_rows in ((0, rows), (1, 0)):
         learned = rows_of(part["is_learned"])[row]

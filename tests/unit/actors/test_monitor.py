@@ -116,6 +116,8 @@ def test_a_stage_whose_replicas_die_too_often_is_refused():
             return 3
 
     Restarted("align", Handle(), max_restarts=3).start_or_refuse()
+    with pytest.raises(FusionError, match="gpt2: its replicas have died 3 times, source_models max_restarts is 2"):
+        Restarted("gpt2", Handle(), 2, "source_models max_restarts").start_or_refuse()
     with pytest.raises(FusionError, match=r"align: its replicas have died 3 times, training\.max_restarts is 2; look"):
         Restarted("align", Handle(), max_restarts=2).start_or_refuse()
 
@@ -172,7 +174,7 @@ def test_every_process_of_a_stage_is_a_replica_outside_of_ray():
 def test_a_pickled_meter_starts_from_nothing():
     meter = Meter("gpt2-code", "handle", 3)
     copy = pickle.loads(pickle.dumps(meter))
-    assert copy.__reduce__() == (Meter, ("gpt2-code", "handle", 3))
+    assert copy.__reduce__() == (Meter, ("gpt2-code", "handle", 3, "training.max_restarts"))
 
 
 def test_outside_a_run_nothing_is_counted():

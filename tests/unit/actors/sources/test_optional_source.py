@@ -4,20 +4,22 @@ import pyarrow as pa
 import pytest
 
 from actors.sources.optional_source import OptionalSource
+from engine.errors import FusionError
 from engine.records import check, rows_of, source_columns
 from tests.support.source_passages import TEXTS, TOP_K, passages, section
 
 pytestmark = pytest.mark.timeout(60)
 
 
-class Told:
-    """A meter that keeps what it was told."""
+class KeepingMeter:
+    """A meter that keeps what is reported."""
 
-    def __init__(self, restarts: int = 0):
-        self.restarts, self.left_out, self.recorded = restarts, [], 0
+    def __init__(self, refuses: bool = False):
+        self.refuses, self.left_out, self.recorded = refuses, [], 0
 
-    def start(self) -> int:
-        return self.restarts
+    def start_or_refuse(self) -> None:
+        if self.refuses:
+            raise FusionError("one: its replicas have died 4 times")
 
     def record(self, **_) -> None:
         self.recorded += 1
@@ -32,28 +34,28 @@ def columns_are_empty(table: pa.Table) -> bool:
 
 
 def test_a_model_that_cannot_be_loaded_scores_nothing(tmp_path):
-    told = Told()
-    source = OptionalSource(section(str(tmp_path / "nowhere")), TOP_K, told)
+    meter = KeepingMeter()
+    source = OptionalSource(section(str(tmp_path / "nowhere")), TOP_K, meter)
     table = source(passages(TEXTS))
     assert columns_are_empty(table)
     assert table["text"].to_pylist() == TEXTS
-    ((passage_ids, reason),) = told.left_out
+    ((passage_ids, reason),) = meter.left_out
     assert passage_ids == passages(TEXTS)["passage_id"].to_pylist()
     assert "nowhere cannot be loaded" in reason
 
 
 def test_a_source_that_died_too_often_scores_nothing(checkpoint):
-    told = Told(restarts=4)
-    assert columns_are_empty(OptionalSource(section(checkpoint), TOP_K, told)(passages(TEXTS)))
-    assert "its replicas have died 4 times" in told.left_out[0][1]
+    meter = KeepingMeter(refuses=True)
+    assert columns_are_empty(OptionalSource(section(checkpoint), TOP_K, meter)(passages(TEXTS)))
+    assert "its replicas have died 4 times" in meter.left_out[0][1]
 
 
 def test_one_bad_batch_is_left_out_and_the_next_is_scored(checkpoint):
-    told = Told()
-    source = OptionalSource(section(checkpoint, max_context_tokens=16), TOP_K, told)
+    meter = KeepingMeter()
+    source = OptionalSource(section(checkpoint, max_context_tokens=16), TOP_K, meter)
     assert columns_are_empty(source(passages(["a text that has more tokens than the model takes, by far"])))
     assert not columns_are_empty(source(passages(["x"])))
-    assert (len(told.left_out), told.recorded) == (1, 1)
+    assert (len(meter.left_out), meter.recorded) == (1, 1)
 
 
 @pytest.fixture(scope="module")

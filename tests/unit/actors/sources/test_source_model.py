@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, MptConfig
 
 from actors.sources.backends import PromptRows
 from actors.sources.source_model import SourceModel, tempered
-from engine.errors import SourceModelError
+from engine.errors import FusionError, SourceModelError
 from engine.model_files.configuration import context_limit
 from engine.records import PASSAGE, check, rows_of, source_columns
 from tests.support.source_passages import TEXTS, TOP_K, passages, section
@@ -101,12 +101,12 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
         SourceModel(section(str(tmp_path / "nowhere")), TOP_K)
 
 
-def test_the_meter_is_told_of_passages_and_own_tokens(checkpoint):
+def test_the_meter_counts_passages_and_own_tokens(checkpoint):
     class Kept:
-        """Keeps what it is told."""
+        """Keeps the last call."""
 
-        def start(self):
-            return 0
+        def start_or_refuse(self):
+            pass
 
         def record(self, **told):
             self.told = told
@@ -118,16 +118,15 @@ def test_the_meter_is_told_of_passages_and_own_tokens(checkpoint):
     assert 0 < meter.told["busy_seconds"] < 60
 
 
-def test_a_source_whose_replicas_died_too_often_is_not_loaded_again(checkpoint):
+def test_a_source_whose_replicas_died_too_often_is_not_loaded_again():
     class Meter:
-        """Says how often a replica has been replaced."""
+        """Refuses a replica that has been replaced too often."""
 
-        def start(self):
-            return 2
+        def start_or_refuse(self):
+            raise FusionError("one: its replicas have died 2 times")
 
-    with pytest.raises(SourceModelError, match="one: its replicas have died 2 times, source_models max_restarts is 1"):
-        SourceModel(section(checkpoint, max_restarts=1), TOP_K, Meter())
-    assert SourceModel(section(checkpoint, max_restarts=2), TOP_K, Meter())
+    with pytest.raises(FusionError, match="one: its replicas have died 2 times"):
+        SourceModel(section("nowhere"), TOP_K, Meter())
 
 
 def test_without_eos_the_last_token_has_no_row(tmp_path):

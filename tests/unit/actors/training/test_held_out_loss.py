@@ -12,6 +12,7 @@ from actors.training.held_out_loss import HeldOutBlocks, bits_per_byte
 from actors.training.target_model import TargetModel
 from engine.errors import RecordError
 from engine.method.losses import NO_LABEL
+from engine.model_files.checkpoint import Checkpoint
 from engine.spec import ObjectiveSpec, TrainingSpec
 from engine.spec.loading import parse
 from pipelines.evaluation import bits_per_byte as evaluation
@@ -63,7 +64,7 @@ def target(spec) -> TargetModel:
 def test_it_is_the_number_of_the_evaluation(spec, micro_batch_blocks, stride_tokens):
     checkpoint = spec.target_model.checkpoint
     strided = spec.evaluation.model_copy(update={"stride_tokens": stride_tokens})
-    scored = evaluation.score_texts(checkpoint, TEXTS, LENGTH, stride_tokens)
+    scored = evaluation.score_texts(Checkpoint(checkpoint), TEXTS, LENGTH, stride_tokens)
     expected = {domain: evaluation.bits_per_byte(texts) for domain, texts in scored.items()}
     blocks = held_out_blocks(spec.model_copy(update={"evaluation": strided}))
     found = bits_per_byte(target(spec), blocks, micro_batch_blocks)
@@ -75,7 +76,7 @@ def test_padding_may_be_longer_than_the_models_context(spec, tmp_path, monkeypat
     short = tiny_checkpoint(tmp_path, "gpt2", Path(spec.target_model.checkpoint))
     spec = spec.model_copy(update={"target_model": spec.target_model.model_copy(update={"checkpoint": short})})
     blocks = held_out_blocks(spec)
-    scored = evaluation.score_texts(short, TEXTS, LENGTH, 0)
+    scored = evaluation.score_texts(Checkpoint(short), TEXTS, LENGTH, 0)
     expected = {domain: evaluation.bits_per_byte(texts) for domain, texts in scored.items()}
     assert bits_per_byte(target(spec), blocks, 2) == pytest.approx(expected, rel=1e-6)
     assert max(int(part.position_ids.max()) for part in blocks.values()) < 12

@@ -14,6 +14,7 @@ from actors.training.export import export
 from actors.training.loading import empty_causal_lm, read_causal_lm
 from actors.training.target_model import TargetModel
 from engine.errors import TrainingError
+from engine.model_files.checkpoint import Checkpoint
 from engine.spec import LoraSpec, ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingSpec
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import byte_level_with_bos
@@ -109,7 +110,7 @@ def test_adapters_alone_are_trained_and_stored_and_the_export_has_them_merged(tm
     again = target(checkpoint, ADAPTED)
     checkpoints.load(again, str(folder))
     assert losses(again, 2) == ahead
-    export(again, checkpoint, str(tmp_path / "export"))
+    export(again, Checkpoint(checkpoint), str(tmp_path / "export"))
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
     original = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     assert {name for name, _ in exported.named_parameters()} == {name for name, _ in original.named_parameters()}
@@ -150,7 +151,7 @@ def test_an_adapter_that_training_or_export_would_pass_by_is_refused(tmp_path, t
 def test_the_adapter_of_an_embedding_with_a_weight_of_its_own_is_in_the_export(tmp_path, checkpoint):
     model = target(checkpoint, LoraSpec(rank=4, target_modules=("embed_tokens",)))
     losses(model)
-    export(model, checkpoint, str(tmp_path / "export"))
+    export(model, Checkpoint(checkpoint), str(tmp_path / "export"))
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
     original = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     ids = torch.arange(3, 30)[None]

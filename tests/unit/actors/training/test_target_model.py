@@ -15,6 +15,7 @@ from actors.training.checkpoint_index import latest, read_state
 from actors.training.export import export
 from actors.training.target_model import TargetModel, _positions, learning_rate_at
 from engine.errors import FusionError, TrainingError, causes
+from engine.model_files.checkpoint import Checkpoint
 from engine.records import flat_values
 from engine.spec import LoraSpec, ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingSpec
 from tests.support import tiny_models
@@ -294,7 +295,7 @@ def test_the_export_is_what_transformers_loads(tmp_path, architecture, tied):
     byte_level_with_bos().save_pretrained(tmp_path / "tokenizer")
     checkpoint = tiny_checkpoint(tmp_path / "model", architecture, tmp_path / "tokenizer", tied=tied)
     model = target(checkpoint)
-    export(model, checkpoint, str(tmp_path / "out" / "export"))
+    export(model, Checkpoint(checkpoint), str(tmp_path / "out" / "export"))
     places = (checkpoint, tmp_path / "out" / "export")
     before, after = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in places)
     ids = torch.arange(30)[None]
@@ -341,10 +342,10 @@ def test_the_export_holds_what_was_learned(tmp_path, tied):
     model = target(checkpoint)
     untrained = AutoModelForCausalLM.from_pretrained(checkpoint)
     folder = tmp_path / "export"
-    export(model, checkpoint, str(folder))
+    export(model, Checkpoint(checkpoint), str(folder))
     for seed in range(3):
         model.train_step(training_blocks(seed=seed))
-    export(model, checkpoint, str(folder))  # a second one takes the first one's place
+    export(model, Checkpoint(checkpoint), str(folder))  # a second one takes the first one's place
     live, reloaded = model.model.eval(), AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.arange(3, 30)[None]
     with torch.no_grad():

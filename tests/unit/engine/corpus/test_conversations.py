@@ -15,7 +15,7 @@ from engine.corpus.documents import Conversation, Unreadable, read_conversations
 from engine.corpus.files import units_of
 from engine.errors import PreflightError, RecordError, SpecError
 from engine.history.ledger import Ledger
-from engine.model_files.local import with_chat_template
+from engine.model_files.checkpoint import Checkpoint
 from engine.records import MESSAGES, PASSAGE, schema
 from engine.records.batches import of_row
 from pipelines.stream.sizes import derive_flow
@@ -80,9 +80,9 @@ def test_bad_conversations_are_named_and_good_ones_kept(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory) -> list[str]:
-    folders = tokenizer_folders(tmp_path_factory.mktemp("tokenizers"))
-    return [with_chat_template(str(folder), str(TEMPLATES / "inst.jinja")) for folder in folders]
+def checkpoints(tmp_path_factory) -> list[Checkpoint]:
+    folders = tokenizer_folders(tmp_path_factory.mktemp("checkpoints"))
+    return [Checkpoint(str(folder), chat_template=str(TEMPLATES / "inst.jinja")) for folder in folders]
 
 
 class Skipped:
@@ -101,37 +101,37 @@ class Skipped:
         self.rows.append(row)
 
 
-def passages(tokenizers: list[str], path: Path, window: int, on_error: str) -> tuple[pa.Table, list]:
+def passages(checkpoints: list[Checkpoint], path: Path, window: int, on_error: str) -> tuple[pa.Table, list]:
     meter = Skipped()
-    windows = [window] * len(tokenizers)
+    windows = [window] * len(checkpoints)
     arrangement = Arrangement(0, 0, block_length=1000, batch_blocks=1, checkpoint_blocks=1)
-    reader = PassageReader(tokenizers, windows, 0, "text", on_error, Ledger(()), arrangement, meter, "messages")
+    reader = PassageReader(checkpoints, windows, 0, "text", on_error, Ledger(()), arrangement, meter, "messages")
     unit = {"path": str(path), "row_group": -1, "first_row": 1, "corpus_pass": 0}
     batches = [of_row(row)[0] for row in reader(pa.Table.from_pylist([{"share": 0, "units": [unit]}]))]
     return pa.concat_tables([schema([*PASSAGE, MESSAGES]).empty_table(), *batches]), meter.rows
 
 
-def test_turns_that_do_not_fit_are_counted_and_the_rest_is_learned(tokenizers, tmp_path):
+def test_turns_that_do_not_fit_are_counted_and_the_rest_is_learned(checkpoints, tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_bytes(lines(ROWS))
-    table, skipped = passages(tokenizers, path, 1000, "fail")
+    table, skipped = passages(checkpoints, path, 1000, "fail")
     assert table["text"].to_pylist() == ["The dog.", "The dog.The dog."]
     assert table["num_bytes"].to_pylist() == [8, 16]
     assert [len(messages) for messages in table["messages"].to_pylist()] == [2, 5], "nothing is learned behind"
     assert not skipped
-    table, skipped = passages(tokenizers, path, 70, "fail")
+    table, skipped = passages(checkpoints, path, 70, "fail")
     assert [len(messages) for messages in table["messages"].to_pylist()] == [2, 3]
     assert [(row.row, row.reason) for row in skipped] == [
         (2, "messages 4 to 6 do not fit every model and are left out")
     ]
 
 
-def test_a_conversation_whose_first_answer_does_not_fit_is_a_bad_row(tokenizers, tmp_path):
+def test_a_conversation_whose_first_answer_does_not_fit_is_a_bad_row(checkpoints, tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_bytes(lines(ROWS))
     with pytest.raises(RecordError, match=r"chats.jsonl, row 1: .* up to its first answer does not fit"):
-        passages(tokenizers, path, 8, "fail")
-    table, skipped = passages(tokenizers, path, 8, "skip")
+        passages(checkpoints, path, 8, "fail")
+    table, skipped = passages(checkpoints, path, 8, "skip")
     assert len(table) == 0
     assert [row.row for row in skipped] == [1, 2]
 

@@ -12,6 +12,7 @@ from engine.blocks.arrangement import Arrangement
 from engine.corpus.passages import PassageCutter
 from engine.errors import RecordError, TokenizerError
 from engine.history.ledger import Ledger
+from engine.model_files.checkpoint import Checkpoint
 from engine.records import PASSAGE, check
 from engine.records.batches import of_row
 from engine.text.tokenization import PassageTokenizer
@@ -21,8 +22,8 @@ WINDOWS = (24, 16, 20)
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> list[str]:
-    return [str(folder) for folder in tokenizer_folders(tmp_path_factory.mktemp("tokenizers"))]
+def checkpoints(tmp_path_factory) -> list[Checkpoint]:
+    return [Checkpoint(str(folder)) for folder in tokenizer_folders(tmp_path_factory.mktemp("tokenizers"))]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from actors.training.target_model import TargetModel
 from engine.blocks.packing import Packer
 from engine.errors import RecordError
 from engine.method.answers import answer_offsets, with_turn_end
-from engine.model_files.local import with_chat_template
+from engine.model_files.checkpoint import Checkpoint
 from engine.records import MESSAGES, NO_TOKEN, PASSAGE, flat_values, rows_of, schema
 from engine.spec import AlignmentSpec, FusionRuleSpec, ObjectiveSpec, SourceModelSpec, TargetModelSpec, TrainingSpec
 from engine.text.chat import ChatTemplate, content_of
@@ -88,14 +88,14 @@ def scored(batch: pa.Table, name: str, checkpoint: str, template: str) -> pa.Tab
     return SourceModel(source, TOP_K)(batch)
 
 
-def fused(batch: pa.Table, target: str, sources: dict[str, str], tmp_path: Path) -> pa.Table:
+def fused(batch: pa.Table, target: Checkpoint, sources: dict[str, Checkpoint], tmp_path: Path) -> pa.Table:
     fusion, alignment = FusionRuleSpec(top_k=TOP_K), AlignmentSpec(cache_dir=str(tmp_path))
     return Aligner(target, list(sources.items()), fusion, alignment, [], NoMeter(), conversations=True)(batch)
 
 
 def aligned(checkpoint: str, source_style: str, target_style: str, tmp_path: Path) -> tuple[pa.Table, pa.Table]:
     """A model aligned with itself, but for the template: its own columns, and what is fused of them."""
-    names = {kind: with_chat_template(checkpoint, style(kind)) for kind in (source_style, target_style)}
+    names = {kind: Checkpoint(checkpoint, chat_template=style(kind)) for kind in (source_style, target_style)}
     batch = scored(passages(), "same", checkpoint, style(source_style))
     return batch, fused(batch, names[target_style], {"same": names[source_style]}, tmp_path)
 
@@ -120,7 +120,7 @@ def test_one_tokenizer_under_two_templates_is_aligned_throughout(checkpoints, tm
 def test_a_first_token_with_the_templates_blank_is_aligned_with_its_like_alone(checkpoints, tmp_path):
     checkpoint = checkpoints["byte-level-with-bos"]
     _, table = aligned(checkpoint, "vicuna", "chatml", tmp_path)
-    template = ChatTemplate(PassageTokenizer.load(with_chat_template(checkpoint, style("chatml"))))
+    template = ChatTemplate(PassageTokenizer.load(Checkpoint(checkpoint, chat_template=style("chatml"))))
     for row, messages in enumerate(CONVERSATIONS):
         missing = rows_of(table["is_learned"])[row] & ~rows_of(table["is_fused"])[row]
         firsts = [first for first, _ in template.encode(messages).answers]
@@ -130,7 +130,7 @@ def test_a_first_token_with_the_templates_blank_is_aligned_with_its_like_alone(c
 
 @pytest.mark.parametrize("name", ["byte-level-with-bos", "byte-level-without-bos", "sentencepiece-like"])
 def test_what_is_learned_is_what_transformers_masks(checkpoints, marked, tmp_path, name):
-    checkpoint = with_chat_template(checkpoints[name], marked)
+    checkpoint = Checkpoint(checkpoints[name], chat_template=marked)
     table = fused(passages(), checkpoint, {}, tmp_path)
     tokenizer = PassageTokenizer.load(checkpoint).hugging_face
     for row, messages in enumerate(CONVERSATIONS):
@@ -146,7 +146,7 @@ def test_what_is_learned_is_what_transformers_masks(checkpoints, marked, tmp_pat
 @pytest.mark.usefixtures("process_group")
 def test_no_loss_on_what_the_assistant_does_not_say(checkpoints, tmp_path):
     target, source = checkpoints["byte-level-with-bos"], checkpoints["sentencepiece-like"]
-    names = [with_chat_template(target, style("chatml")), with_chat_template(source, style("inst"))]
+    names = [Checkpoint(target, chat_template=style("chatml")), Checkpoint(source, chat_template=style("inst"))]
     table = fused(scored(passages(), "other", source, style("inst")), names[0], {"other": names[1]}, tmp_path)
     blocks = Packer(LENGTH, TOP_K)(table, np.arange(len(table)))
     rows = hidden_gradients(target, blocks)
@@ -172,7 +172,7 @@ def hidden_gradients(checkpoint: str, blocks: pa.Table) -> np.ndarray:
 
 
 def test_changing_the_question_changes_the_prompt_and_no_label(checkpoints, tmp_path):
-    target = with_chat_template(checkpoints["byte-level-with-bos"], style("chatml"))
+    target = Checkpoint(checkpoints["byte-level-with-bos"], chat_template=style("chatml"))
     before = fused(passages(), target, {}, tmp_path)
     changed = [[{**m, "content": "x"} if m["role"] == "user" else m for m in messages] for messages in CONVERSATIONS]
     position = passages().column_names.index("messages")
@@ -188,7 +188,7 @@ def test_changing_the_question_changes_the_prompt_and_no_label(checkpoints, tmp_
 def test_the_source_is_scored_on_its_answers_alone(checkpoints, tmp_path):
     checkpoint = checkpoints["sentencepiece-like"]
     batch = scored(passages(), "one", checkpoint, style("inst"))
-    name = with_chat_template(checkpoint, style("inst"))
+    name = Checkpoint(checkpoint, chat_template=style("inst"))
     table = fused(batch, name, {"one": name}, tmp_path)
     for row, messages in enumerate(CONVERSATIONS):
         rendering = ChatTemplate(PassageTokenizer.load(name)).encode(messages)
@@ -202,7 +202,7 @@ def test_the_source_is_scored_on_its_answers_alone(checkpoints, tmp_path):
 @pytest.mark.parametrize("kind", ["inst", "chatml", "vicuna"])
 def test_held_out_conversations_are_scored_on_the_contents_of_answers(checkpoints, kind):
     checkpoint = checkpoints["byte-level-with-bos"]
-    batch, name = scored(passages(), "one", checkpoint, style(kind)), with_chat_template(checkpoint, style(kind))
+    batch, name = scored(passages(), "one", checkpoint, style(kind)), Checkpoint(checkpoint, chat_template=style(kind))
     (found,) = score_texts(name, {"chats": CONVERSATIONS}, LENGTH, batch_tokens=200).values()
     for row, messages in enumerate(CONVERSATIONS):
         rendering = ChatTemplate(PassageTokenizer.load(name)).encode(messages)
@@ -235,8 +235,8 @@ def test_another_number_of_answers_is_refused():
 
 
 def test_a_turns_end_that_is_eos_too_means_the_turns_end(checkpoints, tmp_path):
-    source = PassageTokenizer.load(with_chat_template(checkpoints["byte-level-without-bos"], style("vicuna")))
-    target = PassageTokenizer.load(with_chat_template(checkpoints["byte-level-with-bos"], style("chatml")))
+    source = PassageTokenizer.load(Checkpoint(checkpoints["byte-level-without-bos"], chat_template=style("vicuna")))
+    target = PassageTokenizer.load(Checkpoint(checkpoints["byte-level-with-bos"], chat_template=style("chatml")))
     target.turn_end_id, before = target.pad_id, target.turn_end_id
     try:
         mapping = np.full(source.vocab_size, NO_TOKEN, np.int32)

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from engine.corpus.windows import scoring_window
-from engine.model_files.local import local_checkpoint, with_adapter
+from engine.model_files.checkpoint import Checkpoint
+from engine.model_files.local import local_checkpoint
 from engine.text.tokenization import PassageTokenizer
 from tests.support.paths import ROOT
 from tests.support.tiny_gguf import write_gguf
@@ -26,8 +27,9 @@ pytestmark = pytest.mark.timeout(120)
 
 HUB_NAME = """
 import sys
-from engine.model_files.local import local_checkpoint, with_adapter
-print(local_checkpoint(with_adapter("owner/model", sys.argv[1]), cache_dir=sys.argv[2]))
+from engine.model_files.checkpoint import Checkpoint
+from engine.model_files.local import local_checkpoint
+print(local_checkpoint(Checkpoint("owner/model", adapter=sys.argv[1]), cache_dir=sys.argv[2]))
 """
 
 CHAT_TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
@@ -83,7 +85,7 @@ def logits_of(model: PreTrainedModel) -> torch.Tensor:
 
 
 def test_a_gguf_file_becomes_a_folder(base, cache, tmp_path):
-    found = local_checkpoint(write_gguf(base, tmp_path / "tiny.gguf"), cache_dir=str(cache))
+    found = local_checkpoint(Checkpoint(write_gguf(base, tmp_path / "tiny.gguf")), cache_dir=str(cache))
     model, original = loaded(found), loaded(base)
     assert model.dtype == torch.bfloat16
     weights = model.state_dict()
@@ -98,7 +100,7 @@ def test_a_gguf_file_becomes_a_folder(base, cache, tmp_path):
 def test_a_quantized_file_becomes_a_plain_model(tied_base, cache, tmp_path):
     """Without a mark of its quantisation, with its embeddings tied, its roles, and its chat template."""
     file = write_gguf(tied_base, tmp_path / "tiny.gguf", quantized=True, chat_template=CHAT_TEMPLATE)
-    found = local_checkpoint(file, cache_dir=str(cache))
+    found = local_checkpoint(Checkpoint(file), cache_dir=str(cache))
     written = (Path(found) / "config.json").read_text() + (Path(found) / "tokenizer_config.json").read_text()
     assert "quant" not in written
     assert "gguf" not in written
@@ -116,7 +118,7 @@ def test_a_quantized_file_becomes_a_plain_model(tied_base, cache, tmp_path):
 def test_bos_precedes_a_text_where_the_file_says_so(base, cache, tmp_path, said, adds_bos):
     """transformers does not look, and a Llama 3 that is trained on would learn without BOS."""
     file = write_gguf(base, tmp_path / "tiny.gguf", adds_bos=said)
-    tokenizer = AutoTokenizer.from_pretrained(local_checkpoint(file, weights=False, cache_dir=str(cache)))
+    tokenizer = AutoTokenizer.from_pretrained(local_checkpoint(Checkpoint(file), weights=False, cache_dir=str(cache)))
     plain = tokenizer(SENTENCES[0], add_special_tokens=False)["input_ids"]
     assert tokenizer(SENTENCES[0])["input_ids"] == [0] * adds_bos + plain
 
@@ -125,7 +127,7 @@ def test_a_file_that_lacks_tensors_is_refused(base, cache, tmp_path):
     """transformers would begin them at random, with a warning: so would every part but the last of a file in parts."""
     file = write_gguf(base, tmp_path / "part.gguf", left_out=["blk.1.ffn_up.weight"])
     with pytest.raises(ValueError, match=r"part\.gguf cannot be converted: .*1 tensors are missing, .*up_proj.*join"):
-        local_checkpoint(file, cache_dir=str(cache))
+        local_checkpoint(Checkpoint(file), cache_dir=str(cache))
     assert not list(cache.glob("*/*.safetensors"))
     assert not list(cache.glob("*.part"))
 
@@ -133,8 +135,8 @@ def test_a_file_that_lacks_tensors_is_refused(base, cache, tmp_path):
 def test_a_remote_gguf_file_has_a_window_and_a_tokenizer(base, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     file = write_gguf(base, tmp_path / "tiny.gguf")
-    assert scoring_window(f"file://{file}", 2048) == POSITIONS - 2
-    tokenizer, expected = PassageTokenizer.load(f"file://{file}"), PassageTokenizer.load(base)
+    assert scoring_window(Checkpoint(f"file://{file}"), 2048) == POSITIONS - 2
+    tokenizer, expected = PassageTokenizer.load(Checkpoint(f"file://{file}")), PassageTokenizer.load(Checkpoint(base))
     assert all(np.array_equal(tokenizer.encode(text)[0], expected.encode(text)[0]) for text in SENTENCES)
     kept = tmp_path / ".cache/knowledge-fusion-engine/checkpoints"
     assert not list(kept.glob("*/*.safetensors")), "nobody asked for the model"
@@ -143,33 +145,33 @@ def test_a_remote_gguf_file_has_a_window_and_a_tokenizer(base, tmp_path, monkeyp
 def test_a_file_that_is_no_gguf_is_refused(cache, tmp_path):
     (tmp_path / "wrong.gguf").write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"wrong.gguf cannot be converted"):
-        local_checkpoint(str(tmp_path / "wrong.gguf"), cache_dir=str(cache))
+        local_checkpoint(Checkpoint(str(tmp_path / "wrong.gguf")), cache_dir=str(cache))
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
 def test_an_adapter_is_merged(base, adapter, cache):
     folder, expected = adapter
     original = loaded(base)
-    found = local_checkpoint(with_adapter(base, folder), cache_dir=str(cache))
+    found = local_checkpoint(Checkpoint(base, adapter=folder), cache_dir=str(cache))
     merged = loaded(found)
     assert merged.dtype == original.dtype
     torch.testing.assert_close(logits_of(merged), expected, rtol=1e-4, atol=1e-4)
     assert (expected - logits_of(original)).abs().max() > 0.1, "or the test could not tell"
-    assert local_checkpoint(with_adapter(base, folder), cache_dir=str(cache)) == found
-    assert local_checkpoint(with_adapter(base, folder), weights=False, cache_dir=str(cache)) == base
+    assert local_checkpoint(Checkpoint(base, adapter=folder), cache_dir=str(cache)) == found
+    assert local_checkpoint(Checkpoint(base, adapter=folder), weights=False, cache_dir=str(cache)) == base
 
 
 def test_a_remote_adapter_over_a_remote_base(base, adapter, cache):
     names = (f"file://{base}", f"file://{adapter[0]}")
-    merged = loaded(local_checkpoint(with_adapter(*names), cache_dir=str(cache)))
+    merged = loaded(local_checkpoint(Checkpoint(*names), cache_dir=str(cache)))
     torch.testing.assert_close(logits_of(merged), adapter[1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_changed_adapter_is_merged_again(base, adapter, cache, tmp_path):
     folder = shutil.copytree(adapter[0], tmp_path / "lora")
-    before = local_checkpoint(with_adapter(base, str(folder)), cache_dir=str(cache))
+    before = local_checkpoint(Checkpoint(base, adapter=str(folder)), cache_dir=str(cache))
     change_configuration(folder, lora_alpha=1)
-    after = local_checkpoint(with_adapter(base, str(folder)), cache_dir=str(cache))
+    after = local_checkpoint(Checkpoint(base, adapter=str(folder)), cache_dir=str(cache))
     assert (logits_of(loaded(before)) - logits_of(loaded(after))).abs().max() > 0.1
 
 
@@ -195,7 +197,7 @@ def test_what_the_base_generates_with_is_kept(base, adapter, cache, tmp_path):
     folder = shutil.copytree(base, tmp_path / "base")
     settings = {"temperature": 0.6, "do_sample": False, "eos_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(settings))
-    merged = Path(local_checkpoint(with_adapter(str(folder), adapter[0]), cache_dir=str(cache)))
+    merged = Path(local_checkpoint(Checkpoint(str(folder), adapter=adapter[0]), cache_dir=str(cache)))
     found = json.loads((merged / "generation_config.json").read_text())
     assert {name: found[name] for name in settings} == settings
 
@@ -206,7 +208,7 @@ def test_an_adapter_that_lacks_layers_is_refused(base, adapter, cache, tmp_path,
     folder = shutil.copytree(adapter[0], tmp_path / "lora")
     change_configuration(folder, target_modules=["q_proj", "down_proj", more])
     with pytest.raises(ValueError, match=rf"cannot be merged into .* it lacks, 4 tensors such as .*{more}"):
-        local_checkpoint(with_adapter(base, str(folder)), cache_dir=str(cache))
+        local_checkpoint(Checkpoint(base, adapter=str(folder)), cache_dir=str(cache))
 
 
 def test_an_adapter_of_more_layers_is_refused(base, adapter, cache, tmp_path):
@@ -215,7 +217,7 @@ def test_an_adapter_of_more_layers_is_refused(base, adapter, cache, tmp_path):
     deeper = {name.replace("layers.1.", "layers.2."): tensor.clone() for name, tensor in weights.items()}
     save_file(weights | deeper, folder / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"it has, and the base has not, 4 tensors such as .*layers\.2\."):
-        local_checkpoint(with_adapter(base, str(folder)), cache_dir=str(cache))
+        local_checkpoint(Checkpoint(base, adapter=str(folder)), cache_dir=str(cache))
 
 
 def test_an_adapter_of_another_width_is_refused(adapter, cache, tmp_path):
@@ -223,19 +225,19 @@ def test_an_adapter_of_another_width_is_refused(adapter, cache, tmp_path):
     wider.config.hidden_size = 128
     type(wider)(wider.config).save_pretrained(tmp_path / "wider")
     with pytest.raises(ValueError, match="cannot be merged into"):
-        local_checkpoint(with_adapter(str(tmp_path / "wider"), adapter[0]), cache_dir=str(cache))
+        local_checkpoint(Checkpoint(str(tmp_path / "wider"), adapter=adapter[0]), cache_dir=str(cache))
 
 
 def test_an_adapter_that_unties_its_base_is_refused(tied_base, cache, tmp_path):
     """Merged, it would change the embedding with the head, which it never saw changed."""
     folder, _ = write_adapter(tied_base, tmp_path / "lora", "q_proj", "lm_head")
     with pytest.raises(ValueError, match=r"merged, it says something else \(logits differ by"):
-        local_checkpoint(with_adapter(tied_base, folder), cache_dir=str(cache))
+        local_checkpoint(Checkpoint(tied_base, adapter=folder), cache_dir=str(cache))
 
 
 def test_a_folder_without_an_adapter_is_named(base, cache, tmp_path):
     with pytest.raises(OSError, match=r"has no adapter_config\.json"):
-        local_checkpoint(with_adapter(base, str(tmp_path)), weights=False, cache_dir=str(cache))
+        local_checkpoint(Checkpoint(base, adapter=str(tmp_path)), weights=False, cache_dir=str(cache))
 
 
 def change_configuration(folder: Path, **changes) -> None:

@@ -9,6 +9,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.local import local_checkpoint
 from engine.spec.loading import as_located_spec
 from tests.support.paths import ROOT
@@ -19,6 +20,7 @@ FILES = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": byt
 COPYING = """
 import sys, time
 from engine.model_files import local
+from engine.model_files.checkpoint import Checkpoint
 url, cache, log, seconds = sys.argv[1:]
 download = local._download
 def slow(*arguments):
@@ -26,7 +28,7 @@ def slow(*arguments):
     download(*arguments)
     time.sleep(float(seconds))
 local._download = slow
-print(local.local_checkpoint(url, cache_dir=cache))
+print(local.local_checkpoint(Checkpoint(url), cache_dir=cache))
 """
 
 
@@ -66,44 +68,44 @@ def folder(tmp_path) -> Path:
 
 
 def test_folders_and_hub_names_stay_as_they_are(cache, folder):
-    assert local_checkpoint(str(folder), cache_dir=str(cache)) == str(folder)
-    assert local_checkpoint("owner/model", cache_dir=str(cache)) == "owner/model"
+    assert local_checkpoint(Checkpoint(str(folder)), cache_dir=str(cache)) == str(folder)
+    assert local_checkpoint(Checkpoint("owner/model"), cache_dir=str(cache)) == "owner/model"
     assert not cache.exists()
 
 
 def test_a_remote_folder_is_copied_once(cache, remote, monkeypatch):
-    found = Path(local_checkpoint("memory://models/one", cache_dir=str(cache)))
+    found = Path(local_checkpoint(Checkpoint("memory://models/one"), cache_dir=str(cache)))
     assert {path.name: path.read_bytes() for path in found.iterdir()} == FILES
     assert found.parent == cache
     monkeypatch.setattr(MemoryFileSystem, "get_file", lambda *_, **__: pytest.fail("copied again"))
-    assert local_checkpoint("memory://models/one/", cache_dir=str(cache)) == str(found)
-    assert local_checkpoint("memory://models/one", cache_dir=str(cache)) == str(found)
+    assert local_checkpoint(Checkpoint("memory://models/one/"), cache_dir=str(cache)) == str(found)
+    assert local_checkpoint(Checkpoint("memory://models/one"), cache_dir=str(cache)) == str(found)
 
 
 def test_a_file_url_is_copied(cache, folder):
-    found = Path(local_checkpoint(f"file://{folder}", cache_dir=str(cache)))
+    found = Path(local_checkpoint(Checkpoint(f"file://{folder}"), cache_dir=str(cache)))
     assert {path.name: path.read_bytes() for path in found.iterdir()} == FILES
     assert found != folder
 
 
 def test_a_node_that_runs_no_model_is_spared_the_weights(cache, remote):
-    found = Path(local_checkpoint("memory://models/one", weights=False, cache_dir=str(cache)))
+    found = Path(local_checkpoint(Checkpoint("memory://models/one"), weights=False, cache_dir=str(cache)))
     assert {path.name for path in found.iterdir()} == {"config.json", "tokenizer.json"}
-    whole = Path(local_checkpoint("memory://models/one", cache_dir=str(cache)))
+    whole = Path(local_checkpoint(Checkpoint("memory://models/one"), cache_dir=str(cache)))
     assert (whole / "model.safetensors").exists()
 
 
 def test_other_forms_of_the_same_weights_are_left(cache, remote):
     for name in ("pytorch_model.bin", "model.onnx", "optimizer.pt", "model.Q4_0.gguf"):
         remote.pipe_file(f"/models/one/{name}", b"the same weights, or none that are read")
-    found = Path(local_checkpoint("memory://models/one", cache_dir=str(cache)))
+    found = Path(local_checkpoint(Checkpoint("memory://models/one"), cache_dir=str(cache)))
     assert {path.name for path in found.iterdir()} == set(FILES)
 
 
 def test_a_changed_checkpoint_is_copied_again(cache, remote):
-    before = Path(local_checkpoint("memory://models/one", cache_dir=str(cache)))
+    before = Path(local_checkpoint(Checkpoint("memory://models/one"), cache_dir=str(cache)))
     remote.pipe_file("/models/one/model.safetensors", FILES["model.safetensors"][::-1])  # as long as before
-    after = Path(local_checkpoint("memory://models/one", cache_dir=str(cache)))
+    after = Path(local_checkpoint(Checkpoint("memory://models/one"), cache_dir=str(cache)))
     assert (after / "model.safetensors").read_bytes() == FILES["model.safetensors"][::-1]
     assert (before / "model.safetensors").read_bytes() == FILES["model.safetensors"], "a run may be reading it"
 
@@ -128,7 +130,7 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(cache, 
     (torn,) = cache.glob("*.part")
     (torn / "model.safetensors").write_bytes(b"half")
     assert visible(cache) == []
-    found = Path(local_checkpoint(f"file://{folder}", cache_dir=str(cache)))
+    found = Path(local_checkpoint(Checkpoint(f"file://{folder}"), cache_dir=str(cache)))
     assert {path.name: path.read_bytes() for path in found.iterdir()} == FILES
     assert visible(cache) == [found]
     assert not torn.exists()
@@ -143,7 +145,7 @@ def test_what_killed_processes_have_left_goes_with_the_next_checkpoint(cache, fo
     dead = cache / "other-0123456789abcdef.part"
     dead.mkdir()
     (dead / "model.safetensors").write_bytes(b"half")
-    found = Path(local_checkpoint("memory://models/one", cache_dir=str(cache)))
+    found = Path(local_checkpoint(Checkpoint("memory://models/one"), cache_dir=str(cache)))
     assert not dead.exists()
     assert (living / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     assert visible(cache) == [found]
@@ -162,7 +164,7 @@ def test_a_checkpoint_that_changes_while_it_is_copied_is_refused(cache, remote, 
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", overtaken)
     with pytest.raises(OSError, match="memory://models/one changed while it was copied"):
-        local_checkpoint("memory://models/one", cache_dir=str(cache))
+        local_checkpoint(Checkpoint("memory://models/one"), cache_dir=str(cache))
     assert visible(cache) == list(cache.glob("*.part")) == []
 
 
@@ -176,7 +178,7 @@ def test_a_checkpoint_that_changes_while_it_is_copied_is_refused(cache, remote, 
 def test_a_folder_that_is_no_checkpoint_is_not_copied(cache, remote, name, advice):
     remote.pipe_file(f"/models/none/{name}", b"much")
     with pytest.raises(OSError, match=rf"memory://models/none cannot be read: .*no config\.json in it; .*{advice}"):
-        local_checkpoint("memory://models/none", cache_dir=str(cache))
+        local_checkpoint(Checkpoint("memory://models/none"), cache_dir=str(cache))
     assert not cache.exists()
 
 
@@ -189,14 +191,14 @@ def test_a_copy_that_came_short_is_refused(cache, remote, monkeypatch):
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", cut_short)
     with pytest.raises(OSError, match=r"has \d+ bytes, and 1 came"):
-        local_checkpoint("memory://models/one", cache_dir=str(cache))
+        local_checkpoint(Checkpoint("memory://models/one"), cache_dir=str(cache))
     assert visible(cache) == list(cache.glob("*.part")) == []
 
 
 @pytest.mark.parametrize("url", ["memory://models/none", "nonsense://models", "/nowhere/model.gguf", "memory://a.gguf"])
 def test_what_is_not_there_is_named(url, cache):
     with pytest.raises(OSError, match=url):
-        local_checkpoint(url, cache_dir=str(cache))
+        local_checkpoint(Checkpoint(url), cache_dir=str(cache))
 
 
 def test_a_spec_is_located_wherever_its_checkpoints_are(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from engine.history.result import EvaluationResult, RunResult
+from engine.model_files.checkpoint import Checkpoint
 from engine.reporting.model_card import CARD_FILE, revision, write_model_card
 from engine.spec.loading import as_located_spec, load_spec
 from tests.support.tiny_models import tiny_checkpoint
@@ -63,5 +64,5 @@ def test_the_card_of_continued_training_names_no_source(tmp_path):
 def test_a_revision_follows_the_weights(tmp_path):
     first, other = (tiny_checkpoint(tmp_path / str(seed), "llama", seed=seed) for seed in (0, 1))
     weights = (Path(first) / "model.safetensors").read_bytes()
-    assert revision(first) == f"sha256 {hashlib.sha256(weights).hexdigest()}"
-    assert revision(first) != revision(other)
+    assert revision(Checkpoint(first)) == f"sha256 {hashlib.sha256(weights).hexdigest()}"
+    assert revision(Checkpoint(first)) != revision(Checkpoint(other))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.corpus.conversations import ConversationCutter
 from engine.errors import RecordError, TokenizerError
-from engine.model_files.local import with_chat_template
+from engine.model_files.checkpoint import Checkpoint
 from engine.text.chat import ChatTemplate, beginnings, content_of
 from engine.text.tokenization import PassageTokenizer
 from tests.support.tiny_tokenizers import tokenizer_folders
@@ -41,7 +41,7 @@ def templates(folders) -> dict[tuple[str, str], ChatTemplate]:
 
 
 def tokenizer(folder: Path, template: Path) -> PassageTokenizer:
-    return PassageTokenizer.load(with_chat_template(str(folder), str(template)))
+    return PassageTokenizer.load(Checkpoint(str(folder), chat_template=str(template)))
 
 
 def written(tmp_path: Path, template: str) -> Path:
@@ -118,7 +118,7 @@ def test_a_template_that_cannot_be_learned_from_is_refused(folders, tmp_path, te
 
 def test_a_tokenizer_without_a_template_says_how_to_give_one(folders):
     with pytest.raises(TokenizerError, match="no chat template; give one as chat_template"):
-        ChatTemplate(PassageTokenizer.load(str(folders["byte-level-with-bos"])))
+        ChatTemplate(PassageTokenizer.load(Checkpoint(str(folders["byte-level-with-bos"]))))
 
 
 def test_a_conversation_is_cut_after_an_answer(folders, templates):

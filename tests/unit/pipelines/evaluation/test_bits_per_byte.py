@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from engine.model_files.checkpoint import Checkpoint
 from engine.text.tokenization import PassageTokenizer
 from pipelines.evaluation.bits_per_byte import bits_per_byte, score_texts, windows
 from tests.support.paths import ROOT
@@ -35,7 +36,7 @@ LONG = " ".join(f"{number} is followed by {number + 1}," for number in range(60)
 
 def score(checkpoint, texts_by_domain, window_tokens=POSITIONS, **how):
     """Domain to bits per byte."""
-    scored = score_texts(checkpoint, texts_by_domain, window_tokens, **how)
+    scored = score_texts(Checkpoint(checkpoint), texts_by_domain, window_tokens, **how)
     return {domain: bits_per_byte(texts) for domain, texts in scored.items()}
 
 
@@ -54,7 +55,7 @@ def checkpoints(tmp_path_factory):
 
 def slowly(checkpoint, passages):
     """Token by token: every prefix goes through the model alone, in float64."""
-    tokenizer = PassageTokenizer.load(checkpoint)
+    tokenizer = PassageTokenizer.load(Checkpoint(checkpoint))
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float64).eval()
     bits, num_bytes = 0.0, 0
     for text in passages:
@@ -72,7 +73,7 @@ def slowly(checkpoint, passages):
 
 
 def test_the_three_checkpoints_differ_in_what_matters(checkpoints):
-    assert [PassageTokenizer.load(checkpoint).adds_bos for checkpoint in checkpoints] == [True, False, True]
+    assert [PassageTokenizer.load(Checkpoint(checkpoint)).adds_bos for checkpoint in checkpoints] == [True, False, True]
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -97,7 +98,7 @@ def test_a_uniform_model_needs_the_logarithm_of_its_vocabulary(checkpoints, tmp_
     """By hand: every token costs log2 V bits; n tokens after the first, over the bytes that they cover."""
     model = AutoModelForCausalLM.from_pretrained(checkpoints[0])
     torch.nn.init.zeros_(model.lm_head.weight)
-    tokenizer = PassageTokenizer.load(checkpoints[0])
+    tokenizer = PassageTokenizer.load(Checkpoint(checkpoints[0]))
     for path in Path(checkpoints[0]).glob("tokenizer*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     model.save_pretrained(tmp_path)
@@ -109,7 +110,7 @@ def test_a_uniform_model_needs_the_logarithm_of_its_vocabulary(checkpoints, tmp_
 def test_without_bos_the_first_token_and_its_bytes_are_left_out(checkpoints):
     text = "The quick brown fox"
     model = AutoModelForCausalLM.from_pretrained(checkpoints[1]).eval()
-    ids, end_bytes = PassageTokenizer.load(checkpoints[1]).encode(text)
+    ids, end_bytes = PassageTokenizer.load(Checkpoint(checkpoints[1])).encode(text)
     with torch.no_grad():
         loss = model(torch.tensor(ids[None].tolist()), labels=torch.tensor(ids[None].tolist())).loss
     expected = float(loss) * (len(ids) - 1) / math.log(2) / (len(text) - int(end_bytes[0]))
@@ -130,7 +131,7 @@ def test_a_domain_is_the_sum_of_its_passages_not_their_mean(checkpoints):
 def test_windows_of_a_long_text_equal_a_plain_loop(checkpoints, index, stride_tokens):
     """By hand: every token is looked up in a window of its own making, alone in its batch."""
     window_tokens = 40
-    tokenizer = PassageTokenizer.load(checkpoints[index])
+    tokenizer = PassageTokenizer.load(Checkpoint(checkpoints[index]))
     model = AutoModelForCausalLM.from_pretrained(checkpoints[index], dtype=torch.float64).eval()
     ids = tokenizer.encode(LONG)[0].tolist()
     bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
@@ -143,7 +144,9 @@ def test_windows_of_a_long_text_equal_a_plain_loop(checkpoints, index, stride_to
         prefix = bos + ids[max(0, end - room) : place]
         with torch.no_grad():
             expected.append(-float(model(torch.tensor([prefix])).logits[0, -1].log_softmax(0)[ids[place]]))
-    (found,) = score_texts(checkpoints[index], {"d": [LONG]}, window_tokens, stride_tokens, batch_tokens=100)["d"]
+    (found,) = score_texts(
+        Checkpoint(checkpoints[index]), {"d": [LONG]}, window_tokens, stride_tokens, batch_tokens=100
+    )["d"]
     assert found.nats == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert found.boundaries[-1] == len(LONG.encode())
 

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.errors import FusionError
 from engine.method.merging import linear, select_calculate_erase
+from engine.model_files.checkpoint import Checkpoint
 from engine.spec import MergeSpec
 from engine.text.tokenization import PassageTokenizer
 from pipelines.evaluation.bits_per_byte import bits_per_byte, score_texts
@@ -31,11 +32,13 @@ def tokenizers(folder):
 @pytest.fixture(scope="module")
 def checkpoints(folder, tokenizers):
     """Three models of one shape and one tokenizer."""
-    return [tiny_checkpoint(folder / f"model{seed}", "llama", tokenizers[0], seed=seed) for seed in range(3)]
+    return [
+        Checkpoint(tiny_checkpoint(folder / f"model{seed}", "llama", tokenizers[0], seed=seed)) for seed in range(3)
+    ]
 
 
-def parameters(checkpoint):
-    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+def parameters(place):
+    model = AutoModelForCausalLM.from_pretrained(place)
     return {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
 
 
@@ -47,17 +50,18 @@ def test_linear_is_the_weighted_mean_by_hand():
 def test_a_linear_merge_is_a_checkpoint_with_the_weighted_means(checkpoints, folder):
     merge = MergeSpec(method="linear", models=("a", "b", "c"), weights=(2.0, 1.0, 1.0))
     place = write_merge(merge, checkpoints, str(folder / "linear"))
-    first, second, third = map(parameters, checkpoints)
+    first, second, third = (parameters(checkpoint.path) for checkpoint in checkpoints)
     for name, found in parameters(place).items():
         np.testing.assert_allclose(found, first[name] / 2 + second[name] / 4 + third[name] / 4, atol=1e-6)
-    assert PassageTokenizer.load(place).token_bytes == PassageTokenizer.load(checkpoints[0]).token_bytes
+    merged, member = (PassageTokenizer.load(checkpoint) for checkpoint in (Checkpoint(place), checkpoints[0]))
+    assert merged.token_bytes == member.token_bytes
 
 
 @pytest.mark.parametrize("arithmetic", ["paper", "published_code"])
 def test_an_sce_merge_adds_changes_to_its_base(checkpoints, folder, arithmetic):
     merge = MergeSpec(method="sce", base="a", models=("b", "c"), select=0.25, arithmetic=arithmetic)
     place = write_merge(merge, checkpoints, str(folder / arithmetic))
-    base, *others = map(parameters, checkpoints)
+    base, *others = (parameters(checkpoint.path) for checkpoint in checkpoints)
     found = parameters(place)
     for name in base:
         expected = select_calculate_erase(base[name], [other[name] for other in others], 0.25, arithmetic)
@@ -68,16 +72,17 @@ def test_an_sce_merge_adds_changes_to_its_base(checkpoints, folder, arithmetic):
 def test_a_model_merged_with_itself_stays_what_it_is(checkpoints, folder):
     place = write_merge(MergeSpec(method="linear", models=("a", "a")), [checkpoints[0]] * 2, str(folder / "itself"))
     text = {"d": ["The quick brown fox jumps over the lazy dog."]}
-    before, after = (bits_per_byte(score_texts(model, text, 64)["d"]) for model in (checkpoints[0], place))
+    before, after = (bits_per_byte(score_texts(model, text, 64)["d"]) for model in (checkpoints[0], Checkpoint(place)))
     assert after == before
 
 
 def test_tied_weights_stay_tied(tokenizers, folder):
     tied = [tiny_checkpoint(folder / f"tied{seed}", "llama", tokenizers[0], seed=seed, tied=True) for seed in (0, 1)]
-    place = write_merge(MergeSpec(method="linear", models=("a", "b")), tied, str(folder / "tied"))
+    merge = MergeSpec(method="linear", models=("a", "b"))
+    place = write_merge(merge, [Checkpoint(path) for path in tied], str(folder / "tied"))
     model = AutoModelForCausalLM.from_pretrained(place)
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    expected = sum(parameters(checkpoint)["model.embed_tokens.weight"] for checkpoint in tied) / 2
+    expected = sum(parameters(path)["model.embed_tokens.weight"] for path in tied) / 2
     torch.testing.assert_close(model.lm_head.weight.detach(), torch.from_numpy(expected))
 
 
@@ -88,7 +93,7 @@ def test_a_merge_takes_the_place_of_an_earlier_one(checkpoints, folder):
     assert write_merge(merge, checkpoints[1:2], place) == place
     assert not (folder / "again" / "left over").exists()
     name = "model.norm.weight"
-    np.testing.assert_array_equal(parameters(place)[name], parameters(checkpoints[1])[name])
+    np.testing.assert_array_equal(parameters(place)[name], parameters(checkpoints[1].path)[name])
 
 
 def test_a_merge_is_written_to_any_filesystem(checkpoints):
@@ -100,7 +105,7 @@ def test_a_merge_is_written_to_any_filesystem(checkpoints):
 
 
 def test_models_of_other_shapes_are_refused_with_a_sentence(checkpoints, tokenizers, folder):
-    other = tiny_checkpoint(folder / "gpt2", "gpt2", tokenizers[0])
+    other = Checkpoint(tiny_checkpoint(folder / "gpt2", "gpt2", tokenizers[0]))
     (reason,) = unlike([checkpoints[0], other])
     assert "differ in shape" in reason
     assert "missing" in reason
@@ -111,10 +116,10 @@ def test_models_of_other_shapes_are_refused_with_a_sentence(checkpoints, tokeniz
 def test_models_of_other_vocabularies_are_refused(checkpoints, tokenizers, folder):
     """Embeddings of one shape, rows of different tokens."""
     other = folder / "other"
-    AutoModelForCausalLM.from_pretrained(checkpoints[0]).save_pretrained(other)
+    AutoModelForCausalLM.from_pretrained(checkpoints[0].path).save_pretrained(other)
     for path in tokenizers[1].glob("tokenizer*"):
         (other / path.name).write_bytes(path.read_bytes())
-    (reason,) = unlike([checkpoints[0], str(other)])
+    (reason,) = unlike([checkpoints[0], Checkpoint(str(other))])
     assert "different vocabularies" in reason
 
 

@@ -6,6 +6,7 @@ import pytest
 from safetensors import safe_open
 
 from engine import load_spec
+from engine.model_files.checkpoint import Checkpoint
 from engine.text.tokenization import PassageTokenizer
 from pipelines.planning.costs import model_costs
 from tests.support.paths import ROOT
@@ -34,7 +35,7 @@ def test_parameters_are_those_of_the_checkpoints(costs):
 def test_work_is_two_for_a_weight_and_token_in_scoring_and_six_in_training(costs):
     num_bytes = sum(len(text.encode()) for text in TEXTS)
     for name, folder, factor in (("target", "mistral-target", 6), ("gpt2-code", "gpt2-code", 2)):
-        tokenizer = PassageTokenizer.load(str(ROOT / "pipelines/quickstart/models" / folder))
+        tokenizer = PassageTokenizer.load(Checkpoint(str(ROOT / "pipelines/quickstart/models" / folder)))
         tokens = sum(len(tokenizer.encode(text)[0]) for text in TEXTS)
         assert costs[name].work_per_byte == pytest.approx(factor * costs[name].matrix_weights * tokens / num_bytes)
     assert costs["target"].relative == 1.0

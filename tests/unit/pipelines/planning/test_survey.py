@@ -18,6 +18,7 @@ import engine
 from engine.__main__ import main
 from engine.corpus.files import CorpusUnit
 from engine.method.vocabulary import UNMAPPED, build_mapping
+from engine.model_files.checkpoint import Checkpoint
 from engine.text.tokenization import PassageTokenizer
 from pipelines.planning.survey import SAMPLE_BYTES, sample_passages, survey
 from pipelines.planning.survey_examples import quoted, survey_mapping
@@ -108,7 +109,7 @@ def test_coverage_equals_a_walk_over_the_bytes(surveyed, folder):
     _, passages, _ = surveyed
     texts = [passage.text for passage in passages]
     assert "".join(texts) == "".join(DOCUMENTS)
-    tokenizers = [PassageTokenizer.load(str(folder / name)) for name in ("target", "plain", "pieces")]
+    tokenizers = [PassageTokenizer.load(Checkpoint(str(folder / name))) for name in ("target", "plain", "pieces")]
     of_all: Counter = Counter()
     for target, source in itertools.permutations(tokenizers, 2):
         kinds: Counter = Counter()
@@ -131,7 +132,7 @@ def test_coverage_equals_a_walk_over_the_bytes(surveyed, folder):
 
 def test_the_survey_counts_its_own_sample(surveyed, folder):
     spec, passages, surveys = surveyed
-    target, plain = (PassageTokenizer.load(str(folder / name)) for name in ("target", "plain"))
+    target, plain = (PassageTokenizer.load(Checkpoint(str(folder / name))) for name in ("target", "plain"))
     scored = [replace(passage, ends_document=True) for passage in passages]
     texts = [passage.text for passage in passages]
     for bos in ("tokenizer", "always"):
@@ -164,9 +165,9 @@ def test_the_kinds_of_rows(target, source, alike, expected):
 
 def test_masses_and_nats_equal_a_plain_forward_pass(surveyed, folder):
     spec, passages, surveys = surveyed
-    target = PassageTokenizer.load(spec.target_model.checkpoint)
+    target = PassageTokenizer.load(Checkpoint(spec.target_model.checkpoint))
     for name, found in zip(("plain", "pieces"), surveys, strict=True):
-        source = PassageTokenizer.load(str(folder / name))
+        source = PassageTokenizer.load(Checkpoint(str(folder / name)))
         mapping = build_mapping(source, target, "prefix").tolist() + [UNMAPPED] * PADDING
         model = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval()
         lost, unmapped, nats, num_bytes = [], [], 0.0, 0
@@ -196,9 +197,9 @@ def test_traits_padding_and_mapping_shares(surveyed):
     assert (pieces.traits.adds_bos, pieces.traits.dummy_prefix) == (True, True)
     assert pieces.traits.normalizer == ("Prepend", "Replace")
     assert (plain.padding_rows, pieces.padding_rows) == (0, PADDING)
-    target = PassageTokenizer.load(spec.target_model.checkpoint)
+    target = PassageTokenizer.load(Checkpoint(spec.target_model.checkpoint))
     for section, found in zip(spec.source_models, (plain, pieces), strict=True):
-        source = PassageTokenizer.load(section.checkpoint)
+        source = PassageTokenizer.load(Checkpoint(section.checkpoint))
         mapping = build_mapping(source, target, "prefix")
         pairs = [(source.token_bytes[token], mapped) for token, mapped in enumerate(mapping)]
         by_bytes = sum(
@@ -213,7 +214,7 @@ def test_traits_padding_and_mapping_shares(surveyed):
 
 
 def test_nonsense_comes_first_and_then_frequent_tokens(folder):
-    source, target = (PassageTokenizer.load(str(folder / name)) for name in ("target", "plain"))
+    source, target = (PassageTokenizer.load(Checkpoint(str(folder / name))) for name in ("target", "plain"))
     mapping = build_mapping(source, target, "prefix")
     counts = np.zeros(source.vocab_size, np.int64)
     inexact = [token for token, data in enumerate(source.token_bytes) if data and data != b"x" and len(data) > 2]
@@ -333,7 +334,7 @@ def test_the_command_line_without_scoring(monkeypatch, tmp_path, capsys):
 
 
 def test_coverage_of_an_empty_sample_is_nan(folder):
-    tokenizer = PassageTokenizer.load(str(folder / "plain"))
+    tokenizer = PassageTokenizer.load(Checkpoint(str(folder / "plain")))
     empty = tokenize(tokenizer, [], add_bos=False)
     assert math.isnan(coverage(empty, empty).used)
     assert not empty.counts().any()
