@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from actors.monitor import Meter
-from engine.blocks.arrangement import Arrangement
-from engine.corpus.conversations import ConversationCutter
-from engine.corpus.documents import Conversation, Unreadable, read
+from engine.blocks.arrangement import Arrangement, MeasuredPassage, drop_learned
+from engine.corpus.cutting import Cutter
+from engine.corpus.documents import Conversation, Document, Unreadable, read
 from engine.corpus.files import CorpusUnit
-from engine.corpus.passages import Passage, PassageCutter
+from engine.corpus.passages import Passage, table_of
+from engine.corpus.reading import Reading
 from engine.errors import RecordError, TokenizerError
 from engine.history.ledger import Ledger
 from engine.history.result import SkippedRow
 from engine.model_files.checkpoint import Checkpoint
-from engine.records import MESSAGES, PASSAGE, schema
 from engine.records.batches import as_row
-from engine.text.chat import ChatTemplate, content_of
+from engine.spec import CorpusSpec
 from engine.text.tokenization import PassageTokenizer
 
 
 class PassageReader:
-    """Reads its share of the corpus and yields batches of passages; what cannot be read stops the run or is counted.
+    """Reads its share of the corpus and yields batches of passages.
 
     Args:
-        checkpoints: of the target model and all source models, for their tokenizers.
-        windows, overlap_bytes: see ``PassageCutter``.
-        text_column, messages_column: see the spec.
-        on_error: ``fail`` or ``skip``.
-        learned: passages that a checkpoint has learned already; they are left out.
-        arrangement: of the passages.
+        corpus: the spec's section, for the columns to read and for what happens to a row that cannot be read.
+        target_checkpoint: for the tokenizer that measures passages.
+        cut: cuts documents into passages.
+        arrange: puts passages into training blocks and these into batches.
+        drop: passages that a checkpoint has learned already.
         meter: of the stage ``corpus``.
 
     Raises:
@@ -42,87 +41,70 @@ class PassageReader:
 
     def __init__(
         self,
-        checkpoints: Sequence[Checkpoint],
-        windows: Sequence[int],
-        overlap_bytes: int,
-        text_column: str,
-        on_error: str,
-        learned: Ledger,
-        arrangement: Arrangement,
+        corpus: CorpusSpec,
+        target_checkpoint: Checkpoint,
+        cut: Cutter,
+        arrange: Arrangement,
+        drop: Ledger,
         meter: Meter,
-        messages_column: str = "",
     ):
         meter.start_or_refuse()
-        tokenizers = {checkpoint: PassageTokenizer.load(checkpoint) for checkpoint in checkpoints}
-        self._cutter = PassageCutter([tokenizers[checkpoint] for checkpoint in checkpoints], windows, overlap_bytes)
-        self._target = tokenizers[checkpoints[0]]
-        self._text_column = text_column
-        self._messages_column = messages_column
-        if messages_column:
-            self._conversations = ConversationCutter([tokenizers[name] for name in checkpoints], windows)
-        self._on_error = on_error
-        self._learned = learned
-        self._arrangement = arrangement
+        target = PassageTokenizer.load(target_checkpoint)
+        self._target = Reading(target, target.adds_bos)
+        self._corpus = corpus
+        self._cutter = cut
+        self._arrangement = arrange
+        self._learned = drop
         self._meter = meter
 
     def __call__(self, shares: pa.Table) -> Iterator[pa.Table]:
-        """Shares (columns ``share``, its number, and ``units``) to batches of ``records.PASSAGE``, each as one row.
+        """Shares of the corpus to batches of ``records.PASSAGE``, each as one row (``records.batches``).
+
+        Args:
+            shares: columns ``share``, its number, and ``units``, a list of the fields of ``CorpusUnit``.
 
         Raises:
-            RecordError: a file or row cannot be read and ``on_error`` is ``fail``; names both and the reason.
+            RecordError: a file or row cannot be read and ``corpus.on_error`` is ``fail``; names both and the reason.
         """
         for share in shares.to_pylist():
-            passages = self._measured(passage for unit in share["units"] for passage in self._passages_of(unit))
+            documents = self._read(share["units"])
+            passages = self._measured(self._cut(documents))
+            blocks = self._arrangement.blocks(passages, share["share"])
+            unlearned = drop_learned(blocks, self._learned)
             started = time.perf_counter()
-            for rows, training_blocks in self._arrangement.batches(passages, share["share"], self._learned):
-                self._meter.record(passages=len(rows), tokens=0, busy_seconds=time.perf_counter() - started)
-                yield as_row(self._table(rows), training_blocks)
+            for batch in self._arrangement.batches(unlearned):
+                busy_seconds = time.perf_counter() - started
+                self._meter.record(passages=len(batch.passages), tokens=0, busy_seconds=busy_seconds)
+                yield as_row(table_of(batch.passages), batch.training_blocks)
                 started = time.perf_counter()
 
-    def _measured(self, passages: Iterable[Passage]) -> Iterator[tuple[Passage, int]]:
-        """Each passage with T, as the aligner will find it."""
-        for passage in passages:
-            _, text, _, _, ends_document, *messages = passage
-            if messages:
-                yield passage, len(ChatTemplate(self._target).encode(messages[0]).token_ids)
-            else:
-                yield passage, len(self._target.encode_with_roles(text, self._target.adds_bos, ends_document)[0])
+    def _read(self, units: Iterable[dict[str, Any]]) -> Iterator[tuple[Document | Conversation, int]]:
+        """Each document of the units, and the pass over the corpus that it belongs to."""
+        for fields in units:
+            unit = CorpusUnit(**fields)
+            for document in read(unit, self._corpus.text_column, self._corpus.messages_column):
+                if isinstance(document, Unreadable):
+                    self._refuse_or_skip(document)
+                else:
+                    yield document, unit.corpus_pass
 
-    def _passages_of(self, unit: dict[str, Any]) -> Iterator[Passage]:
-        corpus_pass = unit.pop("corpus_pass")
-        return self._passages(CorpusUnit(**unit), corpus_pass)
-
-    def _passages(self, unit: CorpusUnit, corpus_pass: int) -> Iterator[Passage]:
-        for document in read(unit, self._text_column, self._messages_column):
-            if isinstance(document, Unreadable):
-                self._report(document)
-                continue
+    def _cut(self, documents: Iterable[tuple[Document | Conversation, int]]) -> Iterator[Passage]:
+        for document, corpus_pass in documents:
             try:
-                if isinstance(document, Conversation):
-                    yield self._conversation(document, corpus_pass)
-                    continue
-                passages = list(self._cutter.cut_with_context(document.text))
+                cut = self._cutter.cut(document, corpus_pass)
             except (TokenizerError, RecordError) as error:
-                self._report(Unreadable(document.path, document.row, str(error)))
-            else:
-                for index, (text, context_bytes) in enumerate(passages):
-                    passage_id = f"{corpus_pass}/{document.path}:{document.row}:{index}"
-                    yield passage_id, text, len(text.encode("utf8")), context_bytes, index == len(passages) - 1
+                self._refuse_or_skip(Unreadable(document.path, document.row, str(error)))
+                continue
+            if cut.left_out:
+                self._meter.skip(SkippedRow(document.path, document.row, cut.left_out))
+            yield from cut.passages
 
-    def _conversation(self, found: Conversation, corpus_pass: int) -> Passage:
-        messages = self._conversations.cut(found.messages)
-        if content_of(messages) != content_of(found.messages):
-            reason = f"messages {len(messages) + 1} to {len(found.messages)} do not fit every model and are left out"
-            self._meter.skip(SkippedRow(found.path, found.row, reason))
-        text = content_of(messages)
-        return f"{corpus_pass}/{found.path}:{found.row}:0", text, len(text.encode("utf8")), 0, True, messages
+    def _measured(self, passages: Iterable[Passage]) -> Iterator[MeasuredPassage]:
+        """Each passage with the number of tokens that the aligner will find."""
+        for passage in passages:
+            yield MeasuredPassage(passage, len(self._target.read(passage, passage.ends_document).token_ids))
 
-    def _report(self, unreadable: Unreadable) -> None:
-        if self._on_error == "fail":
-            raise RecordError(f"{unreadable}; mend it, or set corpus.on_error: skip to go on without it")
+    def _refuse_or_skip(self, unreadable: Unreadable) -> None:
+        if self._corpus.on_error == "fail":
+            raise RecordError(f"{unreadable}; fix it, or set corpus.on_error: skip to leave it out")
         self._meter.skip(SkippedRow(unreadable.path, unreadable.row, unreadable.reason))
-
-    def _table(self, rows: Sequence[Passage]) -> pa.Table:
-        columns = list(zip(*rows, strict=True))
-        fields = schema([*PASSAGE, MESSAGES] if self._messages_column else PASSAGE)
-        return pa.table([pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)], fields)

@@ -19,12 +19,13 @@ from actors.sources.probe import (
     probe,
     settled_bos,
 )
+from engine.corpus.passages import passages_of
+from engine.corpus.reading import Reading
 from engine.errors import SourceModelError
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import context_limit, load_configuration
-from engine.records import MESSAGES, PASSAGE, check, ragged, source_columns
+from engine.records import PASSAGE, check, ragged, source_columns
 from engine.spec import SourceModelSpec
-from engine.text.chat import ChatTemplate
 from engine.text.tokenization import NO_ROLE, PassageTokenizer
 
 #: A passage's token ids, its end bytes, and which of its rows are sent on.
@@ -101,13 +102,9 @@ class SourceModel:
         return batch
 
     def _encoded(self, batch: pa.Table) -> list[Encoded]:
-        """What each passage is for this model; of a conversation only the rows that predict its answers are sent."""
-        if MESSAGES.name not in batch.column_names:
-            texts = (text.as_py() for text in batch["text"])
-            found = [self._tokenizer.encode_with_roles(text, self._adds_bos, ends_document=True) for text in texts]
-            return [(ids, end_bytes, slice(0, len(ids) - 1)) for ids, end_bytes in found]
-        template = ChatTemplate(self._tokenizer)
-        renderings = [template.encode(messages) for messages in batch[MESSAGES.name].to_pylist()]
+        """Each passage as this model reads it; the rows that predict its answers are sent."""
+        reading = Reading(self._tokenizer, self._adds_bos)
+        renderings = [reading.read(passage, ends_document=True) for passage in passages_of(batch)]
         return [(rendering.token_ids, rendering.end_bytes, rendering.rows()) for rendering in renderings]
 
     def _score(self, prompts: Sequence[np.ndarray]) -> list[PromptRows]:

@@ -1,12 +1,12 @@
 """Which passages go together: their order, the training block that each goes into, and the batches.
 
-All of it is decided over all passages of the corpus; only then are those left out that a checkpoint has learned. An
+All of this is decided over all passages of the corpus. Only then are those dropped that a checkpoint has learned. An
 optimizer step learns whole training blocks, so whole blocks fall away, and what remains are the blocks and batches that
 an undisturbed run has after the same step, however often and wherever this one was stopped. The price is that a run
-which goes on reads and cuts the corpus from its beginning.
+which resumes reads and cuts the corpus from its beginning.
 
-In a run that is deterministic there is one reader and one order through all stages, so that the steps, too, learn the
-same blocks. Otherwise readers share the corpus and batches may overtake each other; the arrangement is the same path.
+In a deterministic run there is one reader and one order through all stages, so the steps learn the same blocks too.
+Otherwise readers share the corpus and batches may overtake each other; the arrangement is the same.
 """
 
 from __future__ import annotations
@@ -14,17 +14,36 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from engine.corpus.passages import Passage
 from engine.history.ledger import Ledger
 from engine.spec import FusionSpec
 
 #: Training blocks that passages are distributed over at once. Each such lot ends with blocks that are partly empty, so
-#: that a few would waste more; many only hold up the first batch.
+#: a few would waste more; many only hold up the first batch.
 PACKED_BLOCKS = 128
 
-#: A row of ``records.PASSAGE``, whose first value is its id.
-Passage = tuple[Any, ...]
+
+class MeasuredPassage(NamedTuple):
+    """A passage and its length T in target tokens."""
+
+    passage: Passage
+    tokens: int
+
+
+class PassageBlock(NamedTuple):
+    """The passages of one training block, and its number in the order of the reader."""
+
+    number: int
+    passages: list[Passage]
+
+
+class Batch(NamedTuple):
+    """The passages of a batch, at least one, and for each the number of its training block, ascending."""
+
+    passages: list[Passage]
+    training_blocks: list[int]
 
 
 @dataclass(frozen=True)
@@ -35,9 +54,9 @@ class Arrangement:
         shuffle_passages, seed: see the spec.
         block_length: L, tokens in a training block.
         batch_blocks: training blocks whose passages make a batch, at most.
-        checkpoint_blocks: training blocks between two checkpoints, over all workers. Batches are cut there too, so that
-            none is half learned when a run goes on: its models would be asked for fewer passages at once, which changes
-            the last bits of some models' numbers.
+        checkpoint_blocks: training blocks between two checkpoints, over all workers. A batch ends there too, so none is
+            half learned when a run resumes: its models would score fewer passages at once, which changes the last bits
+            of some models' numbers.
     """
 
     shuffle_passages: int
@@ -58,45 +77,51 @@ class Arrangement:
             checkpoint_blocks=training.checkpoint_every_steps * training.global_batch_blocks,
         )
 
-    def batches(
-        self, passages: Iterable[tuple[Passage, int]], share: int, learned: Ledger
-    ) -> Iterator[tuple[list[Passage], list[int]]]:
+    def blocks(self, passages: Iterable[MeasuredPassage], share: int) -> Iterator[PassageBlock]:
+        """The training blocks of one reader, from passages that it has shuffled.
+
+        Args:
+            passages: in the order of the corpus.
+            share: number of the reader's share, which draws an order of its own.
+        """
+        order = random.Random(f"{self.seed} {share}")
+        shuffled = shuffle(passages, self.shuffle_passages, order)
+        for number, block in enumerate(self._distributed(shuffled)):
+            yield PassageBlock(number, block)
+
+    def batches(self, blocks: Iterable[PassageBlock]) -> Iterator[Batch]:
         """The batches of one reader.
 
         Args:
-            passages: in the order of the corpus, each with T, its target tokens.
-            share: number of the reader's share, which draws an order of its own.
-            learned: passages to leave out.
-
-        Yields:
-            The passages of a batch, at least one, and for each the number of its training block, ascending.
+            blocks: all of them, in order; some may have lost passages, or all of them.
         """
-        order = random.Random(f"{self.seed} {share}")
-        rows: list[Passage] = []
-        numbers: list[int] = []
-        for number, block in enumerate(self.blocks(shuffle(passages, self.shuffle_passages, order))):
-            if rows and number % self.checkpoint_blocks % self.batch_blocks == 0:
-                yield rows, numbers
-                rows, numbers = [], []
-            unlearned = [passage for passage in block if passage[0] not in learned]
-            rows += unlearned
-            numbers += [number] * len(unlearned)
-        if rows:
-            yield rows, numbers
+        batch = Batch([], [])
+        for block in blocks:
+            if batch.passages and block.number % self.checkpoint_blocks % self.batch_blocks == 0:
+                yield batch
+                batch = Batch([], [])
+            batch.passages.extend(block.passages)
+            batch.training_blocks.extend([block.number] * len(block.passages))
+        if batch.passages:
+            yield batch
 
-    def blocks(self, passages: Iterable[tuple[Passage, int]]) -> Iterator[list[Passage]]:
+    def _distributed(self, passages: Iterable[MeasuredPassage]) -> Iterator[list[Passage]]:
         """The passages of each training block, distributed in lots that fill ``PACKED_BLOCKS``."""
-        waiting: list[Passage] = []
-        lengths: list[int] = []
+        lot: list[MeasuredPassage] = []
         room = PACKED_BLOCKS * self.block_length
-        for passage, tokens in passages:
-            waiting.append(passage)
-            lengths.append(tokens)
-            room -= tokens
+        for measured in passages:
+            lot.append(measured)
+            room -= measured.tokens
             if room <= 0:
-                yield from _packed(waiting, lengths, self.block_length)
-                waiting, lengths, room = [], [], PACKED_BLOCKS * self.block_length
-        yield from _packed(waiting, lengths, self.block_length)
+                yield from _packed(lot, self.block_length)
+                lot, room = [], PACKED_BLOCKS * self.block_length
+        yield from _packed(lot, self.block_length)
+
+
+def drop_learned(blocks: Iterable[PassageBlock], learned: Ledger) -> Iterator[PassageBlock]:
+    """The same blocks without the passages that have been learned; a block may lose all of them."""
+    for block in blocks:
+        yield PassageBlock(block.number, [each for each in block.passages if each.passage_id not in learned])
 
 
 def shuffle(passages: Iterable[Any], held: int, order: random.Random) -> Iterator[Any]:
@@ -113,9 +138,9 @@ def shuffle(passages: Iterable[Any], held: int, order: random.Random) -> Iterato
     yield from waiting
 
 
-def _packed(passages: list[Passage], lengths: list[int], block_length: int) -> Iterator[list[Passage]]:
-    for items in best_fit(lengths, block_length):
-        yield [passages[item] for item in items]
+def _packed(lot: Sequence[MeasuredPassage], block_length: int) -> Iterator[list[Passage]]:
+    for items in best_fit([measured.tokens for measured in lot], block_length):
+        yield [lot[item].passage for item in items]
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -1,8 +1,8 @@
 """Fused passages to training blocks of a fixed shape (pure numpy).
 
-Which passages share a block is decided by ``best_fit`` in the reader, before anything is left out and before any source
-model is asked, so that it is the same in every run. Laying them out is stateless: one batch of passages in, its blocks
-out, so a lost task can be done again anywhere and no remainder has to travel with a checkpoint.
+The reader decides by ``best_fit`` which passages share a block, before it drops any and before any source model scores
+them, so it is the same in every run. Packing is stateless: one batch of passages in, its blocks out. So a lost task can
+be done again anywhere, and no remainder has to travel with a checkpoint.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Packer:
             )
 
     def _passages_inside(self, columns: dict, items: Sequence[int]) -> dict[str, np.ndarray]:
-        """What the ledger and the metrics need to know of the passages in a block."""
+        """The passages in a block, for the ledger and the metrics."""
         tokens = [1 + columns["is_learned"][item].sum() for item in items]
         return {
             "passage_ids": np.array([columns["passage_id"][item] for item in items], object),

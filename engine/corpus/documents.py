@@ -1,7 +1,7 @@
 """From fsspec paths to documents or conversations: Parquet, JSONL and plain text, compressed or not, at any fsspec URL.
 
-A corpus is read in units, a file or a row group of a Parquet file, so that many readers can share one big file. Nothing
-is lost on bad input: whatever cannot be read becomes an ``Unreadable`` that names file, row and reason.
+A corpus is read in units, a file or a row group of a Parquet file, so that many readers can share one big file. Bad
+input is never lost: a row or file that cannot be read becomes an ``Unreadable`` that names file, row and reason.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One conversation: where it stands in the corpus, and its messages, without blanks around their contents.
+    """One conversation: where it stands in the corpus, and its messages, without space around their contents.
 
     At least one message is an answer of the assistant, and no answer is empty.
     """
@@ -85,7 +85,7 @@ def _read(unit: CorpusUnit, column: str, checked: Callable[[str, int, Any], Any]
         for row, value in readers[kind_of_file(unit.path)](unit, column):
             bad = isinstance(value, _BadRow)
             yield Unreadable(unit.path, row, str(value)) if bad else checked(unit.path, row, value)
-    except Exception as error:  # every filesystem, codec and format has errors of its own, and all mean the same here
+    except Exception as error:  # every filesystem, codec and format has its own errors, and all mean the same here
         yield Unreadable(unit.path, 0, f"the file cannot be read: {type(error).__name__}: {error}")
 
 
@@ -122,7 +122,7 @@ def _conversation(path: str, row: int, value: Any) -> Conversation | Unreadable:
         if messages[-1] == {"role": ASSISTANT, "content": ""}:
             return Unreadable(path, row, f"message {number}, an answer, is empty")
     if not any(message["role"] == ASSISTANT for message in messages):
-        return Unreadable(path, row, f"no message has the role {ASSISTANT!r}, so that there is nothing to learn")
+        return Unreadable(path, row, f"no message has the role {ASSISTANT!r}, so there is no answer to learn")
     return Conversation(path, row, tuple(messages))
 
 
@@ -191,7 +191,7 @@ def _open(path: str) -> Iterator[BinaryIO]:
         if path.endswith(".gz"):
             yield gzip.GzipFile(fileobj=file)
         elif path.endswith(".zst"):
-            # Across frames: files of several frames are common, and the default stops after the first without a word.
+            # Across frames: files of several frames are common, and the default stops silently after the first.
             reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
             yield io.BufferedReader(reader)
         else:

@@ -16,17 +16,19 @@ COMPRESSIONS = (".gz", ".zst")
 
 @dataclass(frozen=True)
 class CorpusUnit:
-    """What one reader takes at once.
+    """A part of the corpus that one reader takes at once.
 
     Attributes:
         path: file or URL.
         row_group: of a Parquet file; -1 for a whole file of another kind.
         first_row: number of the unit's first row in its file; rows count from 1.
+        corpus_pass: number of the pass over the corpus, from 0.
     """
 
     path: str
     row_group: int = -1
     first_row: int = 1
+    corpus_pass: int = 0
 
 
 def find_files(patterns: Sequence[str], where: str) -> tuple[list[str], list[Fault]]:
@@ -37,7 +39,7 @@ def find_files(patterns: Sequence[str], where: str) -> tuple[list[str], list[Fau
         where: dotted path of the spec's field, for the faults.
 
     Returns:
-        The files, each once, pattern by pattern, sorted within one; and what is wrong with the patterns.
+        The files, each once, pattern by pattern, sorted within one; and the faults of the patterns.
     """
     files: dict[str, int] = {}  # to the index of the pattern that named it first
     faults: list[Fault] = []
@@ -45,7 +47,7 @@ def find_files(patterns: Sequence[str], where: str) -> tuple[list[str], list[Fau
         try:
             filesystem, path = fsspec.core.url_to_fs(pattern)
             found = [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(path))]
-        except Exception as error:  # every filesystem has errors of its own, and all of them belong to this path
+        except Exception as error:  # every filesystem has its own errors, and all of them belong to this path
             faults.append(Fault(f"{where}.{index}", f"{pattern!r} cannot be listed: {type(error).__name__}: {error}"))
             continue
         found = [name.removeprefix("file://") for name in found]
@@ -63,7 +65,7 @@ def find_files(patterns: Sequence[str], where: str) -> tuple[list[str], list[Fau
 
 
 def units_of(path: str) -> list[CorpusUnit]:
-    """The units of one file; a file that cannot be opened is one unit, whose reading will say why."""
+    """The units of one file; a file that cannot be opened is one unit, and reading it gives the reason."""
     if kind_of_file(path) != ".parquet":
         return [CorpusUnit(path)]
     try:
@@ -93,7 +95,7 @@ def _unknown_kind(where: str, path: str) -> Fault:
 
 
 def kind_of_file(path: str) -> str:
-    """The suffix that tells how a file is read, the one of its compression aside."""
+    """The suffix that says how a file is read, without that of its compression."""
     for suffix in COMPRESSIONS:
         path = path.removesuffix(suffix)
     return next((suffix for suffix in SUFFIXES if path.endswith(suffix)), "")

@@ -14,7 +14,7 @@ SMALLEST_SHARE = 4096
 def sample(units: Sequence[CorpusUnit], text_column: str, messages_column: str, num_bytes: int) -> list[str]:
     """About ``num_bytes`` of the corpus: an equal share from the beginning of every unit, or of as many as fill it.
 
-    The same units give the same sample. What cannot be read is passed over: the run itself reports it.
+    The same units give the same sample. It skips rows that cannot be read: the run itself reports them.
     """
     share = max(num_bytes // max(len(units), 1), SMALLEST_SHARE)
     texts: list[str] = []

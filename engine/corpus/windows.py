@@ -1,4 +1,4 @@
-"""How many text tokens of a passage a model can take at once."""
+"""Windows: the number of text tokens of a passage that a model can take at once."""
 
 from __future__ import annotations
 

@@ -2,64 +2,82 @@
 
 ``match_end_bytes`` is right by construction: a target row and a source row have the same past exactly when both have
 consumed the same UTF-8 bytes of one passage. ``match_by_edits`` is the dynamic programming over token strings of
-FuseLLM (section 3.2, MinED) and FuseChat, for comparison: slow, and without regard to where tokens lie in the text.
+FuseLLM (section 3.2, MinED) and FuseChat, for comparison: slow, and it ignores where tokens lie in the text.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
 from engine.method import kernels
 from engine.method.edit_distance import align_by_edits
-from engine.method.vocabulary import same_pieces
+from engine.method.rows import ScoredRows, SourceRows, TargetRows, TokenRows
+from engine.method.vocabulary import load_or_build, same_pieces, with_turn_end
+from engine.spec import AlignmentSpec
 from engine.text.token_bytes import SPACE_MARKER
 from engine.text.tokenization import NO_ROLE, PassageTokenizer
 
-#: A target row that no source row describes: it has no teacher.
+#: A target row without a source row; it is not fused.
 NO_ROW = -1
 
-#: A target row that is taught its next token: what the authors do where they find no source row.
+#: A target row that is taught its next token, as the authors do where they find no source row.
 NEXT_TOKEN = -2
 
 
-class TargetTokens(Protocol):
-    """The target's tokens of a batch: token_ids and end_bytes int32 [sum T], offsets int64 [B+1]."""
+class Matcher(ABC):
+    """Finds the source row that describes the same situation as a target row.
 
-    token_ids: np.ndarray
-    end_bytes: np.ndarray
-    offsets: np.ndarray
-
-
-class ByteMatcher:
-    """Aligns the rows of one source by byte offsets; see ``match_end_bytes``."""
+    Args:
+        source, target: the two tokenizers.
+    """
 
     def __init__(self, source: PassageTokenizer, target: PassageTokenizer):
         self._source = source
         self._target = target
 
-    def __call__(
-        self,
-        texts: Sequence[str],
-        target: TargetTokens,
-        source_tokens: np.ndarray,
-        source_ends: np.ndarray,
-        source_offsets: np.ndarray,
-    ) -> np.ndarray:
+    @abstractmethod
+    def __call__(self, texts: Sequence[str], target: TokenRows, source: TokenRows) -> np.ndarray:
         """The source row of each target row, int32 [sum T], counted within its passage, or ``NO_ROW``.
 
         Args:
-            texts: the passages. source_tokens, source_ends: int32 [sum S]; source_offsets: int64 [B+1].
+            texts: the passages, B of them.
+            target: the target's tokens.
+            source: the tokens that the source's rows follow.
         """
+
+
+class ByteMatcher(Matcher):
+    """Aligns plain passages by byte offsets; see ``match_end_bytes``."""
+
+    def __call__(self, texts: Sequence[str], target: TokenRows, source: TokenRows) -> np.ndarray:
+        alike = self._begins_alike(texts, target, source)
+        return match_end_bytes(target.end_bytes, target.offsets, source.end_bytes, source.offsets, alike)
+
+    def _begins_alike(self, texts: Sequence[str], target: TokenRows, source: TokenRows) -> np.ndarray:
+        """Whether both sides put the same in front of a passage's first byte, bool [B]."""
         alike = [self._source.has_dummy_prefix(text) == self._target.has_dummy_prefix(text) for text in texts]
-        return match_end_bytes(target.end_bytes, target.offsets, source_ends, source_offsets, np.array(alike, bool))
+        return np.array(alike, bool)
 
 
-class EditMatcher:
-    """Aligns the rows of one source by dynamic programming over token strings; see ``match_by_edits``.
+class AnswerMatcher(ByteMatcher):
+    """Aligns the answers of conversations by byte offsets; each of them counts as a passage."""
+
+    def _begins_alike(self, texts: Sequence[str], target: TokenRows, source: TokenRows) -> np.ndarray:
+        own = beginnings_beyond(self._target, target.token_ids, target.end_bytes, target.offsets)
+        others = beginnings_beyond(self._source, source.token_ids, source.end_bytes, source.offsets)
+        return np.array([one == other for one, other in zip(own, others, strict=True)], bool)
+
+
+class EditMatcher(Matcher):
+    """Aligns plain passages by dynamic programming over token strings; see ``match_by_edits``.
+
+    It gives ``NEXT_TOKEN`` where a passage was scored but no source token is accepted.
 
     Args:
         accept: see ``match_by_edits``.
@@ -73,23 +91,14 @@ class EditMatcher:
         accept: Literal["mapped", "suffix"],
         mapping: np.ndarray,
     ):
-        self._source = source
-        self._target = target
+        super().__init__(source, target)
         self._accept = accept
         self._mapping = mapping
 
-    def __call__(
-        self,
-        texts: Sequence[str],
-        target: TargetTokens,
-        source_tokens: np.ndarray,
-        source_ends: np.ndarray,
-        source_offsets: np.ndarray,
-    ) -> np.ndarray:
-        """As ``ByteMatcher``; ``NEXT_TOKEN`` where the passage was scored but no source token is accepted."""
+    def __call__(self, texts: Sequence[str], target: TokenRows, source: TokenRows) -> np.ndarray:
         match = np.full(len(target.token_ids), NO_ROW, np.int32)
         for passage in range(len(texts)):
-            scored = source_tokens[source_offsets[passage] : source_offsets[passage + 1]]
+            scored = source.token_ids[source.offsets[passage] : source.offsets[passage + 1]]
             if len(scored):
                 start, end = target.offsets[passage], target.offsets[passage + 1]
                 match[start:end] = self._match_passage(target.token_ids[start:end], scored)
@@ -97,7 +106,7 @@ class EditMatcher:
         return match
 
     def _match_passage(self, target_ids: np.ndarray, source_ids: np.ndarray) -> np.ndarray:
-        """BOS and EOS by role, what is between them by edits."""
+        """Align BOS by role and the tokens of the text by edits."""
         match = np.full(len(target_ids), NEXT_TOKEN, np.int32)
         target_begin, target_end = _text_range(self._target, target_ids)
         source_begin, source_end = _text_range(self._source, source_ids)
@@ -113,10 +122,8 @@ class EditMatcher:
         return match
 
 
-def matcher(
-    source: PassageTokenizer, target: PassageTokenizer, tokens: str, mapping: np.ndarray
-) -> ByteMatcher | EditMatcher:
-    """What aligns one source's rows.
+def matcher(source: PassageTokenizer, target: PassageTokenizer, tokens: str, mapping: np.ndarray) -> Matcher:
+    """The matcher for one source's rows on plain passages.
 
     Args:
         tokens: the spec's ``alignment.tokens``.
@@ -129,13 +136,53 @@ def matcher(
     return EditMatcher(source, target, "mapped" if tokens == "min_edit" else "suffix", mapping)
 
 
+class SourceAlignment:
+    """Aligns one source with the target: its rows by a matcher, its tokens by a vocabulary mapping.
+
+    Args:
+        source, target: the two tokenizers.
+        alignment: the spec's section.
+        sample: passages of the corpus, for a statistical vocabulary mapping.
+        conversations: whether the corpus is one of conversations; their answers are aligned by byte offsets.
+
+    Attributes:
+        mapping: int32 [V of the source], target ids or ``vocabulary.UNMAPPED``.
+    """
+
+    def __init__(
+        self,
+        source: PassageTokenizer,
+        target: PassageTokenizer,
+        alignment: AlignmentSpec,
+        sample: Sequence[str],
+        conversations: bool,
+    ):
+        mapping = load_or_build(source, target, alignment.vocabulary, alignment.cache_dir, sample)
+        if conversations:
+            self.mapping = with_turn_end(mapping, source, target)
+            self._matcher: Matcher = AnswerMatcher(source, target)
+        else:
+            self.mapping = mapping
+            self._matcher = matcher(source, target, alignment.tokens, mapping)
+
+    def align(self, texts: Sequence[str], target: TargetRows, scored: ScoredRows) -> SourceRows:
+        """Align the source's rows with the target's; a row whose label is context is aligned with none.
+
+        Args:
+            texts: the passages.
+        """
+        match = self._matcher(texts, target, scored)
+        match = np.where(target.label_is_context, NO_ROW, match)
+        return SourceRows(**vars(scored), mapping=self.mapping, match=match)
+
+
 @dataclass(frozen=True)
 class TokenRun:
     """The tokens of one passage on one side, BOS and EOS left out, as the dynamic programming compares them.
 
     Attributes:
         ids: int32 [n].
-        pieces: strings as in the vocabulary, blanks as ``▁``.
+        pieces: strings as in the vocabulary, spaces as ``▁``.
         decoded: the same decoded one by one.
     """
 
@@ -173,6 +220,21 @@ def match_end_bytes(
     match = np.empty(len(target_ends), np.int32)
     kernels.match_end_bytes(target_ends, target_offsets, source_ends, source_offsets, begins_alike, match)
     return match
+
+
+def beginnings_beyond(
+    tokenizer: PassageTokenizer, token_ids: np.ndarray, end_bytes: np.ndarray, offsets: np.ndarray
+) -> list[bytes]:
+    """The bytes that each answer's first token has before the content: a space of the template's, or a dummy prefix.
+
+    Llama-2's `` Yes`` and another's ``Yes`` consume the same bytes, but the rows that predict them differ throughout.
+    """
+    found = []
+    for start, end in pairwise(offsets):
+        first = start + int(np.searchsorted(end_bytes[start:end], 0, side="right"))
+        data = tokenizer.token_bytes[token_ids[first]] if first < end else None
+        found.append(data[: max(len(data) - int(end_bytes[first]), 0)] if data else b"")
+    return found
 
 
 def match_by_edits(

@@ -1,34 +1,32 @@
-"""Answers: the stretches of a batch's passages that are learned, each aligned and fused for itself.
+"""Answers: the stretches of a batch's passages that are learned, each aligned and fused on its own.
 
-A plain passage is one answer. A conversation has one for each turn of the assistant (``engine.text.chat``); what lies
-between them is read by the model and otherwise left alone. Within an answer byte offsets ascend from 0 on, so that a
-source's columns need no more than these offsets to tell its answers apart.
+A plain passage is one answer. A conversation has one for each turn of the assistant (``engine.text.chat``); the model
+reads the text between them, but does not learn it. Within an answer byte offsets ascend from 0, so a source's
+columns need no more than these offsets to separate its answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 
 from engine.errors import RecordError
-from engine.method.alignment import TargetTokens, match_end_bytes
-from engine.method.rows import FusedRows, TargetRows
-from engine.records import NO_TOKEN
+from engine.method.rows import ScoredRows, TargetRows
+from engine.records import flat_values
 from engine.text.chat import Rendering
-from engine.text.tokenization import NO_ROLE, PassageTokenizer
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A batch of conversations for the target model.
+    """The answers of a batch of passages as the target model reads them.
 
     Attributes:
-        token_ids: int32 [sum T]. offsets: int64 [B+1], where each conversation begins in it.
+        token_ids: int32 [sum T]. offsets: int64 [B+1], where each passage begins in it.
         places: int64 [sum of the answers' tokens], where each token of the answers stands in ``token_ids``.
-        counts: int64 [B], answers of each conversation.
+        counts: int64 [B], answers of each passage.
         rows: the answers' tokens, each answer as if it were a passage.
     """
 
@@ -39,30 +37,69 @@ class Answers:
     rows: TargetRows
 
 
-def answers_of(renderings: Sequence[Rendering]) -> Answers:
-    """The answers of a batch of rendered conversations."""
-    none = np.empty(0, np.int32)
+def target_answers(renderings: Sequence[Rendering], context_bytes: Sequence[int]) -> Answers:
+    """The answers of a batch.
+
+    Args:
+        renderings: the passages as the target model reads them (``engine.corpus.reading``).
+        context_bytes: of each passage, the bytes at its beginning that are not learned.
+    """
+    none = np.empty(0, np.int32)  # a batch may be empty
     offsets = np.cumsum([0, *(len(rendering.token_ids) for rendering in renderings)], dtype=np.int64)
     token_ids = np.concatenate([none, *(rendering.token_ids for rendering in renderings)])
-    ends = np.concatenate([none, *(rendering.end_bytes for rendering in renderings)])
+    end_bytes = np.concatenate([none, *(rendering.end_bytes for rendering in renderings)])
     starts = zip(renderings, offsets[:-1], strict=True)
     places = np.concatenate([none.astype(np.int64), *(rendering.tokens() + start for rendering, start in starts)])
     lengths = [last - first + 1 for rendering in renderings for first, last in rendering.answers]
-    answer_offsets = np.cumsum([0, *lengths], dtype=np.int64)
-    num_bytes = ends[places][answer_offsets[1:] - 1]
-    return Answers(
-        token_ids=token_ids,
-        offsets=offsets,
-        places=places,
-        counts=np.array([len(rendering.answers) for rendering in renderings], np.int64),
-        rows=TargetRows(token_ids[places], ends[places], answer_offsets, num_bytes, np.zeros_like(num_bytes)),
+    begins = np.cumsum([0, *lengths], dtype=np.int64)
+    counts = np.array([len(rendering.answers) for rendering in renderings], np.int64)
+    rows = TargetRows(
+        token_ids=token_ids[places],
+        end_bytes=end_bytes[places],
+        offsets=begins,
+        num_bytes=end_bytes[places][begins[1:] - 1],
+        first_bytes=np.repeat(np.array(context_bytes, np.int32), counts),
+    )
+    return Answers(token_ids, offsets, places, counts, rows)
+
+
+def source_answers(batch: pa.Table, source: str, top_k: int, counts: np.ndarray) -> ScoredRows:
+    """The rows of one source, by answers, without copies.
+
+    Args:
+        batch: with the source's columns.
+        source: its name.
+        top_k: K, entries kept of each row.
+        counts: int64 [B], answers of each passage.
+
+    Raises:
+        RecordError: a passage has not K entries in every row, or another number of answers than the target has.
+    """
+    end_bytes, offsets = flat_values(batch[f"{source}/end_bytes"])
+
+    def column(name: str, entries: int) -> np.ndarray:
+        values, found = flat_values(batch[f"{source}/{name}"])
+        _check_rows(batch, f"{source}/{name}", found, offsets * entries)
+        return values
+
+    return ScoredRows(
+        offsets=answer_offsets(end_bytes, offsets, counts),
+        token_ids=column("token_ids", 1),
+        end_bytes=end_bytes,
+        topk_ids=column("topk_ids", top_k).reshape(-1, top_k),
+        topk_logprobs=column("topk_logprobs", top_k).reshape(-1, top_k),
+        token_logprobs=column("token_logprobs", 1),
     )
 
 
-def passages_as_answers(rows: TargetRows) -> Answers:
-    """A batch of plain passages, each of them one answer."""
-    places = np.arange(len(rows.token_ids))
-    return Answers(rows.token_ids, rows.offsets, places, np.ones(len(rows.num_bytes), np.int64), rows)
+def _check_rows(batch: pa.Table, column: str, offsets: np.ndarray, expected: np.ndarray) -> None:
+    """Kernels look up rows without checking, so every passage must have the rows that its end offsets promise."""
+    if not np.array_equal(offsets, expected):
+        row = int(np.flatnonzero(np.diff(offsets) != np.diff(expected))[0])
+        raise RecordError(
+            f"align: passage {batch['passage_id'][row]} has {offsets[row + 1] - offsets[row]} values in {column!r}, "
+            f"expected {expected[row + 1] - expected[row]} by its end_bytes; all stages must use one fusion.top_k"
+        )
 
 
 def answer_offsets(end_bytes: np.ndarray, offsets: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -89,80 +126,3 @@ def answer_offsets(end_bytes: np.ndarray, offsets: np.ndarray, counts: np.ndarra
         )
     absent = np.repeat(offsets[:-1][left_out], counts[left_out])
     return np.concatenate([np.sort(np.concatenate([starts, absent])), [len(end_bytes)]]).astype(np.int64)
-
-
-class AnswerMatcher:
-    """Aligns the rows of one source with answers by byte offsets; see ``alignment.match_end_bytes``."""
-
-    def __init__(self, source: PassageTokenizer, target: PassageTokenizer):
-        self._source = source
-        self._target = target
-
-    def __call__(
-        self,
-        texts: Sequence[str],
-        target: TargetTokens,
-        source_tokens: np.ndarray,
-        source_ends: np.ndarray,
-        source_offsets: np.ndarray,
-    ) -> np.ndarray:
-        """As ``alignment.ByteMatcher``."""
-        own = beginnings_beyond(self._target, target.token_ids, target.end_bytes, target.offsets)
-        others = beginnings_beyond(self._source, source_tokens, source_ends, source_offsets)
-        alike = np.array([one == other for one, other in zip(own, others, strict=True)], bool)
-        return match_end_bytes(target.end_bytes, target.offsets, source_ends, source_offsets, alike)
-
-
-def beginnings_beyond(
-    tokenizer: PassageTokenizer, token_ids: np.ndarray, end_bytes: np.ndarray, offsets: np.ndarray
-) -> list[bytes]:
-    """What the first token of each answer has in front of the content: a blank of the template's, or a dummy prefix.
-
-    Llama-2's `` Yes`` and another's ``Yes`` consume the same bytes, but the rows that predict them differ throughout.
-    """
-    found = []
-    for start, end in pairwise(offsets):
-        first = start + int(np.searchsorted(end_bytes[start:end], 0, side="right"))
-        data = tokenizer.token_bytes[token_ids[first]] if first < end else None
-        found.append(data[: max(len(data) - int(end_bytes[first]), 0)] if data else b"")
-    return found
-
-
-def with_turn_end(mapping: np.ndarray, source: PassageTokenizer, target: PassageTokenizer) -> np.ndarray:
-    """A vocabulary mapping for conversations: what ends a turn, though it be EOS as well, means the turn's end."""
-    if NO_ROLE in (source.turn_end_id, target.turn_end_id):
-        return mapping
-    mapping = mapping.copy()
-    mapping[source.turn_end_id] = target.turn_end_id
-    return mapping
-
-
-def whole(answers: Answers, fused: FusedRows, is_learned: np.ndarray) -> tuple[FusedRows, np.ndarray]:
-    """Fused answers laid back into their conversations; between answers nothing is fused or learned.
-
-    Figures of a conversation are those of its answers: means by bytes, and sums of rows.
-
-    Args:
-        is_learned: bool [answers' tokens].
-    """
-    if len(answers.places) == len(answers.token_ids):  # plain passages
-        return fused, is_learned
-    rows, top_k = len(answers.token_ids), fused.ids.shape[1]
-    ids, probs = np.full((rows, top_k), NO_TOKEN, np.int32), np.zeros((rows, top_k), np.float16)
-    is_fused, learned = np.zeros(rows, bool), np.zeros(rows, bool)
-    ids[answers.places], probs[answers.places] = fused.ids, fused.probs
-    is_fused[answers.places], learned[answers.places] = fused.is_fused, is_learned
-    num_bytes = answers.rows.num_bytes[:, None].astype(np.float64)
-    scored = np.where(np.isfinite(fused.cross_entropy), num_bytes, 0.0)
-    nats = _sums(np.where(scored > 0, fused.cross_entropy, 0.0) * scored, answers.counts)
-    with np.errstate(invalid="ignore"):  # a source that has scored none of the answers
-        cross_entropy = nats / _sums(scored, answers.counts)
-    win_share = _sums(fused.win_share * num_bytes, answers.counts) / _sums(num_bytes, answers.counts)
-    covered = _sums(fused.covered_rows, answers.counts).astype(np.int32)
-    return FusedRows(ids, probs, is_fused, win_share.astype(np.float32), cross_entropy, covered), learned
-
-
-def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Sums of [A,N] over the answers of each conversation, float64 [B,N]."""
-    totals = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0, dtype=np.float64)])
-    return np.diff(totals[np.concatenate([[0], np.cumsum(counts)])], axis=0)

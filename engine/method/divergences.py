@@ -1,10 +1,10 @@
 """How far the target model is from a fused distribution: three divergences and their gradients by hand.
 
 Each is computed over K + 1 buckets b: the K kept ids, and one for all other ids together, the rest. q_b is the fused
-distribution's mass in a bucket, p_b the target model's; p's rest is the sum of what is in it, never 1 - sum p.
+distribution's mass in a bucket, p_b the target model's; p's rest is a sum of its own, never 1 - sum p.
 
-    forward_kl      sum_b q_b log(q_b / p_b)                             asks for all that the sources hold likely
-    reverse_kl      sum_b p_b log(p_b / max(q_b, FLOOR))                 punishes what they hold unlikely
+    forward_kl      sum_b q_b log(q_b / p_b)                             asks for all that the sources find likely
+    reverse_kl      sum_b p_b log(p_b / max(q_b, FLOOR))                 punishes tokens they find unlikely
     jensen_shannon  1/2 sum_b (q_b log(q_b / m_b) + p_b log(p_b / m_b))  between the two; at most log 2
 
 with m_b = (p_b + q_b) / 2 and 0 log 0 = 0. Let s_b be the slope, the derivative by a number that is added to the logits

@@ -66,7 +66,7 @@ def align_by_edits(targets: Sequence[str], sources: Sequence[str]) -> tuple[int,
     then to the previous source token, then to the previous target token. Needs one byte for each pair of tokens.
 
     Args:
-        targets, sources: T and S token strings without their markers of blanks.
+        targets, sources: T and S token strings without their markers of spaces.
 
     Returns:
         The cost in edits of the whole path; int32 [T] and int32 [T], the first and the last source token on the path of
@@ -196,7 +196,7 @@ def _count_ones(word):
 
 @njit
 def _flip_masks(strings, row, masks):
-    """In ``masks`` [num_codes], where each code stands in a string of at most 64; the second call takes it back."""
+    """Set in ``masks`` [num_codes] the places of each code in a string of at most 64; a second call clears them."""
     start, end = strings.offsets[row], strings.offsets[row + 1]
     if end - start <= WORD:
         for place in range(start, end):
@@ -233,7 +233,7 @@ def _distance_in_a_word(masks, length, codes, start, end, limit):
 
 @njit
 def _distance_by_rows(codes, start, end, other_codes, other_start, other_end, limit):
-    """The plain table, one row at a time; given up when a whole row is above ``limit``."""
+    """The plain table, one row at a time; stops when a whole row is above ``limit``."""
     width = other_end - other_start
     table = np.arange(width + 1)
     for place in range(start, end):
@@ -275,7 +275,7 @@ def _warp(costs, source_ids, target_ids, first, last):
         costs: int32 [distinct sources, distinct targets]. source_ids: int32 [S]; target_ids: int32 [T].
     """
     steps = np.empty((source_ids.size, target_ids.size), np.int8)
-    row = np.full(target_ids.size + 1, NO_LIMIT)  # the row before, and nothing to the left of it
+    row = np.full(target_ids.size + 1, NO_LIMIT)  # the row before; its first column is out of bounds
     row[0] = 0
     for source in range(source_ids.size):
         cost, corner, left = costs[source_ids[source]], row[0], NO_LIMIT

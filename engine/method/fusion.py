@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.method import kernels
+from engine.method.answers import Answers
 from engine.method.rows import FusedRows, SourceRows, TargetRows
 from engine.records import NO_TOKEN
 from engine.spec import FusionRuleSpec
@@ -30,7 +31,7 @@ def fuse(
     Args:
         sources: N sources; none gives rows that are not fused.
         fusion: the spec's section. Of each row ``top_k`` entries are kept; masses that land on one target token are
-            added; what maps nowhere and what is beyond the likeliest ``top_k`` is rest mass.
+            added; mass that maps nowhere or is beyond the top K is rest mass.
         vocabulary: ids of the target.
         names: of the sources, where the rule is ``single``.
         product: whether a target token that a source splits gets the product of its pieces' probabilities.
@@ -40,25 +41,19 @@ def fuse(
     probs = np.zeros((rows, fusion.top_k), np.float32)
     is_fused = np.zeros(rows, bool)
     if not sources:
-        nothing = np.zeros((batch, 0), np.float32)
-        return FusedRows(ids, probs.astype(np.float16), is_fused, nothing, nothing, nothing.astype(np.int32))
+        none = np.zeros((batch, 0), np.float32)
+        return FusedRows(ids, probs.astype(np.float16), is_fused, none, none, none.astype(np.int32))
     per_token = fusion.arithmetic == "fusellm"
     cross_entropy = own_token_cross_entropies(sources) if per_token else cross_entropies(target, sources)
     single = names.index(fusion.single_source) if fusion.rule == "single" else 0
     weights = row_weights(target, sources, cross_entropy, fusion, single)
     kernels.fuse_rows(
         weights,
-        target.offsets,
-        target.end_bytes,
-        next_tokens(target),
-        _columns(sources),
+        kernels.Labels(target.offsets, target.end_bytes, target.labels),
+        _arrays(sources),
+        kernels.Method(vocabulary, product, first_wins=per_token),
         kernels.EXP_OF_FLOAT16_BITS,
-        vocabulary,
-        product,
-        fusion.arithmetic == "fusellm",
-        ids,
-        probs,
-        is_fused,
+        kernels.Fused(ids, probs, is_fused),
     )
     covered = np.stack([_mean_by_passage(source.match >= 0, target.offsets, total=True) for source in sources], axis=1)
     return FusedRows(
@@ -71,38 +66,24 @@ def fuse(
     )
 
 
-def _columns(sources: Sequence[SourceRows]) -> tuple[tuple[np.ndarray, ...], ...]:
-    """The sources as ``kernels.fuse_rows`` takes them: tuples of one array for each source."""
-    rows = [
-        (
-            source.match,
-            source.offsets,
-            source.end_bytes,
-            source.token_ids,
-            source.token_logprobs,
-            source.topk_ids,
-            source.topk_logprobs.view(np.uint16),
-            source.mapping,
-        )
-        for source in sources
-    ]
-    return tuple(zip(*rows, strict=True))
-
-
-def next_tokens(target: TargetRows) -> np.ndarray:
-    """The label of each row, int32 [sum T]; ``NO_TOKEN`` for a passage's last row."""
-    labels = np.full(len(target.token_ids), NO_TOKEN, np.int32)
-    labels[:-1] = target.token_ids[1:]
-    ends = target.offsets[1:][np.diff(target.offsets) > 0]
-    labels[ends - 1] = NO_TOKEN
-    return labels
+def _arrays(sources: Sequence[SourceRows]) -> kernels.Sources:
+    return kernels.Sources(
+        match=tuple(source.match for source in sources),
+        offsets=tuple(source.offsets for source in sources),
+        end_bytes=tuple(source.end_bytes for source in sources),
+        token_ids=tuple(source.token_ids for source in sources),
+        token_logprobs=tuple(source.token_logprobs for source in sources),
+        topk_ids=tuple(source.topk_ids for source in sources),
+        topk_bits=tuple(source.topk_logprobs.view(np.uint16) for source in sources),
+        mapping=tuple(source.mapping for source in sources),
+    )
 
 
 def cross_entropies(target: TargetRows, sources: Sequence[SourceRows]) -> np.ndarray:
     """Nats per byte of each source on each passage, over the bytes that all sources have scored.
 
     A source that was trained without BOS does not score the passage's first token. The comparison begins where the last
-    of the sources begins, so that nobody is charged for bytes that another did not have to predict.
+    of the sources begins, so no source is charged for bytes that another did not have to predict.
 
     Returns:
         float64 [B,N]; NaN for a source without rows.
@@ -129,7 +110,7 @@ def own_token_cross_entropies(sources: Sequence[SourceRows]) -> np.ndarray:
 
 
 def label_nats(target: TargetRows, source: SourceRows) -> np.ndarray:
-    """What each row's label cost a source: the nats of its tokens over the label's bytes, by share of their bytes.
+    """The cost of each row's label to a source: the nats of its tokens over the label's bytes, by share of their bytes.
 
     Returns:
         float64 [sum T]; NaN where the source has not scored all of these bytes, or the row has no label.
@@ -151,7 +132,7 @@ def label_nats(target: TargetRows, source: SourceRows) -> np.ndarray:
 def row_weights(
     target: TargetRows, sources: Sequence[SourceRows], cross_entropy: np.ndarray, fusion: FusionRuleSpec, single: int
 ) -> np.ndarray:
-    """How much each source counts in each row, float64 [sum T, N]; the sources without a row are not left out yet.
+    """The weight of each source in each row, float64 [sum T, N]; a source without a row there still has one.
 
     By token, sources are compared on the bytes of the row's label, among those that have a row there.
     """
@@ -165,13 +146,13 @@ def row_weights(
 
 
 def source_weights(cross_entropy: np.ndarray, fusion: FusionRuleSpec, single: int = 0) -> np.ndarray:
-    """How much each source counts.
+    """The weight of each source.
 
     Args:
         cross_entropy: float64 [G,N], of G passages or tokens; a source that is not finite is left out.
         fusion: its rule: ``min_ce`` gives 1 to the lowest, ties to the first; ``avg_ce`` is the softmax of the negative
             cross-entropy over ``temperature`` (the authors': the softmax of its negative exponential); ``uniform``
-            counts all alike; ``single`` one alone.
+            weighs all alike; ``single`` takes one alone.
         single: the source that rule ``single`` takes.
 
     Returns:
@@ -192,6 +173,32 @@ def source_weights(cross_entropy: np.ndarray, fusion: FusionRuleSpec, single: in
         nearest = np.where(present.any(axis=1), lowest.min(axis=1, initial=np.inf), 0.0)
         scores = np.exp((nearest[:, None] - lowest) / fusion.temperature)
     return scores / np.maximum(scores.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+
+
+def whole_passages(answers: Answers, fused: FusedRows) -> tuple[FusedRows, np.ndarray]:
+    """Put fused answers back into their passages; rows between answers are neither fused nor learned.
+
+    Figures of a passage are those of its answers: means by bytes, and sums of rows.
+
+    Returns:
+        The rows of the passages, and whether each of them has a label that is learned, bool [sum T].
+    """
+    is_learned = answers.rows.is_learned
+    if len(answers.places) == len(answers.token_ids) and (answers.counts == 1).all():  # each passage is one answer
+        return fused, is_learned
+    rows, top_k = len(answers.token_ids), fused.ids.shape[1]
+    ids, probs = np.full((rows, top_k), NO_TOKEN, np.int32), np.zeros((rows, top_k), np.float16)
+    is_fused, learned = np.zeros(rows, bool), np.zeros(rows, bool)
+    ids[answers.places], probs[answers.places] = fused.ids, fused.probs
+    is_fused[answers.places], learned[answers.places] = fused.is_fused, is_learned
+    num_bytes = answers.rows.num_bytes[:, None].astype(np.float64)
+    scored = np.where(np.isfinite(fused.cross_entropy), num_bytes, 0.0)
+    nats = _sums(np.where(scored > 0, fused.cross_entropy, 0.0) * scored, answers.counts)
+    with np.errstate(invalid="ignore"):  # a source that has scored none of the answers
+        cross_entropy = nats / _sums(scored, answers.counts)
+    win_share = _sums(fused.win_share * num_bytes, answers.counts) / _sums(num_bytes, answers.counts)
+    covered = _sums(fused.covered_rows, answers.counts).astype(np.int32)
+    return FusedRows(ids, probs, is_fused, win_share.astype(np.float32), cross_entropy, covered), learned
 
 
 def _win_share(
@@ -226,3 +233,9 @@ def _bfloat16(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = bits + 0x7FFF + ((bits >> 16) & 1)
     return (rounded & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Sums of [A,N] over the answers of each conversation, float64 [B,N]."""
+    totals = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0, dtype=np.float64)])
+    return np.diff(totals[np.concatenate([[0], np.cumsum(counts)])], axis=0)

@@ -1,9 +1,12 @@
 """The inner loops, in numba: arrays and scalars in, arrays out. Each has a slow twin in ``tests/oracles.py``.
 
-Ragged inputs are flat values with row offsets ``[B+1]``; per-source inputs are tuples of N arrays of one type.
+Ragged inputs are flat values with row offsets ``[B+1]``. Per-source inputs are named tuples of N arrays each, not N
+named tuples: numba counts references when a loop takes a tuple out of a tuple.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +15,60 @@ from engine.method.compiled import njit
 #: exp of every float16, indexed by its bits. numba has no float16 on CPUs, and a look-up is faster than exp.
 with np.errstate(over="ignore", invalid="ignore"):
     EXP_OF_FLOAT16_BITS = np.exp(np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float64))
+
+
+class Labels(NamedTuple):
+    """The target's rows: int64 [B+1]; int32 [sum T]; int32 [sum T], the label of each row, -1 for none."""
+
+    offsets: np.ndarray
+    end_bytes: np.ndarray
+    next_tokens: np.ndarray
+
+
+class Sources(NamedTuple):
+    """The rows of N sources, in each field one array a source; see ``rows.SourceRows``.
+
+    Log-probabilities of kept entries are here as their float16 bits, uint16 [sum S, K].
+    """
+
+    match: tuple[np.ndarray, ...]
+    offsets: tuple[np.ndarray, ...]
+    end_bytes: tuple[np.ndarray, ...]
+    token_ids: tuple[np.ndarray, ...]
+    token_logprobs: tuple[np.ndarray, ...]
+    topk_ids: tuple[np.ndarray, ...]
+    topk_bits: tuple[np.ndarray, ...]
+    mapping: tuple[np.ndarray, ...]
+
+
+class Method(NamedTuple):
+    """The settings of a fusion.
+
+    Attributes:
+        vocabulary: V of the target.
+        product: whether a label that the source splits gets its pieces' product, taken from the first piece.
+        first_wins: the authors' arithmetic: of entries that meet the first stays, the rest is scaled to 1.
+    """
+
+    vocabulary: int
+    product: bool
+    first_wins: bool
+
+
+class Fused(NamedTuple):
+    """The fused rows: int32 [sum T, K] filled with -1; float32 [sum T, K] filled with 0; bool [sum T] of False."""
+
+    ids: np.ndarray
+    probs: np.ndarray
+    is_fused: np.ndarray
+
+
+class Kept(NamedTuple):
+    """The kept entries of one source row, int32 [K] and uint16 [K], and the source's mapping."""
+
+    token_ids: np.ndarray
+    bits: np.ndarray
+    mapping: np.ndarray
 
 
 @njit
@@ -62,7 +119,7 @@ def nats_per_byte(source_ends, source_offsets, token_logprobs, num_bytes, first_
     Args:
         source_ends: int32 [sum S]; token_logprobs: float32 [sum S].
         num_bytes, first_byte: int32 [B].
-        cross_entropy: float64 [B], filled; NaN where the source has scored no token behind ``first_byte``.
+        cross_entropy: float64 [B], filled; NaN where the source has scored no token after ``first_byte``.
     """
     for passage in range(source_offsets.size - 1):
         nats = 0.0
@@ -79,7 +136,7 @@ def nats_per_byte(source_ends, source_offsets, token_logprobs, num_bytes, first_
 
 @njit
 def label_nats(target_ends, target_offsets, source_ends, source_offsets, token_logprobs, num_bytes, match, nats):
-    """What the label of each target row cost one source, its tokens' nats spread evenly over their bytes.
+    """The cost of each target row's label to one source, its tokens' nats spread evenly over their bytes.
 
     Args:
         target_ends: int32 [sum T]; source_ends: int32 [sum S]; token_logprobs: float32 [sum S]; num_bytes: int32 [B].
@@ -117,31 +174,30 @@ def label_nats(target_ends, target_offsets, source_ends, source_offsets, token_l
 
 @njit
 def _next_end(source_ends, row, end, num_bytes):
-    """Where the token ends that follows a row; behind the last row comes EOS, or the text's last token."""
+    """Where the token ends that follows a row; after the last row comes EOS, or the text's last token."""
     return source_ends[row + 1] if row + 1 < end else num_bytes
 
 
 @njit
-def fuse_rows(
-    weights, target_offsets, target_ends, next_tokens, sources, exp, vocabulary, product, first_wins, ids, probs, fused
-):
-    """Weighted sum of the mapped source rows of each target row; the likeliest K entries of it.
+def fuse_rows(weights, target, sources, method, exp, fused):
+    """Fill ``fused`` with the top K entries of the weighted sum of the mapped source rows of each target row.
+
+    Entries are in descending order of probability, ties by id. Rounded log-probabilities may add up to a little more
+    than 1; such a row is scaled down to 1.
 
     Args:
         weights: float64 [sum T, N], 0 for a source that takes no part; renormalised over the sources with a row.
-        target_offsets: int64 [B+1]. target_ends, next_tokens: int32 [sum T], labels, -1 for none.
-        sources: tuples of N arrays each: match int32 [sum T], see ``match_end_bytes``, -2 teaches the label; offsets
-            int64 [B+1]; end bytes and tokens int32 [sum S]; token_logprobs float32 [sum S]; topk_ids int32 [sum S, K];
-            their log-probabilities' float16 bits uint16 [sum S, K]; mapping int32 [V of the source], target ids or -1.
-        exp: ``EXP_OF_FLOAT16_BITS``. vocabulary: V of the target.
-        product: whether a label that the source splits gets its pieces' product, taken from the first piece.
-        first_wins: the authors' arithmetic: of entries that meet the first stays, the rest is scaled to 1.
-        ids: int32 [sum T, K] filled with -1; probs: float32 [sum T, K] filled with 0; fused: bool [sum T] of False.
-            Written: entries in descending order of probability, ties by id. Rounded log-probabilities may add up to a
-            little more than 1; such a row is scaled down to 1.
+        target: ``Labels``. sources: ``Sources``; a match of -2 teaches the label. method: ``Method``.
+        exp: ``EXP_OF_FLOAT16_BITS``.
+        fused: ``Fused``.
     """
-    match, offsets, ends, tokens, logprobs, topk_ids, topk_bits, mapping = sources
-    accumulator, own = np.zeros(vocabulary), np.zeros(vocabulary)
+    # Named tuples are taken apart before the loops, here and below: numba counts references at each access to one.
+    match, offsets, mapping = sources.match, sources.offsets, sources.mapping
+    topk_ids, topk_bits = sources.topk_ids, sources.topk_bits
+    ends, tokens, logprobs = sources.end_bytes, sources.token_ids, sources.token_logprobs
+    target_offsets, target_ends, next_tokens = target.offsets, target.end_bytes, target.next_tokens
+    ids, probs, is_fused = fused.ids, fused.probs, fused.is_fused
+    accumulator, own = np.zeros(method.vocabulary), np.zeros(method.vocabulary)
     touched = np.empty(len(match) * (ids.shape[1] + 1), np.int64)
     values, runs = np.empty(touched.size), np.zeros((2, len(match) + 1), np.int64)
     for passage in range(target_offsets.size - 1):
@@ -162,28 +218,28 @@ def fuse_rows(
                     count = _add(label, weight, accumulator, touched, count)
                     continue
                 at += offsets[n][passage]
-                kept = topk_ids[n][at], topk_bits[n][at], mapping[n]
-                if first_wins:
+                kept = Kept(topk_ids[n][at], topk_bits[n][at], mapping[n])
+                if method.first_wins:
                     count = _add_first(kept, exp, weight, own, accumulator, touched, count)
                     continue
                 path, piece = 0.0, -1
-                if product and offsets[n][passage + 1] > at + 1:
+                if method.product and offsets[n][passage + 1] > at + 1:
                     span = target_ends[row], target_ends[row + 1]
                     path = _path_probability(ends[n], logprobs[n], at, offsets[n][passage + 1], span)
                     piece = tokens[n][at + 1]
                     count = _add(label, weight * path, accumulator, touched, count)
                 count = _add_all(kept, exp, weight, piece, path, accumulator, touched, count)
             runs[0, -1] = count
-            fused[row] = count > 0
-            _write_likeliest(accumulator, touched, values, runs, ids[row], probs[row])
+            is_fused[row] = count > 0
+            _write_top(accumulator, touched, values, runs, ids[row], probs[row])
 
 
 @njit
 def _add_all(kept, exp, weight, piece, path, accumulator, touched, count):
     """Add one source row; ``path`` is taken from the source's token ``piece``, which begins it."""
-    tokens, bits, mapping = kept
-    for entry in range(tokens.size):
-        token = tokens[entry]
+    token_ids, bits, mapping = kept.token_ids, kept.bits, kept.mapping
+    for entry in range(token_ids.size):
+        token = token_ids[entry]
         if token < 0 or token >= mapping.size or mapping[token] < 0:
             continue
         prob = exp[bits[entry]]
@@ -195,20 +251,20 @@ def _add_all(kept, exp, weight, piece, path, accumulator, touched, count):
 
 @njit
 def _add_first(kept, exp, weight, own, accumulator, touched, count):
-    """Add one source row as the authors do: of entries that meet the first alone, all scaled to 1.
+    """Add one source row as the authors do: of entries that meet only the first, all scaled to 1.
 
     Args:
         own: float64 [V] of 0, left so.
     """
-    tokens, bits, mapping = kept
+    token_ids, bits, mapping = kept.token_ids, kept.bits, kept.mapping
     mass = 0.0
-    for entry in range(tokens.size):
-        token = tokens[entry]
+    for entry in range(token_ids.size):
+        token = token_ids[entry]
         if 0 <= token < mapping.size and mapping[token] >= 0 and own[mapping[token]] == 0.0:
             own[mapping[token]] = exp[bits[entry]]
             mass += own[mapping[token]]
-    for entry in range(tokens.size):
-        token = tokens[entry]
+    for entry in range(token_ids.size):
+        token = token_ids[entry]
         if 0 <= token < mapping.size and mapping[token] >= 0 and own[mapping[token]] > 0.0:
             count = _add(mapping[token], weight * own[mapping[token]] / mass, accumulator, touched, count)
             own[mapping[token]] = 0.0
@@ -240,11 +296,11 @@ def _path_probability(ends, logprobs, row, end, span):
 
 
 @njit
-def _write_likeliest(accumulator, touched, values, runs, ids, probs):
-    """The likeliest entries of one row, [K] each, by descending probability, ties by id; clears the accumulator.
+def _write_top(accumulator, touched, values, runs, ids, probs):
+    """Write the top entries of one row, [K] each, by descending probability, ties by id; clear the accumulator.
 
     What one source has added is a run, sorted but for the tokens that met. So each run is sorted by insertion, which
-    costs what is out of order, and of all runs the likeliest heads are taken until there are K.
+    costs only what is out of order, and the best heads of all runs are taken until there are K.
 
     Args:
         touched: int64, target tokens with mass; values: float64, room for as many.

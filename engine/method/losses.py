@@ -15,8 +15,8 @@ gradients are made in the forward pass, a chunk of rows at a time, inside the bu
     d lm / d z_j     = e_j / normalizer - [j = label]
     d fusion / d z_j = slope_j for kept j, e_j slope_rest / rest for all others
 
-``rest`` is summed as it stands and never found as 1 - sum p: that would leave nothing of it in float32 where the
-target is sure of the kept entries.
+``rest`` is a sum of its own and never 1 - sum p: in float32 that would be 0 where the target is sure of the kept
+entries.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from engine.method.divergences import divergence
 from engine.records import NO_TOKEN
 from engine.spec import Divergence
 
-#: Logits of one chunk, 64 MiB in float32. Fewer make the sums over the lm_head's gradient dominate, more cost memory.
+#: Logits of one chunk, 64 MiB in float32. With fewer, the sums over the lm_head's gradient dominate; more cost memory.
 CHUNK_LOGITS = 2**24
 
 #: Vocabulary rows whose gradient is made at once where it is summed in a wider type than it is made in.
@@ -42,7 +42,7 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class Targets:
-    """What the rows should predict.
+    """The labels and fused distributions that the rows should predict.
 
     Attributes:
         labels: int64 [R], the token that follows, in [0, V); NO_LABEL in rows without one.
@@ -67,7 +67,7 @@ class Targets:
 
 
 class LogitShape(NamedTuple):
-    """What an architecture does to its logits behind the lm_head: multiplied by ``scale``, then softly capped.
+    """The change an architecture makes to its logits after the lm_head: multiplied by ``scale``, then softly capped.
 
     A positive ``soft_cap`` makes them soft_cap * tanh(logits / soft_cap) (Gemma); 0 leaves them as they are.
     """
@@ -168,7 +168,7 @@ class _Buffers:
         return logits if self._exact is self._own else self._exact[: len(rows)].copy_(logits)
 
     def rounded(self, gradient: torch.Tensor) -> torch.Tensor:
-        """What was made of the logits, in the type of the ``lm_head``."""
+        """The gradient made from the logits, in the type of the ``lm_head``."""
         return gradient if self._exact is self._own else self._own[: len(gradient)].copy_(gradient)
 
 
@@ -233,7 +233,7 @@ def _losses_and_gradient(
 
 
 def _fused_buckets(targets: Targets, kept: torch.Tensor) -> torch.Tensor:
-    """float64 [R,K+1], the fused distribution with its rest mass behind; 0 in rows without one."""
+    """float64 [R,K+1], the fused distribution and then its rest mass; 0 in rows without one."""
     q = torch.where(kept, targets.fused_probs, 0.0).double()
     q_rest = torch.where(targets.fusion_mask[:, None], (1.0 - q.sum(-1, keepdim=True)).clamp(min=0.0), 0.0)
     return torch.cat([q, q_rest], -1)

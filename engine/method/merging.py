@@ -25,7 +25,7 @@ def select_calculate_erase(
     """Merge one parameter matrix of several models that come from one pivot.
 
     Select the elements that vary most between the targets, weigh each target by the energy of its selected changes,
-    erase changes against the majority's sign, and add what is left to the pivot.
+    erase changes against the majority's sign, and add the other changes to the pivot.
 
     Args:
         pivot, targets: float arrays of one shape.

@@ -1,10 +1,31 @@
-"""The rows that fusion takes and gives: of the target, of one source, and fused."""
+"""The rows that alignment and fusion take and give: of the target, of one source, and fused.
+
+Ragged arrays lie flat, one passage after the other; offsets say where each passage begins. Where a batch has answers
+(``engine.method.answers``), each of them counts as a passage here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
+
+from engine.records import NO_TOKEN
+
+
+class TokenRows(Protocol):
+    """Tokens of a batch on one side: token_ids and end_bytes int32 [sum of rows], offsets int64 [B+1]."""
+
+    @property
+    def token_ids(self) -> np.ndarray: ...
+
+    @property
+    def end_bytes(self) -> np.ndarray: ...
+
+    @property
+    def offsets(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -24,17 +45,41 @@ class TargetRows:
     num_bytes: np.ndarray
     first_bytes: np.ndarray
 
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The next token of each row, int32 [sum T]; ``NO_TOKEN`` for a passage's last row."""
+        labels = np.full(len(self.token_ids), NO_TOKEN, np.int32)
+        labels[:-1] = self.token_ids[1:]
+        labels[self._last_rows] = NO_TOKEN
+        return labels
+
+    @cached_property
+    def label_is_context(self) -> np.ndarray:
+        """Whether the label of each row is context, which the passage before has learned; bool [sum T]."""
+        first_bytes = np.repeat(self.first_bytes, np.diff(self.offsets))
+        label_ends = np.append(self.end_bytes[1:], np.int32(0))[: len(first_bytes)]
+        is_context = (label_ends <= first_bytes) & (first_bytes > 0)
+        is_context[self._last_rows] = False
+        return is_context
+
+    @cached_property
+    def is_learned(self) -> np.ndarray:
+        """Whether each row has a label that is learned; bool [sum T]."""
+        return ~self.label_is_context & (self.labels != NO_TOKEN)
+
+    @property
+    def _last_rows(self) -> np.ndarray:
+        return self.offsets[1:][np.diff(self.offsets) > 0] - 1
+
 
 @dataclass(frozen=True)
-class SourceRows:
-    """One source's rows for a batch of passages, and the target rows that they are aligned with.
+class ScoredRows:
+    """One source's rows for a batch of passages, as its columns have them (``records.source_columns``).
 
     Attributes:
         offsets: int64 [B+1], where each passage's rows begin; a passage without rows was not scored.
         token_ids, end_bytes: int32 [sum S]. topk_ids: int32 [sum S, K]. topk_logprobs: float16 [sum S, K].
         token_logprobs: float32 [sum S].
-        mapping: int32 [V of the source], target ids or -1.
-        match: int32 [sum T], for each target row a row of its passage, ``alignment.NO_ROW`` or ``NEXT_TOKEN``.
     """
 
     offsets: np.ndarray
@@ -43,6 +88,17 @@ class SourceRows:
     topk_ids: np.ndarray
     topk_logprobs: np.ndarray
     token_logprobs: np.ndarray
+
+
+@dataclass(frozen=True)
+class SourceRows(ScoredRows):
+    """One source's rows, and the target tokens and target rows that they belong to.
+
+    Attributes:
+        mapping: int32 [V of the source], target ids or -1.
+        match: int32 [sum T], for each target row a row of its passage, ``alignment.NO_ROW`` or ``NEXT_TOKEN``.
+    """
+
     mapping: np.ndarray
     match: np.ndarray
 

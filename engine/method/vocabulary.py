@@ -109,6 +109,15 @@ def load_or_build(
     return mapping
 
 
+def with_turn_end(mapping: np.ndarray, source: PassageTokenizer, target: PassageTokenizer) -> np.ndarray:
+    """The mapping for conversations: the token that ends a turn means the turn's end, even if it is also EOS."""
+    if NO_ROLE in (source.turn_end_id, target.turn_end_id):
+        return mapping
+    mapping = mapping.copy()
+    mapping[source.turn_end_id] = target.turn_end_id
+    return mapping
+
+
 def _same_bytes(source: PassageTokenizer, target: PassageTokenizer) -> np.ndarray:
     found = [target.id_of_bytes.get(data, UNMAPPED) if data else UNMAPPED for data in source.token_bytes]
     return np.array(found, np.int32)

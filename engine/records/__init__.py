@@ -2,7 +2,6 @@
 
 from engine.records.columns import (
     FUSED_PASSAGE,
-    MESSAGES,
     NO_TOKEN,
     PASSAGE,
     SHARE,
@@ -16,7 +15,6 @@ from engine.records.ragged import as_list, flat_values, of_list, ragged, rows_of
 
 __all__ = [
     "FUSED_PASSAGE",
-    "MESSAGES",
     "NO_TOKEN",
     "PASSAGE",
     "SHARE",

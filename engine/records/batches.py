@@ -1,11 +1,11 @@
-"""A batch of passages as one row of the stream, so that every stage sees the batches that the reader has cut.
+"""A batch of passages as one row of the stream, so that every stage sees the batches that the reader has made.
 
-Behind the packer a row is what one training worker learns of a batch.
+After packing, a row is what one training worker learns of a batch.
 
-Ray Data cuts and joins rows as it likes; it never cuts one. What a row holds is decided once, by the reader, and stays
-the same however many replicas a stage has, whichever of them dies, and wherever a run goes on: a model is asked for the
-same passages in the same call, and so it gives the same numbers. (Not every model's rows depend on the passage alone:
-padding and the shape of a matrix product change the last bits.)
+Ray Data splits and joins tables of rows as it likes, but it never splits a row. The reader decides once what a row
+holds. It stays the same however many replicas a stage has, whichever of them dies, and wherever a run resumes: a model
+scores the same passages in the same call, so it gives the same numbers. (Not every model's rows depend on the passage
+alone: padding and the shape of a matrix product change the last bits.)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def as_row(passages: pa.Table, training_blocks: Sequence[int] | np.ndarray) -> p
     """A table of one row around a batch, without copies of ragged columns.
 
     Args:
-        passages: the batch, in any of the forms that a passage takes on its way.
+        passages: the batch, with the columns of any stage.
         training_blocks: for each passage the block of this batch that it goes into, ascending.
     """
     blocks = ragged([np.asarray(training_blocks)], pa.int32())
@@ -39,7 +39,7 @@ def of_row(row: pa.Table) -> tuple[pa.Table, np.ndarray]:
 
 
 def shares(blocks: pa.Table, num_workers: int) -> Iterator[pa.Table]:
-    """Training blocks dealt out in turn, as a table of one row for each worker; a row may be without blocks.
+    """Deal out training blocks in turn: a table of one row for each worker, which may hold no block.
 
     So the first steps of all workers together are the first blocks, whatever the number of workers is.
     """

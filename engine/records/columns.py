@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from engine.errors import RecordError
 
-#: Fills the places of ``fused_ids`` behind a row's last entry; their probability is 0.
+#: Fills the places of ``fused_ids`` after a row's last entry; their probability is 0.
 NO_TOKEN = -1
 
 
@@ -43,37 +43,39 @@ def _ragged(dtype: pa.DataType) -> pa.DataType:
 
 PASSAGE = (
     Column("passage_id", pa.string(), "", "pass, file, row and index of the passage: unique and deterministic"),
-    Column("text", pa.large_string(), "", "the passage"),
-    Column("num_bytes", pa.int32(), "", "length of the passage in UTF-8 bytes"),
+    Column("text", pa.large_string(), "", "the passage; of a conversation what the assistant says in all"),
+    Column("num_bytes", pa.int32(), "", "length of the text in UTF-8 bytes"),
     Column("context_bytes", pa.int32(), "", "bytes at its beginning that the passage before has learned already"),
     Column("ends_document", pa.bool_(), "", "whether the document ends with this passage, so that EOS follows"),
-)
-
-#: What a passage has beside ``PASSAGE`` where the corpus is one of conversations. ``text`` is then what the assistant
-#: says in all, and the rows of sources are those that predict its answers, with bytes counted from each answer's
-#: beginning (``engine.text.chat``).
-MESSAGES = Column(
-    "messages",
-    pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())])),
-    "",
-    "the conversation, its contents without blanks around them",
+    Column(
+        "messages",
+        pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())])),
+        "",
+        "the conversation, its contents without space around them; none where the passage is plain text",
+    ),
 )
 
 
 def source_columns(source_name: str) -> tuple[Column, ...]:
-    """The columns that the pool of one source model adds to its passages."""
+    """The columns that one source model adds to passages.
+
+    Of a conversation they hold the rows that predict its answers; bytes count from each answer's beginning
+    (``engine.text.chat``).
+    """
     return (
         Column(f"{source_name}/token_ids", _ragged(pa.int32()), "[S]", "the token that each row follows"),
         Column(
             f"{source_name}/end_bytes", _ragged(pa.int32()), "[S]", "bytes of the passage consumed after each token"
         ),
-        Column(f"{source_name}/topk_ids", _ragged(pa.int32()), "[S,K]", "the K likeliest next tokens, likeliest first"),
+        Column(
+            f"{source_name}/topk_ids", _ragged(pa.int32()), "[S,K]", "the top K next tokens, the most probable first"
+        ),
         Column(f"{source_name}/topk_logprobs", _ragged(pa.float16()), "[S,K]", "their log-probabilities, in nats"),
         Column(
             f"{source_name}/token_logprobs",
             _ragged(pa.float32()),
             "[S]",
-            "log-probability, in nats, that row s gave to the token that does follow",
+            "log-probability, in nats, that row s gave to the token that follows",
         ),
     )
 
@@ -83,11 +85,13 @@ FUSED_PASSAGE = (
     Column("num_bytes", pa.int32(), "", "as in the passage, less its context"),
     Column("token_ids", _ragged(pa.int32()), "[T]", "the target model's tokens, BOS and EOS included"),
     Column(
-        "fused_ids", _ragged(pa.int32()), "[T,K]", "target tokens of the fused distribution, NO_TOKEN behind the last"
+        "fused_ids", _ragged(pa.int32()), "[T,K]", "target tokens of the fused distribution, NO_TOKEN after the last"
     ),
     Column("fused_probs", _ragged(pa.float16()), "[T,K]", "their probabilities; rest mass = 1 - sum"),
     Column("is_fused", _ragged(pa.bool_()), "[T]", "whether the row has a fused distribution"),
-    Column("is_learned", _ragged(pa.bool_()), "[T]", "whether the row has a label that is learned, and is no context"),
+    Column(
+        "is_learned", _ragged(pa.bool_()), "[T]", "whether the row has a label that is learned: one that is not context"
+    ),
     Column("win_share", _ragged(pa.float32()), "[N]", "share of the passage for which each source alone was chosen"),
     Column(
         "cross_entropy", _ragged(pa.float32()), "[N]", "of each source, nats per byte over the bytes all have scored"
@@ -126,7 +130,7 @@ SHARE = "share"
 
 
 def check(table: pa.Table, columns: Sequence[Column], stage: str) -> None:
-    """Insist that ``table`` has all of ``columns`` with their types.
+    """Check that ``table`` has all of ``columns`` with their types.
 
     Raises:
         RecordError: names the stage, the column, the type seen and the type expected.

@@ -44,7 +44,7 @@ _MARKS = re.compile(r"([\U00100000-\U0010FFFD])")
 
 @dataclass(frozen=True)
 class Rendering:
-    """A conversation as one model reads it, up to the end of its last answer.
+    """A passage as one model reads it: plain text as one answer, a conversation up to the end of its last answer.
 
     Attributes:
         token_ids: int32 [T].

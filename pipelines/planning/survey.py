@@ -14,16 +14,15 @@ from math import nan
 import numpy as np
 import pyarrow as pa
 
-from engine.corpus.conversations import ConversationCutter
+from engine.corpus.cutting import ConversationCutter, DocumentCutter
 from engine.corpus.documents import Conversation, Document, Unreadable, read
 from engine.corpus.files import CorpusUnit
-from engine.corpus.passages import PassageCutter
 from engine.corpus.windows import SMALLEST_WINDOW
 from engine.errors import RecordError, TokenizerError
 from engine.method.vocabulary import UNMAPPED, load_or_build
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import load_configuration
-from engine.records import MESSAGES, PASSAGE, flat_values, rows_of, schema
+from engine.records import PASSAGE, flat_values, rows_of, schema
 from engine.spec import CorpusSpec, FusionSpec, SourceModelSpec
 from engine.text.chat import content_of
 from engine.text.tokenization import PassageTokenizer
@@ -151,14 +150,14 @@ def sample_passages(spec: FusionSpec, flow: FlowPlan) -> list[SampledPassage]:
     tokenizers = [PassageTokenizer.load(checkpoint) for checkpoint in flow.checkpoints]
     # One token less than the window: the target may fill its context, a source leaves a place free.
     windows = [max(SMALLEST_WINDOW, min(window - 1, PASSAGE_TOKENS)) for window in flow.windows]
-    cutter = (ConversationCutter if spec.corpus.messages_column else PassageCutter)(tokenizers, windows)
+    cutter = (ConversationCutter if spec.corpus.messages_column else DocumentCutter)(tokenizers, windows)
     units = [CorpusUnit(**unit) for unit in _spread(flow.corpus_units, SAMPLE_BYTES // SMALLEST_SHARE)]
     share = SAMPLE_BYTES // len(units) if units else 0
     return [passage for unit in units for passage in _first_passages(unit, spec.corpus, cutter, share)]
 
 
 def _first_passages(
-    unit: CorpusUnit, corpus: CorpusSpec, cutter: PassageCutter | ConversationCutter, num_bytes: int
+    unit: CorpusUnit, corpus: CorpusSpec, cutter: DocumentCutter | ConversationCutter, num_bytes: int
 ) -> list[SampledPassage]:
     """The first passages of one unit, ``num_bytes`` or a little more."""
     found: list[SampledPassage] = []
@@ -178,7 +177,7 @@ def _first_passages(
 
 
 def _passages_of(
-    document: Document | Conversation, cutter: PassageCutter | ConversationCutter
+    document: Document | Conversation, cutter: DocumentCutter | ConversationCutter
 ) -> Iterator[SampledPassage]:
     if isinstance(document, Conversation):
         messages = tuple(cutter.cut(document.messages))
@@ -245,16 +244,16 @@ def scores_of(batch: pa.Table, name: str, top_k: int, mapping: np.ndarray | None
 
 
 def _table(passages: Sequence[SampledPassage]) -> pa.Table:
-    """A table of ``records.PASSAGE``, of conversations with ``records.MESSAGES``; without context."""
+    """A table of ``records.PASSAGE``, without context."""
     columns = {
         "passage_id": [f"sample:{index}" for index in range(len(passages))],
         "text": [passage.text for passage in passages],
         "num_bytes": [passage.num_bytes for passage in passages],
         "context_bytes": [0] * len(passages),
         "ends_document": [passage.ends_document for passage in passages],
-        MESSAGES.name: [list(passage.messages) for passage in passages],
+        "messages": [list(passage.messages) for passage in passages],
     }
-    fields = schema([*PASSAGE, MESSAGES] if passages[0].messages else PASSAGE)
+    fields = schema(PASSAGE)
     return pa.table([pa.array(columns[field.name], field.type) for field in fields], fields)
 
 

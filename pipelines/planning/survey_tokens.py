@@ -10,10 +10,11 @@ from typing import Literal
 
 import numpy as np
 
+from engine.corpus.reading import Reading
 from engine.errors import TokenizerError
-from engine.method.alignment import NO_ROW, match_end_bytes
-from engine.method.answers import answers_of, beginnings_beyond
-from engine.text.chat import ChatTemplate, Message
+from engine.method.alignment import NO_ROW, beginnings_beyond, match_end_bytes
+from engine.method.answers import target_answers
+from engine.text.chat import Message
 from engine.text.tokenization import NO_ROLE, PassageTokenizer
 
 #: The kinds of a labelled target row, in the order of ``Coverage``; the first three have a source row.
@@ -104,7 +105,7 @@ class Tokenization:
         return np.bincount(np.concatenate([np.empty(0, np.int32), *self.ids]), minlength=self.tokenizer.vocab_size)
 
     def beginnings(self) -> list[bytes]:
-        """The bytes before each text in its first token; see ``answers.beginnings_beyond``."""
+        """The bytes before each text in its first token; see ``alignment.beginnings_beyond``."""
         offsets = np.cumsum([0, *(len(ids) for ids in self.ids)])
         none = np.empty(0, np.int32)
         return beginnings_beyond(
@@ -114,14 +115,9 @@ class Tokenization:
 
 def tokenize(tokenizer: PassageTokenizer, passages: Sequence[SampledPassage], add_bos: bool) -> Tokenization:
     """Tokenize a sample, with EOS where a passage ends its document."""
-    if any(passage.messages for passage in passages):
-        return _tokenized_answers(tokenizer, passages)
-    encoded = [tokenizer.encode_with_roles(passage.text, add_bos, passage.ends_document) for passage in passages]
-    return Tokenization(tokenizer, tuple(ids for ids, _ in encoded), tuple(ends for _, ends in encoded))
-
-
-def _tokenized_answers(tokenizer: PassageTokenizer, passages: Sequence[SampledPassage]) -> Tokenization:
-    answers = answers_of([ChatTemplate(tokenizer).encode(passage.messages) for passage in passages]).rows
+    reading = Reading(tokenizer, add_bos)
+    renderings = [reading.read(passage, passage.ends_document) for passage in passages]
+    answers = target_answers(renderings, [0] * len(passages)).rows
     places = [slice(start, end) for start, end in pairwise(answers.offsets)]
     return Tokenization(
         tokenizer,

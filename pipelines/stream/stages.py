@@ -1,49 +1,67 @@
-"""The stages of the stream as Ray Data runs them."""
+"""The processes between reader and training as Ray Data runs them: one row in, which is a batch, and rows out.
+
+Ray's dashboard and a process list show the names of these classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from ray.data import ActorPoolStrategy
 
+from actors.aligner import Aligner
+from actors.sources.optional_source import OptionalSource
+from actors.sources.source_model import SourceModel
 from engine.blocks.packing import Packer
 from engine.records.batches import as_row, of_row, shares
 from engine.spec import SourceModelSpec
 
-#: One row of the stream, or several, a table each.
-Rows = pa.Table | Iterator[pa.Table]
-
-
-def on_batches(stage: type, onward: Callable[[pa.Table, np.ndarray], Rows] = as_row) -> type:
-    """A class like ``stage``, which takes a batch and returns it changed, for a stream of rows that are batches.
-
-    It has the stage's name, which Ray shows for its processes.
-
-    Args:
-        stage: a class whose instances take passages.
-        onward: what goes down the stream, made of the changed passages and their ``training_blocks``.
-    """
-
-    class OnBatches(stage):
-        def __call__(self, row: pa.Table) -> Rows:
-            passages, training_blocks = of_row(row)
-            return onward(super().__call__(passages), training_blocks)
-
-    OnBatches.__name__ = stage.__name__
-    return OnBatches
-
-
-#: How a stage takes the stream: a row at a time, which is a batch.
+#: How a stage takes the stream: one row at a time, which is a batch.
 ONE_BATCH = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
-def packed_shares(
-    passages: pa.Table, training_blocks: np.ndarray, packer: Packer, num_workers: int
-) -> Iterator[pa.Table]:
-    """Packed where they were fused: a stage of its own would send everything once more through the object store."""
-    return shares(packer(passages, training_blocks), num_workers)
+class SourceModelStage:
+    """One replica of a source model: scores the passages of a batch.
+
+    Args:
+        score: the class that scores, which is made here, in the replica's process.
+        arguments: of ``score``.
+    """
+
+    def __init__(self, score: type[SourceModel | OptionalSource], **arguments: Any):
+        self._score = score(**arguments)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """The same batch with the source's columns."""
+        passages, training_blocks = of_row(row)
+        return as_row(self._score(passages), training_blocks)
+
+
+class AlignerStage:
+    """One aligner: aligns and fuses a batch, packs it and shares it out among the training workers.
+
+    Packing has no process of its own: everything would go through the object store once more.
+
+    Args:
+        align_and_fuse: the class that does so, which is made here, in the aligner's process.
+        pack: lays fused passages into training blocks.
+        share_out_among: number of training workers.
+        arguments: of ``align_and_fuse``.
+    """
+
+    def __init__(self, align_and_fuse: type[Aligner], pack: Packer, share_out_among: int, **arguments: Any):
+        self._align_and_fuse = align_and_fuse(**arguments)
+        self._pack = pack
+        self._num_workers = share_out_among
+
+    def __call__(self, row: pa.Table) -> Iterator[pa.Table]:
+        """The share of the batch that each training worker learns, one row each (``records.SHARE``)."""
+        passages, training_blocks = of_row(row)
+        fused = self._align_and_fuse(passages)
+        blocks = self._pack(fused, training_blocks)
+        return shares(blocks, self._num_workers)
 
 
 def pool(source: SourceModelSpec) -> ActorPoolStrategy:

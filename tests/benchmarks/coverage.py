@@ -15,10 +15,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
-from engine.method.alignment import ByteMatcher, EditMatcher, matcher
+from engine.method.alignment import ByteMatcher, Matcher, matcher
 from engine.method.vocabulary import load_or_build
 from engine.text.tokenization import PassageTokenizer
 from tests.benchmarks.figures import say
@@ -101,7 +102,7 @@ def of_file(path: Path) -> Iterator[tuple[str, str, str, Rows]]:
 def count(
     target: PassageTokenizer,
     source: PassageTokenizer,
-    align: ByteMatcher | EditMatcher,
+    align: Matcher,
     texts: list[str],
     insist: bool,
 ) -> Rows:
@@ -111,7 +112,7 @@ def count(
     ids = np.concatenate([ids[:-1] for ids, _ in encoded])
     ends = np.concatenate([ends[:-1] for _, ends in encoded])
     offsets = np.cumsum([0, *(len(ids) - 1 for ids, _ in encoded)], dtype=np.int64)
-    match = align(texts, rows, ids, ends, offsets)
+    match = align(texts, rows, SimpleNamespace(token_ids=ids, end_bytes=ends, offsets=offsets))
     found = Rows(labelled=len(match) - len(texts))
     for passage in range(len(texts)):
         where = slice(rows.offsets[passage], rows.offsets[passage + 1])

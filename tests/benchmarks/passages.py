@@ -85,7 +85,7 @@ class Scored:
 
     def aligned(self, texts: list[str], target: TargetRows) -> SourceRows:
         """The rows, aligned by byte offsets."""
-        match = self._matcher(texts, target, self.token_ids, self.end_bytes, self.offsets)
+        match = self._matcher(texts, target, self)
         return SourceRows(
             self.offsets, self.token_ids, self.end_bytes, self.topk_ids, self.topk_logprobs, self.token_logprobs,
             self.mapping, match,

@@ -98,6 +98,7 @@ def passages(texts: Sequence[str]) -> pa.Table:
         [len(text.encode("utf8")) for text in texts],
         [0] * len(texts),
         [True] * len(texts),
+        [[]] * len(texts),
     )
     fields = schema(PASSAGE)
     return pa.table([pa.array(values, kind.type) for values, kind in zip(columns, fields, strict=True)], fields)

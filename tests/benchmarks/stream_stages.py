@@ -21,11 +21,10 @@ import torch.distributed
 
 from engine.history.ledger import Ledger
 from engine.model_files.checkpoint import Checkpoint
-from engine.records.batches import of_row
+from engine.records.batches import as_row, of_row
 from engine.spec import FusionSpec
 from pipelines.cluster.linux_scheduling import children_for_throughput
 from pipelines.stream.sizes import FlowPlan, mapping_sample
-from pipelines.stream.stages import on_batches
 
 #: Optimizer steps that are done first and not counted: they compile, allocate and fill caches.
 WARM_STEPS = 3
@@ -83,19 +82,17 @@ def read(spec: FusionSpec, flow: FlowPlan) -> tuple[StageCost, list[pa.Table]]:
     from actors.monitor import NoMeter
     from actors.reader import PassageReader
     from engine.blocks.arrangement import Arrangement
+    from engine.corpus.cutting import Cutter
 
     reader = PassageReader(
-        flow.checkpoints,
-        flow.windows,
-        spec.corpus.overlap_bytes,
-        spec.corpus.text_column,
-        spec.corpus.on_error,
-        Ledger(),
-        Arrangement.of(spec, flow.batch_blocks),
-        NoMeter(),
+        corpus=spec.corpus,
+        target_checkpoint=flow.checkpoints[0],
+        cut=Cutter(flow.checkpoints, flow.windows, spec.corpus.overlap_bytes),
+        arrange=Arrangement.of(spec, flow.batch_blocks),
+        drop=Ledger(),
+        meter=NoMeter(),
     )
-    units = [{**unit, "corpus_pass": 0} for unit in flow.corpus_units]
-    share = pa.Table.from_pylist([{"share": 0, "units": units}])
+    share = pa.Table.from_pylist([{"share": 0, "units": list(flow.corpus_units)}])
     batches = list(reader(share))
     started = time.process_time()
     for _ in reader(share):
@@ -109,7 +106,8 @@ def score(spec: FusionSpec, index: int, batches: Sequence[pa.Table]) -> tuple[St
 
     torch.set_num_threads(1)
     source = spec.source_models[index]
-    return _timed(source.name, on_batches(SourceModel)(source=source, top_k=spec.fusion.top_k), batches)
+    model = SourceModel(source=source, top_k=spec.fusion.top_k)
+    return _timed(source.name, lambda row: _changed(row, model), batches)
 
 
 def align(spec: FusionSpec, flow: FlowPlan, batches: Sequence[pa.Table]) -> tuple[StageCost, list[pa.Table]]:
@@ -118,7 +116,7 @@ def align(spec: FusionSpec, flow: FlowPlan, batches: Sequence[pa.Table]) -> tupl
     from actors.monitor import NoMeter
 
     sources = [(source.name, Checkpoint.of(source)) for source in spec.source_models]
-    aligner = on_batches(Aligner)(
+    aligner = Aligner(
         target_checkpoint=Checkpoint.of(spec.target_model),
         sources=sources,
         fusion=spec.fusion,
@@ -126,7 +124,7 @@ def align(spec: FusionSpec, flow: FlowPlan, batches: Sequence[pa.Table]) -> tupl
         sample=mapping_sample(spec, flow),
         meter=NoMeter(),
     )
-    return _timed("align and fuse", aligner, batches)
+    return _timed("align and fuse", lambda row: _changed(row, aligner), batches)
 
 
 def pack(spec: FusionSpec, batches: Sequence[pa.Table]) -> tuple[StageCost, list[pa.Table]]:
@@ -183,6 +181,12 @@ def _steps(blocks: pa.Table, blocks_per_step: int) -> Iterator[pa.Table]:
 def _rows(table: pa.Table, start: int, rows: int) -> pa.Table:
     """Copied: a slice takes the whole table along when it is sent to another process."""
     return table.take(list(range(start, start + rows)))
+
+
+def _changed(row: pa.Table, stage: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """A row whose passages a stage has changed."""
+    passages, training_blocks = of_row(row)
+    return as_row(stage(passages), training_blocks)
 
 
 def _timed(

@@ -31,8 +31,7 @@ def test_fail_names_file_row_and_remedy(tmp_path):
     with pytest.raises(RecordError) as caught:
         run(failing)
     assert str(caught.value) == (
-        f"{tmp_path / 'rows.jsonl'}, row 2: the document is empty; "
-        f"mend it, or set corpus.on_error: skip to go on without it"
+        f"{tmp_path / 'rows.jsonl'}, row 2: the document is empty; fix it, or set corpus.on_error: skip to leave it out"
     )
 
 

@@ -114,6 +114,7 @@ class Fuzzer:
             "num_bytes": [len(text.encode("utf8")) for text in batch],
             "context_bytes": [0] * len(batch),
             "ends_document": [bool(row % 2) for row in range(len(batch))],
+            "messages": [[]] * len(batch),
         }
         table = pa.table(rows, schema(PASSAGE))
         for name, tokenizer in self._sources.items():

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from engine.records import PASSAGE, schema
+from engine.corpus.passages import Passage, table_of
 from engine.spec import SourceModelSpec
 
 TEXTS = ["The cat sat on the mat.", "x", "def main():\n\treturn 🙂", "Deich und Zéphyr"]
@@ -17,6 +17,5 @@ def section(checkpoint: str, **fields) -> SourceModelSpec:
 
 def passages(texts: list[str]) -> pa.Table:
     sizes = [len(text.encode()) for text in texts]
-    columns = [[f"0/a:{row}:0" for row in range(len(texts))], texts, sizes, [0] * len(texts), [True] * len(texts)]
-    fields = schema(PASSAGE)
-    return pa.table([pa.array(values, field.type) for values, field in zip(columns, fields, strict=True)], fields)
+    passages = zip(texts, sizes, strict=True)
+    return table_of([Passage(f"0/a:{row}:0", text, size, 0, True) for row, (text, size) in enumerate(passages)])

@@ -43,12 +43,13 @@ def passages(texts: list[str] = TEXTS) -> pa.Table:
         "num_bytes": [len(text.encode()) for text in texts],
         "context_bytes": [0] * len(texts),
         "ends_document": [row % 2 == 0 for row in range(len(texts))],
+        "messages": [[]] * len(texts),
     }
     return pa.table(rows, schema(PASSAGE))
 
 
 def scored(batch: pa.Table, name: str, folder: Path, top_k: int = TOP_K, missing: int | None = None) -> pa.Table:
-    """The batch with a source's columns: random distributions over its own vocabulary, EOS scored behind each text."""
+    """The batch with a source's columns: random distributions over its own vocabulary, EOS scored after each text."""
     tokenizer = PassageTokenizer.load(Checkpoint(str(folder)))
     random = np.random.default_rng(len(name))
     columns = {column.name: [] for column in source_columns(name)}
@@ -245,9 +246,9 @@ def test_a_table_of_another_model_is_refused(folders, tmp_path, vocabulary):
     batch = scored(passages(["The cat sat on the mat, and the dog in the sun."] * 40), name, folders[name])
     align = aligner(folders, "byte-level-with-bos", [name], tmp_path, vocabulary=vocabulary)
     assert rows_of(align(batch)["is_fused"])[0].any(), "the pair is sound"
-    sound = align._mappings[0]
+    sound = align._sources[0].mapping
     for wrong in (np.full_like(sound, UNMAPPED), sound[:1]):
-        align._mappings[0] = wrong
+        align._sources[0].mapping = wrong
         with pytest.raises(RecordError, match=rf"mass that source model {name} keeps .*{vocabulary}.*delete"):
             align(batch)
 
@@ -256,7 +257,7 @@ def test_a_few_rows_in_another_script_are_no_fault(folders, tmp_path):
     name = "sentencepiece-like"
     batch = scored(passages(["The cat sat on the mat."]), name, folders[name])
     align = aligner(folders, "byte-level-with-bos", [name], tmp_path)
-    align._mappings[0] = np.full_like(align._mappings[0], UNMAPPED)
+    align._sources[0].mapping = np.full_like(align._sources[0].mapping, UNMAPPED)
     table = align(batch)
     assert (rows_of(table["fused_probs"])[0] == 0).all(), "all of it is rest"
 

@@ -5,7 +5,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.blocks.arrangement import PACKED_BLOCKS, Arrangement, shuffle
+from engine.blocks.arrangement import PACKED_BLOCKS, Arrangement, MeasuredPassage, drop_learned, shuffle
+from engine.corpus.passages import Passage
 from engine.history.ledger import Ledger
 
 LENGTH = 32
@@ -15,13 +16,18 @@ def arrangement(batch_blocks: int = 8, checkpoint_blocks: int = 12, held: int = 
     return Arrangement(held, 0, LENGTH, batch_blocks, checkpoint_blocks)
 
 
-def corpus(count: int, seed: int = 0) -> list[tuple[tuple[str], int]]:
+def corpus(count: int, seed: int = 0) -> list[MeasuredPassage]:
     draw = random.Random(seed)
-    return [((f"passage {index}",), draw.randint(1, LENGTH)) for index in range(count)]
+    passages = (Passage(f"passage {index}", "text", 4, 0, True) for index in range(count))
+    return [MeasuredPassage(passage, draw.randint(1, LENGTH)) for passage in passages]
 
 
-def batches(found: Arrangement, passages, learned=(), share: int = 0) -> list[tuple[list, list[int]]]:
-    return list(found.batches(passages, share, Ledger(learned)))
+def batches(found: Arrangement, passages, learned=(), share: int = 0) -> list[tuple[list[str], list[int]]]:
+    """The ids of each batch's passages, and the training blocks of these."""
+    blocks = drop_learned(found.blocks(passages, share), Ledger(learned))
+    return [
+        ([passage.passage_id for passage in batch.passages], batch.training_blocks) for batch in found.batches(blocks)
+    ]
 
 
 def by_block(found) -> dict[int, list]:
@@ -41,30 +47,30 @@ def by_block(found) -> dict[int, list]:
     every=st.integers(1, 5),
     checkpoints=st.integers(0, 6),
 )
-def test_what_remains_behind_a_checkpoint_is_what_an_undisturbed_run_has_there(
+def test_the_batches_after_a_checkpoint_are_those_of_an_undisturbed_run(
     count, batch_blocks, step_blocks, every, checkpoints
 ):
     found = arrangement(batch_blocks, step_blocks * every)
     whole = batches(found, corpus(count))
-    assert sorted(row for rows, _ in whole for row in rows) == sorted(row for row, _ in corpus(count))
+    assert sorted(row for rows, _ in whole for row in rows) == sorted(each.passage.passage_id for each in corpus(count))
     learned_blocks = checkpoints * step_blocks * every
-    learned = [row[0] for number, rows in by_block(whole).items() if number < learned_blocks for row in rows]
+    learned = [row for number, rows in by_block(whole).items() if number < learned_blocks for row in rows]
     assert batches(found, corpus(count), learned) == [batch for batch in whole if batch[1][0] >= learned_blocks]
 
 
 def test_a_block_that_is_half_learned_keeps_the_rest():
     whole = batches(arrangement(), corpus(100))
-    first = whole[0][0][0][0]
+    first = whole[0][0][0]
     rest = batches(arrangement(), corpus(100), [first])
-    assert [row for rows, _ in rest for row in rows] == [row for rows, _ in whole for row in rows if row != (first,)]
+    assert [row for rows, _ in rest for row in rows] == [row for rows, _ in whole for row in rows if row != first]
 
 
 def test_blocks_are_within_their_length_and_batches_within_theirs():
-    lengths = {passage: tokens for (passage,), tokens in corpus(3000)}
+    lengths = {each.passage.passage_id: each.tokens for each in corpus(3000)}
     found = batches(arrangement(batch_blocks=8, checkpoint_blocks=20), corpus(3000))
     blocks = by_block(found)
     assert sorted(blocks) == list(range(len(blocks)))
-    assert all(sum(lengths[passage] for (passage,) in rows) <= LENGTH for rows in blocks.values())
+    assert all(sum(lengths[row] for row in rows) <= LENGTH for rows in blocks.values())
     assert sum(lengths.values()) / (len(blocks) * LENGTH) > 0.93, "padding is small"
     assert [len(set(numbers)) for _, numbers in found[:6]] == [8, 8, 4, 8, 8, 4], "cut at checkpoints"
     assert len(blocks) > 2 * PACKED_BLOCKS

@@ -11,13 +11,15 @@ import pytest
 from actors.reader import PassageReader
 from engine import load_spec
 from engine.blocks.arrangement import Arrangement
+from engine.corpus.cutting import Cutter
 from engine.corpus.documents import Conversation, Unreadable, read_conversations
 from engine.corpus.files import units_of
 from engine.errors import PreflightError, RecordError, SpecError
 from engine.history.ledger import Ledger
 from engine.model_files.checkpoint import Checkpoint
-from engine.records import MESSAGES, PASSAGE, schema
+from engine.records import PASSAGE, schema
 from engine.records.batches import of_row
+from engine.spec import CorpusSpec
 from pipelines.stream.sizes import derive_flow
 from tests.support.tiny_tokenizers import tokenizer_folders
 
@@ -72,7 +74,7 @@ def test_bad_conversations_are_named_and_good_ones_kept(tmp_path):
         6: "message 2, an answer, is empty",
         7: "no message has the role 'assistant'",
         8: "no message has the role 'assistant'",
-        9: "message 2 character 5 is half of a surrogate pair",
+        9: "message 2 has a content where character 5 is half of a surrogate pair",
     }
     bad = {item.row: item.reason for item in found if isinstance(item, Unreadable)}
     assert list(bad) == list(expected)
@@ -105,10 +107,17 @@ def passages(checkpoints: list[Checkpoint], path: Path, window: int, on_error: s
     meter = Skipped()
     windows = [window] * len(checkpoints)
     arrangement = Arrangement(0, 0, block_length=1000, batch_blocks=1, checkpoint_blocks=1)
-    reader = PassageReader(checkpoints, windows, 0, "text", on_error, Ledger(()), arrangement, meter, "messages")
+    reader = PassageReader(
+        corpus=CorpusSpec(paths=[str(path)], messages_column="messages", on_error=on_error),
+        target_checkpoint=checkpoints[0],
+        cut=Cutter(checkpoints, windows),
+        arrange=arrangement,
+        drop=Ledger(()),
+        meter=meter,
+    )
     unit = {"path": str(path), "row_group": -1, "first_row": 1, "corpus_pass": 0}
     batches = [of_row(row)[0] for row in reader(pa.Table.from_pylist([{"share": 0, "units": [unit]}]))]
-    return pa.concat_tables([schema([*PASSAGE, MESSAGES]).empty_table(), *batches]), meter.rows
+    return pa.concat_tables([schema(PASSAGE).empty_table(), *batches]), meter.rows
 
 
 def test_turns_that_do_not_fit_are_counted_and_the_rest_is_learned(checkpoints, tmp_path):
@@ -117,7 +126,8 @@ def test_turns_that_do_not_fit_are_counted_and_the_rest_is_learned(checkpoints, 
     table, skipped = passages(checkpoints, path, 1000, "fail")
     assert table["text"].to_pylist() == ["The dog.", "The dog.The dog."]
     assert table["num_bytes"].to_pylist() == [8, 16]
-    assert [len(messages) for messages in table["messages"].to_pylist()] == [2, 5], "nothing is learned behind"
+    lengths = [len(messages) for messages in table["messages"].to_pylist()]
+    assert lengths == [2, 5], "nothing after the last answer is learned"
     assert not skipped
     table, skipped = passages(checkpoints, path, 70, "fail")
     assert [len(messages) for messages in table["messages"].to_pylist()] == [2, 3]
@@ -146,13 +156,13 @@ EXAMPLE = "pipelines/specs/instruction_example.yaml"
         ("alignment.tokens=suffix", "alignment.tokens", "set it to byte_offset"),
     ],
 )
-def test_what_does_not_go_with_conversations_is_told(override, where, sentence):
+def test_settings_that_conversations_exclude_are_refused(override, where, sentence):
     with pytest.raises(SpecError, match=sentence) as refused:
         load_spec(EXAMPLE, [override])
     assert [fault.where for fault in refused.value.faults] == [where]
 
 
-def test_a_model_without_a_chat_template_is_told_before_anything_starts():
+def test_a_model_without_a_chat_template_is_refused_before_anything_starts():
     with pytest.raises(PreflightError, match="has no chat template") as refused:
         derive_flow(load_spec(EXAMPLE, ["source_models.1.chat_template=''", "target_model.chat_template=none.jinja"]))
     assert [fault.where for fault in refused.value.faults] == [

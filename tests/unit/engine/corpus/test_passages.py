@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from actors.reader import PassageReader
 from engine.blocks.arrangement import Arrangement
-from engine.corpus.passages import PassageCutter
+from engine.corpus.cutting import Cutter, DocumentCutter
 from engine.errors import RecordError, TokenizerError
 from engine.history.ledger import Ledger
 from engine.model_files.checkpoint import Checkpoint
 from engine.records import PASSAGE, check
 from engine.records.batches import of_row
+from engine.spec import CorpusSpec
 from engine.text.tokenization import PassageTokenizer
 from tests.support.tiny_tokenizers import tokenizer_folders
 
@@ -32,8 +33,8 @@ def tokenizers(checkpoints) -> list[PassageTokenizer]:
 
 
 @pytest.fixture(scope="module")
-def cutter(tokenizers) -> PassageCutter:
-    return PassageCutter(tokenizers, WINDOWS)
+def cutter(tokenizers) -> DocumentCutter:
+    return DocumentCutter(tokenizers, WINDOWS)
 
 
 @settings(max_examples=150, deadline=None)
@@ -50,7 +51,7 @@ def test_a_short_document_is_one_passage(cutter):
     assert list(cutter.cut("Short enough.")) == ["Short enough."]
 
 
-def test_prose_is_cut_before_blanks(cutter):
+def test_prose_is_cut_before_spaces(cutter):
     document = "The quick brown fox jumps over the lazy dog and the cat sat on the mat. " * 20
     passages = list(cutter.cut(document))
     assert len(passages) > 10
@@ -60,7 +61,7 @@ def test_prose_is_cut_before_blanks(cutter):
 @settings(max_examples=150, deadline=None)
 @given(document=st.text(st.sampled_from("ab é\n🙂日 "), min_size=1, max_size=400), overlap=st.integers(1, 24))
 def test_with_overlap_every_byte_is_new_in_one_passage(tokenizers, document, overlap):
-    passages = list(PassageCutter(tokenizers, WINDOWS, overlap).cut_with_context(document))
+    passages = list(DocumentCutter(tokenizers, WINDOWS, overlap).cut_with_context(document))
     data = document.encode("utf8")
     assert b"".join(text.encode("utf8")[context:] for text, context in passages) == data
     start = 0
@@ -75,9 +76,9 @@ def test_with_overlap_every_byte_is_new_in_one_passage(tokenizers, document, ove
             assert context == 0 or context in ends, "context ends where a token of every tokenizer ends"
 
 
-def test_prose_is_repeated_from_a_blank_on(tokenizers):
+def test_prose_is_repeated_from_a_space_on(tokenizers):
     document = "The quick brown fox jumps over the lazy dog and the cat sat on the mat. " * 10
-    passages = list(PassageCutter(tokenizers, WINDOWS, 12).cut_with_context(document))
+    passages = list(DocumentCutter(tokenizers, WINDOWS, 12).cut_with_context(document))
     assert passages[0][1] == 0
     assert sum(context > 0 for _, context in passages) > len(passages) / 2
     assert all(text.startswith(" ") for text, context in passages if context)
@@ -98,7 +99,7 @@ def test_a_very_long_document_costs_linear_work(tokenizers):
     for repeats in (20, 200):
         counting = Counting(tokenizers[0])
         document = "some words of a document without an end, é and 🙂 " * repeats
-        assert "".join(PassageCutter([counting], [24]).cut(document)) == document
+        assert "".join(DocumentCutter([counting], [24]).cut(document)) == document
         work[repeats] = counting.characters / len(document)
     assert work[200] < 1.2 * work[20]
 
@@ -121,7 +122,14 @@ def reader(checkpoints, path, on_error="fail", learned=(), skipped=None, held=0)
     unit = {"path": str(path), "row_group": -1, "first_row": 1, "corpus_pass": 0}
     shares = pa.Table.from_pylist([{"share": 0, "units": [unit]}])
     arrangement = Arrangement(held, 0, block_length=32, batch_blocks=2, checkpoint_blocks=8)
-    read = PassageReader(checkpoints, WINDOWS, 0, "text", on_error, Ledger(learned), arrangement, Recorder())
+    read = PassageReader(
+        corpus=CorpusSpec(paths=[str(path)], on_error=on_error),
+        target_checkpoint=checkpoints[0],
+        cut=Cutter(checkpoints, WINDOWS),
+        arrange=arrangement,
+        drop=Ledger(learned),
+        meter=Recorder(),
+    )
     return lambda shares: (of_row(row)[0] for row in read(shares)), shares
 
 
@@ -141,6 +149,7 @@ def test_tables_hold_the_passages_in_order(checkpoints, tmp_path):
         "num_bytes": 3,
         "context_bytes": 0,
         "ends_document": True,
+        "messages": [],
     }
     assert "".join(row["text"] for row in rows[1:]) == "two words " * 30
     assert [row["ends_document"] for row in rows[1:]] == [False] * (len(rows) - 2) + [True]
@@ -157,7 +166,7 @@ def test_a_bad_row_stops_or_is_counted(checkpoints, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n{"text": ""}\n{"text": "three"}\n')
     read, units = reader(checkpoints, path)
-    with pytest.raises(RecordError, match=r"a\.jsonl, row 2: the document is empty; mend it, or set corpus.on_error"):
+    with pytest.raises(RecordError, match=r"a\.jsonl, row 2: the document is empty; fix it, or set corpus.on_error"):
         list(read(units))
     skipped = []
     read, units = reader(checkpoints, path, on_error="skip", skipped=skipped)
@@ -165,7 +174,7 @@ def test_a_bad_row_stops_or_is_counted(checkpoints, tmp_path):
     assert [(row.path, row.row, row.reason) for row in skipped] == [(str(path), 2, "the document is empty")]
 
 
-def test_a_document_that_a_tokenizer_cannot_tell_as_bytes_is_a_bad_row(checkpoints, tmp_path, monkeypatch):
+def test_a_document_whose_text_a_tokenizer_loses_is_a_bad_row(checkpoints, tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n{"text": "two"}\n')
     monkeypatch.setattr(PassageTokenizer, "encode", refusing(PassageTokenizer.encode, "two"))
@@ -176,7 +185,7 @@ def test_a_document_that_a_tokenizer_cannot_tell_as_bytes_is_a_bad_row(checkpoin
 
 
 def refusing(encode, bad_text: str):
-    """A tokenizer's ``encode`` that one text is too much for."""
+    """A tokenizer's ``encode`` that refuses one text."""
 
     def refuse_or_encode(self, text):
         if text == bad_text:

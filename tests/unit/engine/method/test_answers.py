@@ -15,15 +15,20 @@ from actors.sources.source_model import SourceModel
 from actors.training.target_model import TargetModel
 from engine.blocks.packing import Packer
 from engine.errors import RecordError
-from engine.method.answers import answer_offsets, with_turn_end
+from engine.method.answers import answer_offsets, target_answers
+from engine.method.fusion import whole_passages
+from engine.method.rows import FusedRows
+from engine.method.vocabulary import with_turn_end
 from engine.model_files.checkpoint import Checkpoint
-from engine.records import MESSAGES, NO_TOKEN, PASSAGE, flat_values, rows_of, schema
+from engine.records import NO_TOKEN, PASSAGE, flat_values, rows_of, schema
 from engine.spec import AlignmentSpec, FusionRuleSpec, ObjectiveSpec, SourceModelSpec, TargetModelSpec, TrainingSpec
-from engine.text.chat import ChatTemplate, content_of
+from engine.text.chat import ChatTemplate, Rendering, content_of
 from engine.text.tokenization import PassageTokenizer
 from pipelines.evaluation.bits_per_byte import score_texts
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import tokenizer_folders
+
+MESSAGES = schema(PASSAGE).field("messages").type
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -77,7 +82,7 @@ def passages() -> pa.Table:
         "ends_document": [True] * len(texts),
         "messages": CONVERSATIONS,
     }
-    fields = schema([*PASSAGE, MESSAGES])
+    fields = schema(PASSAGE)
     return pa.table([pa.array(columns[field.name], field.type) for field in fields], fields)
 
 
@@ -176,7 +181,12 @@ def test_changing_the_question_changes_the_prompt_and_no_label(checkpoints, tmp_
     before = fused(passages(), target, {}, tmp_path)
     changed = [[{**m, "content": "x"} if m["role"] == "user" else m for m in messages] for messages in CONVERSATIONS]
     position = passages().column_names.index("messages")
-    after = fused(passages().set_column(position, "messages", pa.array(changed, MESSAGES.dtype)), target, {}, tmp_path)
+    after = fused(
+        passages().set_column(position, "messages", pa.array(changed, MESSAGES)),
+        target,
+        {},
+        tmp_path,
+    )
     for row in range(len(CONVERSATIONS)):
         ids = [rows_of(table["token_ids"])[row] for table in (before, after)]
         learned = [rows_of(table["is_learned"])[row] for table in (before, after)]
@@ -245,3 +255,19 @@ def test_a_turns_end_that_is_eos_too_means_the_turns_end(checkpoints, tmp_path):
         assert mapping[source.eos_id] == target.eos_id, "the table of plain passages stays"
     finally:
         target.turn_end_id = before
+
+
+def test_two_answers_that_fill_a_conversation_are_put_together():
+    """A template that puts one token before each answer: then every token is in an answer."""
+    rendering = Rendering(
+        np.array([1, 5, 2, 1, 6, 2], np.int32), np.array([0, 3, 3, 0, 1, 1], np.int32), ((0, 2), (3, 5))
+    )
+    answers = target_answers([rendering], [0])
+    ids, probs = np.zeros((6, 1), np.int32), np.ones((6, 1), np.float16)
+    is_fused = np.array([True, True, False] * 2)
+    shares, nats = np.array([[1.0], [0.0]], np.float32), np.array([[2.0], [4.0]])
+    fused, is_learned = whole_passages(answers, FusedRows(ids, probs, is_fused, shares, nats, np.array([[2], [2]])))
+    assert is_learned.tolist() == [True, True, False] * 2
+    assert fused.win_share.tolist() == [[0.75]]
+    assert fused.cross_entropy.tolist() == [[(2.0 * 3 + 4.0 * 1) / 4]]
+    assert fused.covered_rows.tolist() == [[4]]

@@ -7,7 +7,7 @@ import pytest
 from actors.training.loop import in_steps
 from engine.records import PASSAGE, SHARE, of_list, ragged, rows_of, schema
 from engine.records.batches import as_row, of_row, shares
-from pipelines.stream.stages import on_batches
+from pipelines.stream.stages import SourceModelStage
 from tests.support.training_blocks import training_blocks
 
 
@@ -18,6 +18,7 @@ def passages(count: int) -> pa.Table:
         [9] * count,
         [0] * count,
         [True] * count,
+        [[]] * count,
     ]
     fields = schema(PASSAGE)
     table = pa.table([pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)], fields)
@@ -56,8 +57,7 @@ def test_a_stage_changes_batches_inside_their_rows():
             longer = [np.tile(row, self._times) for row in rows_of(batch["m/topk"])]
             return batch.drop_columns("m/topk").append_column("m/longer", ragged(longer, pa.float16()))
 
-    stage = on_batches(Doubler)(2)
-    assert type(stage).__name__ == "Doubler"
+    stage = SourceModelStage(score=Doubler, times=2)
     batch, training_blocks = of_row(stage(as_row(passages(4), [7, 7, 8, 9])))
     assert [len(row) for row in rows_of(batch["m/longer"])] == [0, 6, 12, 18]
     assert training_blocks.tolist() == [7, 7, 8, 9]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.corpus.conversations import ConversationCutter
+from engine.corpus.cutting import ConversationCutter
 from engine.errors import RecordError, TokenizerError
 from engine.model_files.checkpoint import Checkpoint
 from engine.text.chat import ChatTemplate, beginnings, content_of

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import unicodedata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_alignment_equals_the_twin_and_reaches_the_upper_bound(text, pair):
         return
     rows = target_rows(target, text)
     ids, ends = source.encode_with_roles(text, source.bos_id >= 0, True)
-    match = ByteMatcher(source, target)([text], rows, ids[:-1], ends[:-1], np.array([0, len(ends) - 1]))
+    match = ByteMatcher(source, target)([text], rows, source_tokens(ids[:-1], ends[:-1]))
     alike = source.has_dummy_prefix(text) == target.has_dummy_prefix(text)
     assert match.tolist() == oracles.match_end_bytes(rows.end_bytes.tolist(), ends[:-1].tolist(), alike)
     shared = set(rows.end_bytes[:-1].tolist()) & set(ends[:-1].tolist()) - {0}
@@ -123,7 +124,7 @@ def test_what_is_fused_and_what_is_rest_make_one(text, pair, method, seed):
     topk_ids = random.integers(0, source.vocab_size, (len(ids), top_k)).astype(np.int32)
     shares = random.dirichlet(np.ones(top_k + 1), len(ids))[:, :top_k]
     mapping = mapping_of(*pair, method)
-    match = ByteMatcher(source, target)([text], rows, ids, ends, np.array([0, len(ids)]))
+    match = ByteMatcher(source, target)([text], rows, source_tokens(ids, ends))
     aligned = SourceRows(
         np.array([0, len(ids)]), ids, ends, topk_ids, np.log(shares + 1e-7).astype(np.float16),
         random.normal(-2, 1, len(ids)).astype(np.float32), mapping, match,
@@ -164,6 +165,11 @@ def target_rows(target: PassageTokenizer, text: str) -> TargetRows:
     ids, ends = target.encode_with_roles(text, target.adds_bos, True)
     num_bytes = np.array([len(text.encode("utf8"))], np.int32)
     return TargetRows(ids, ends, np.array([0, len(ids)]), num_bytes, np.zeros(1, np.int32))
+
+
+def source_tokens(ids: np.ndarray, ends: np.ndarray) -> SimpleNamespace:
+    """The tokens of one passage as a matcher takes them."""
+    return SimpleNamespace(token_ids=ids, end_bytes=ends, offsets=np.array([0, len(ids)]))
 
 
 @pytest.mark.parametrize("name", NAMES)
