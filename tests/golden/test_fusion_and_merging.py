@@ -22,7 +22,7 @@ def authors(rule: str = "min_ce") -> FusionRuleSpec:
 
 
 def source(rows: list[list[float]], cross_entropy: float) -> SourceRows:
-    """Three rows over four tokens, each likeliest first, every own token costing ``cross_entropy``."""
+    """Three rows over four tokens, each in descending order, every own token costing ``cross_entropy``."""
     probs = np.array(rows)
     order = np.argsort(-probs, axis=1, kind="stable")
     with np.errstate(divide="ignore"):

@@ -10,7 +10,7 @@ N = NEXT_TOKEN
 
 #: Target tokens | source tokens | cost | source tokens on the path for each target token | accepted as the same string
 #: (``N``: not, the next token is taught) | the source token that ends at the same byte (``None``: there is none).
-#: ``▁`` and ``Ġ`` are blanks; the target's first blank is a dummy prefix and not in the text.
+#: ``▁`` and ``Ġ`` are spaces; the target's first space is a dummy prefix and not in the text.
 CASES = {
     "O1": ("▁The ▁cat ▁sat .", "The Ġcat Ġsat .", 0, [[0], [1], [2], [3]], [0, 1, 2, 3], [0, 1, 2, 3]),
     "O2": ("▁get ▁the ▁tokenizer", "get Ġthe Ġtoken izer", 8, [[0], [1, 2], [3]], [0, N, N], [0, 1, 3]),
@@ -70,7 +70,7 @@ def test_what_the_authors_accept_as_an_exact_match(name):
 def test_what_is_right(name):
     targets, sources, *_, right = CASES[name]
     target_ends, source_ends = ends_of(targets), ends_of(sources)
-    labelled = np.array([*target_ends, target_ends[-1]], np.int32)  # a row behind, so that the last one has a label
+    labelled = np.array([*target_ends, target_ends[-1]], np.int32)  # one more row, so that the last one has a label
     if "</s>" in targets:  # EOS covers no byte: the row before it and the source's row before EOS are the ones to match
         assert match(np.array(target_ends, np.int32), source_ends[:-1]) == [0, NO_ROW]
         return
@@ -88,7 +88,7 @@ def test_min_edit_accepts_what_the_vocabulary_mapping_confirms():
     ("targets", "sources", "expected"),
     [
         (["un", "believ", "ably"], ["un", "believably"], [0, N, 1]),  # "ably" ends "believably", "believ" does not
-        (["the", "cat"], [" the", " cat"], [0, 1]),  # SentencePiece's decoding strips a blank
+        (["the", "cat"], [" the", " cat"], [0, 1]),  # SentencePiece's decoding strips a space
         (["tokenizer"], ["token", "izer"], [1]),  # of several the first that ends it
         (["abcd"], ["ab", "cx"], [N]),
         (["", "x"], ["y", "x"], [0, 1]),  # an empty string ends every other, as the authors have it

@@ -47,7 +47,7 @@ CONVERSATIONS = [
         {"role": "assistant", "content": "for index in range(10):\n    print(index)"},
     ],
 ]
-#: With marks for what the assistant says, so that transformers itself tells which tokens these are.
+#: With marks for the assistant's words, so that transformers itself shows which tokens these are.
 MARKED = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}Answer:\n{% generation %}{{ m.content }}"
     "{{ eos_token }}{% endgeneration %}{% else %}{{ m.role }}: {{ m.content }}{% endif %}\n{% endfor %}"
@@ -112,17 +112,17 @@ def test_one_tokenizer_under_two_templates_is_aligned_throughout(checkpoints, tm
     for row in range(len(CONVERSATIONS)):
         is_fused, is_learned = (rows_of(table[name])[row] for name in ("is_fused", "is_learned"))
         answers = sum(message["role"] == "assistant" for message in CONVERSATIONS[row])
-        # Llama-2's template has a blank before the turn's end. It is learned, but no other template knows it.
+        # Llama-2's template has a space before the turn's end. It is learned, but no other template knows it.
         assert is_learned.sum() - is_fused.sum() == (answers if target_style == "inst" else 0)
         assert not is_fused[~is_learned].any()
-        likeliest = rows_of(table["fused_ids"])[row].reshape(-1, TOP_K)[is_fused]
+        kept = rows_of(table["fused_ids"])[row].reshape(-1, TOP_K)[is_fused]
         rows = rows_of(batch["same/topk_ids"])[row].reshape(-1, TOP_K)
         # Entries that float16 makes alike are in order of their ids.
-        assert np.sort(likeliest).tolist() == np.sort(rows).tolist(), "every row of the source, in order, none twice"
+        assert np.sort(kept).tolist() == np.sort(rows).tolist(), "every row of the source, in order, none twice"
         assert rows_of(table["covered_rows"])[row].tolist() == [is_fused.sum()]
 
 
-def test_a_first_token_with_the_templates_blank_is_aligned_with_its_like_alone(checkpoints, tmp_path):
+def test_a_first_token_with_the_templates_space_is_aligned_only_with_its_like(checkpoints, tmp_path):
     checkpoint = checkpoints["byte-level-with-bos"]
     _, table = aligned(checkpoint, "vicuna", "chatml", tmp_path)
     template = ChatTemplate(PassageTokenizer.load(Checkpoint(checkpoint, chat_template=style("chatml"))))
@@ -224,7 +224,7 @@ def test_held_out_conversations_are_scored_on_the_contents_of_answers(checkpoint
 
 
 @given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), max_size=5), st.data())
-def test_answers_are_told_apart_by_their_offsets(conversations, data):
+def test_offsets_separate_answers(conversations, data):
     left_out = [data.draw(st.booleans()) for _ in conversations]
     rows = [
         np.concatenate([np.arange(size + 1) for size in sizes]) if not absent else np.empty(0)

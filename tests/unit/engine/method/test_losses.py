@@ -20,15 +20,15 @@ each_divergence = pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "
 
 
 def random_targets(rows: int, vocabulary: int, top_k: int, seed: int = 0) -> Targets:
-    """Targets as the stream makes them: float16 probabilities, NO_TOKEN behind the last entry, masks of both kinds."""
+    """Targets as the stream makes them: float16 probabilities, NO_TOKEN after the last entry, masks of both kinds."""
     random = np.random.default_rng(seed)
     ids = np.stack([random.permutation(vocabulary)[:top_k] for _ in range(rows)])
     probs = random.dirichlet(np.ones(top_k + 1), rows)[:, :top_k]
-    behind = np.arange(top_k) >= random.integers(0, top_k + 1, (rows, 1))
+    is_empty = np.arange(top_k) >= random.integers(0, top_k + 1, (rows, 1))
     return Targets(
         labels=torch.from_numpy(np.where(random.random(rows) < 0.8, random.integers(0, vocabulary, rows), NO_LABEL)),
-        fused_ids=torch.from_numpy(np.where(behind, NO_TOKEN, ids)),
-        fused_probs=torch.from_numpy(np.where(behind, 0.0, probs).astype(np.float16)).float(),
+        fused_ids=torch.from_numpy(np.where(is_empty, NO_TOKEN, ids)),
+        fused_probs=torch.from_numpy(np.where(is_empty, 0.0, probs).astype(np.float16)).float(),
         fusion_mask=torch.from_numpy(random.random(rows) < 0.7),
     )
 

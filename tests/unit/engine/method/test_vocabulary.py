@@ -54,8 +54,8 @@ def test_special_tokens_map_by_role_not_by_string(tokenizers):
 def test_prefix_finds_the_first_token_of_the_middle_of_a_text(tokenizers):
     first, _, third = tokenizers
     mapping = build_mapping(first, third, "prefix")
-    blank = next(token for token, data in enumerate(first.token_bytes) if data == b" the")
-    assert third.token_bytes[mapping[blank]] in (b" the", b" t", b" th", b" ")
+    spaced = next(token for token, data in enumerate(first.token_bytes) if data == b" the")
+    assert third.token_bytes[mapping[spaced]] in (b" the", b" t", b" th", b" ")
     tail = first.id_of_bytes[b"t"]
     assert third.token_bytes[mapping[tail]] == b"t", "no dummy prefix in front of a token"
 
