@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ def run_python(code: str) -> str:
 
 def test_imports_go_one_way():
     run(Path(sys.executable).with_name("lint-imports"), "--no-cache")
+
+
+def test_every_folder_has_its_floor():
+    """The contract covers every folder with code; only the door lies above the floors of its own package."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["tool"]["importlinter"]
+    (layers,) = [contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers"]
+    floors = {folder for layer in layers for folder in layer.split(" | ")}
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES} - {"engine.__main__"}
+    modules = {name.removesuffix(".__init__") for name in modules} - {"engine", "pipelines"}
+    assert {name for name in modules if not any(f"{name}.".startswith(f"{floor}.") for floor in floors)} == set()
 
 
 def test_importing_the_engine_loads_nothing_heavy():
