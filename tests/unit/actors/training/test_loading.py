@@ -66,6 +66,7 @@ def test_recomputation_changes_no_loss(tmp_path, architecture):
     assert losses(target(folder, activation_checkpointing=True)) == losses(target(folder))
 
 
+@pytest.mark.timeout(300)  # a C++ compiler works for half a minute of CPU time
 def test_compilation_changes_no_loss(tmp_path):
     folder = tiny_checkpoint(tmp_path, "llama")
     torch.compiler.reset()
