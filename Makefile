@@ -1,8 +1,15 @@
 # Two commands: `make demo` shows it, `make test` proves it. Both set up .venv by themselves.
-# DEVICE=cuda installs the CUDA build of vLLM instead of the CPU one.
 
-PYTHON ?= python3.11
-DEVICE ?= cpu
+GPUS := $(shell nvidia-smi --list-gpus 2>/dev/null)
+# The pinned set: cuda where an NVIDIA GPU answers, else cpu. DEVICE=cpu takes the CPU set on any machine.
+DEVICE ?= $(if $(findstring GPU 0:,$(GPUS)),cuda,cpu)
+ifeq ($(filter cpu cuda,$(DEVICE)),)
+$(error DEVICE is "$(DEVICE)"; it can be cpu or cuda)
+endif
+# The first Python 3.11 or 3.12 that can make a virtual environment. PYTHON=/path/to/python takes another.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+	&& echo $$python && break; done)
 RUN := .venv/bin/python
 INSTALLED := .venv/installed-$(DEVICE)
 
@@ -29,13 +36,16 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+# Keeps every pin that still fits. UPGRADE=--upgrade takes the newest of all, UPGRADE='--upgrade-package NAME' of one.
 lock: $(INSTALLED)
-	$(RUN) requirements/lock.py
+	$(RUN) requirements/lock.py $(UPGRADE)
 
 clean:
 	rm -rf outputs .venv
 
+# The stamp says that the set is whole: it is written last, and the installation empties .venv first.
 $(INSTALLED): requirements/$(DEVICE).txt
-	$(PYTHON) -m venv --clear .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/$(DEVICE).txt
-	touch $(INSTALLED)
+	$(if $(PYTHON),,$(error no Python 3.11 or 3.12 with its modules venv and ensurepip; \
+		install one (Debian, Ubuntu: python3.11-venv), or name one: make PYTHON=/path/to/python))
+	@$(PYTHON) requirements/install.py $(DEVICE)
+	@touch $(INSTALLED)
