@@ -30,7 +30,10 @@ def install(device: str) -> None:
     """Fill .venv with ``requirements/{device}.txt`` and print in one line what came from where."""
     file = HERE / f"{device}.txt"
     pins = pinned(file)
-    print(f"set-up: installing {len(pins)} packages, the {DEVICES[device]} set, into .venv; this takes minutes", flush=True)
+    print(
+        f"set-up: installing {len(pins)} packages, the {DEVICES[device]} set, into .venv; this takes minutes",
+        flush=True,
+    )
     make_environment()
     os.environ.update(trusted_certificates())
     by_pip("--retries", "1", pins["uv"])  # where pip does not find uv, it does uv's work below
@@ -82,7 +85,9 @@ def install_torch(pin: str, device: str) -> str:
 
 def install_all(file: Path) -> str:
     """Install the set, less what is there already. Return which installer did it."""
-    if not (uv_fault := by_uv("--requirement", str(file))):
+    # With bytecode of all that is there, as pip does it: where Python may not write any, each of a run's many processes
+    # would compile its imports again.
+    if not (uv_fault := by_uv("--compile-bytecode", "--requirement", str(file))):
         return "uv"
     if not (pip_fault := by_pip("--requirement", str(file))):
         return "pip as this machine configures it"
@@ -94,9 +99,7 @@ def install_all(file: Path) -> str:
 
 def by_uv(*what: str) -> str:
     """Install with uv. Return the fault in one line, or nothing."""
-    # With bytecode: otherwise each of a run's many processes compiles what it imports.
-    flags = ["--quiet", "--no-deps", "--compile-bytecode", "--python", PYTHON]
-    return run(PYTHON, "-m", "uv", "pip", "install", *flags, *what)
+    return run(PYTHON, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--python", PYTHON, *what)
 
 
 def by_pip(*what: str) -> str:
