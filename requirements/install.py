@@ -18,6 +18,7 @@ import ssl
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = HERE.parent / ".venv"
@@ -57,9 +58,9 @@ def make_environment() -> None:
 
 
 def trusted_certificates() -> dict[str, str]:
-    """The variables that make uv, and pip before 24.2, trust what this machine trusts, its proxy's certificate say.
+    """The variables that make uv, and pip before 24.2, trust this machine's certificates, such as its proxy's.
 
-    Both bring certificates of their own. A certificate that pip is configured with stays in force.
+    Both bring certificates of their own. One that pip is configured with stays in force.
     """
     paths = ssl.get_default_verify_paths()
     if not (paths.cafile or (paths.capath and os.listdir(paths.capath))):
@@ -129,7 +130,7 @@ def last_line(text: str) -> str:
     return lines[-1] if lines else "it wrote nothing"
 
 
-def fail(sentence: str) -> None:
+def fail(sentence: str) -> NoReturn:
     sys.exit(f"set-up: {sentence}")
 
 
