@@ -1,1 +1,1 @@
-"""A training worker: the target model, its steps, its journal, its checkpoints."""
+"""A training worker: the target model, its steps, journal, checkpoints and export."""

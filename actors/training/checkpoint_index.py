@@ -1,6 +1,6 @@
-"""Which checkpoints a run has, and their journals: all that is known of a checkpoint without its weights.
+"""The checkpoints of a run and their journals, read without the weights and without torch.
 
-Apart from ``actors.training.checkpoints``, since the processes that only ask what has been learned need no torch.
+Ray Train's controller asks here which passages have been learned, and starts faster without torch.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import fsspec
 
 from engine.history.ledger import Ledger
 
-#: The journal of a checkpoint, written last: a folder without it is the remains of a crash.
+#: The journal of a checkpoint. It is written last: a folder without it is left from a crash.
 STATE_FILE = "state.json"
 
 
 def checkpoints_folder(output_dir: str) -> str:
-    """Where a run's checkpoints are."""
+    """The folder of a run's checkpoints."""
     return os.path.join(output_dir, "checkpoints")
 
 
@@ -35,12 +35,12 @@ def latest(folder: str) -> str | None:
 
 
 def complete(folder: str) -> list[str]:
-    """Complete checkpoints, oldest first: their names count the steps in digits of one width."""
+    """Complete checkpoints, oldest first: their names hold the step in digits of one width."""
     filesystem, path = fsspec.core.url_to_fs(folder)
     filesystem.invalidate_cache()
     if not filesystem.exists(path):
         return []
-    # Listed, not globbed: a bracket in the output folder's name would find nothing, and the run would begin anew.
+    # Listed, not globbed: a glob finds nothing in a folder with a bracket in its name, and the run would start over.
     names = sorted(name.rstrip("/") for name in filesystem.ls(path, detail=False))
     return [filesystem.unstrip_protocol(name) for name in names if filesystem.exists(os.path.join(name, STATE_FILE))]
 

@@ -1,7 +1,7 @@
-"""Held-out loss during training: the sharded target model on text that it does not learn, over all workers.
+"""Held-out loss during training: bits per byte of the sharded target model on text that it does not learn.
 
-The text lies in blocks like those of training, so that an evaluation needs no more memory than a step, and each worker
-scores its share of them. The number is the one of ``pipelines.evaluation.bits_per_byte``, up to ``training.precision``.
+The text is packed into blocks like those of training, so that an evaluation needs no more memory than a step; each
+worker scores its share. The number equals that of ``pipelines.evaluation.bits_per_byte`` up to ``training.precision``.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class HeldOutBlocks(NamedTuple):
     """One domain: windows of text side by side, B blocks of L places.
 
     Attributes:
-        input_ids: int32 [B,L], BOS at the head of each window where the model's own tokenizer puts it there.
+        input_ids: int32 [B,L]; each window begins with BOS if the model's tokenizer adds it.
         position_ids: int32 [B,L], from 0 in every window.
-        labels: int32 [B,L], the token that follows; ``losses.NO_LABEL`` where none is scored.
-        scored_bytes: that all labels together stand for.
+        labels: int32 [B,L], the next token; ``losses.NO_LABEL`` where none is scored.
+        scored_bytes: of all labels together.
     """
 
     input_ids: np.ndarray
@@ -40,7 +40,7 @@ class HeldOutBlocks(NamedTuple):
 def with_held_out_loss(
     record: StepRecord, target: TargetModel, domains: Mapping[str, HeldOutBlocks], micro_batch_blocks: int
 ) -> StepRecord:
-    """The record of the target's last step with its bits per byte in every domain; all workers call in step."""
+    """Add the target's bits per byte in every domain to the record of its last step; all workers take part."""
     started = time.perf_counter()
     held_out = bits_per_byte(target, domains, micro_batch_blocks)
     return replace(record, held_out=held_out, held_out_seconds=time.perf_counter() - started)
@@ -50,12 +50,12 @@ def with_held_out_loss(
 def bits_per_byte(
     target: TargetModel, domains: Mapping[str, HeldOutBlocks], micro_batch_blocks: int
 ) -> dict[str, float]:
-    """Domain to bits per byte, in [0, inf), the same on all workers; NaN for a domain with nothing to score.
+    """Bits per byte of each domain, in [0, inf), the same on all workers; NaN for a domain without a byte to score.
 
     Args:
         target: left in training mode.
-        domains: of the same content on all workers.
-        micro_batch_blocks: blocks in one forward pass of one worker.
+        domains: equal on all workers.
+        micro_batch_blocks: blocks in a worker's forward pass.
     """
     target.model.eval()
     nats = torch.stack([_nats(target, blocks, micro_batch_blocks) for blocks in domains.values()])
@@ -68,7 +68,7 @@ def bits_per_byte(
 
 
 def _nats(target: TargetModel, blocks: HeldOutBlocks, micro_batch_blocks: int) -> torch.Tensor:
-    """float64 scalar: this worker's part of ``-ln p`` over all labels.
+    """Sum of ``-ln p`` over the labels of this worker's blocks; float64 scalar.
 
     Every worker makes as many forward passes as the one with the largest share: FSDP gathers the weights in each.
     """
@@ -85,7 +85,7 @@ def _nats(target: TargetModel, blocks: HeldOutBlocks, micro_batch_blocks: int) -
 
 
 def _as_training_blocks(blocks: HeldOutBlocks, rank: int, workers: int, device: torch.device) -> Blocks:
-    """Every ``workers``-th block, none of its rows fused; the first block without weight if there is none for us."""
+    """This worker's blocks, every ``workers``-th one, without fused rows; a block without weight if it has none."""
     share = [torch.from_numpy(part[rank::workers]).to(device).long() for part in blocks[:3]]
     if not len(share[0]):
         return _as_training_blocks(blocks, 0, len(blocks.input_ids), device).without_weight()

@@ -1,16 +1,16 @@
-"""The journal: what a checkpoint carries beside the weights."""
+"""The journal of a run: what a checkpoint holds besides the weights."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-import torch.distributed
+import torch.distributed as dist
 
-from actors.training import checkpoints
 from actors.training.checkpoint_index import checkpoints_folder, latest
+from actors.training.checkpoints import CheckpointWriter, load
 from actors.training.target_model import TargetModel
 from engine.history.ledger import Ledger
 from engine.history.result import StepRecord
@@ -18,42 +18,51 @@ from engine.history.result import StepRecord
 
 @dataclass
 class Journal:
-    """What a checkpoint carries beside the weights.
+    """The steps and passages of a run so far, on one worker.
 
     Attributes:
-        history: the records of all steps.
-        ledger: the passages of all checkpoints so far, over all workers.
+        history: the records of all steps, the same on all workers.
+        ledger: passages of the last checkpoint, over all workers.
         fresh: passages that this worker has learned since the last checkpoint.
-        began: when the training would have begun, by ``time.monotonic``, had it never been interrupted.
+        saved_step: the step of the last checkpoint; 0 if there is none.
+        began: ``time.monotonic`` at which training would have begun without any interruption.
     """
 
     history: list[StepRecord] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     fresh: list[str] = field(default_factory=list)
+    saved_step: int = 0
     began: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.began = time.monotonic() - (self.history[-1].elapsed_seconds if self.history else 0.0)
 
+    def add(self, record: StepRecord, passage_ids: Iterable[str]) -> None:
+        """Add one step and the passages that this worker has learned in it."""
+        self.history.append(record)
+        self.fresh += passage_ids
+
 
 def restore(target: TargetModel, output_dir: str) -> Journal:
-    """Bring the target to the last complete checkpoint and return its journal; a new one if there is none."""
+    """Bring the target to the last complete checkpoint and return its journal; an empty one if there is none."""
     folder = latest(checkpoints_folder(output_dir))
     if folder is None:
         return Journal()
-    state = checkpoints.load(target, folder)
-    return Journal([_step_record(record) for record in state["history"]], Ledger(state["learned"]))
+    state = load(target, folder)
+    history = [_step_record(fields) for fields in state["history"]]
+    return Journal(history, Ledger(state["learned"]), saved_step=target.step)
 
 
-def commit(target: TargetModel, journal: Journal, writer: checkpoints.CheckpointWriter) -> None:
+def commit(target: TargetModel, journal: Journal, writer: CheckpointWriter) -> None:
     """Save weights, optimizer and journal as one checkpoint; all workers take part."""
-    shares: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(shares, journal.fresh)
+    shares: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(shares, journal.fresh)
     for share in shares:
         journal.ledger.learn(share)
     journal.fresh.clear()
     history = [asdict(record) for record in journal.history]
     writer.save(target, {"history": history, "learned": journal.ledger.passage_ids()})
+    journal.saved_step = target.step
 
 
 def _step_record(fields: dict[str, Any]) -> StepRecord:

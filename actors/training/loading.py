@@ -1,7 +1,7 @@
-"""The target model's weights: read by the first worker alone, handed out to the shards of all.
+"""Loading of the target model: the first worker reads the weights, every worker receives its shard.
 
-Every worker builds the model without memory (torch's ``meta`` device), shards it, and receives its shard. So no worker
-but the first ever holds the whole model, and the first holds it in main memory, not on its GPU.
+Every worker builds the model without memory (torch's ``meta`` device) and shards it before it receives weights. Only
+the first worker ever holds the whole model, in main memory, not on its GPU.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from engine.model_files.local import local_checkpoint
 from engine.spec import LoraSpec, TargetModelSpec
 
 
-def empty_causal_lm(section: TargetModelSpec) -> PreTrainedModel:
-    """The model without its weights; with ``lora.rank`` all but the adapters is frozen.
+def empty_causal_lm(spec: TargetModelSpec) -> PreTrainedModel:
+    """Build the model without its weights; with ``lora.rank`` all parameters but the adapters' are frozen.
 
     Raises:
         TrainingError: ``lora.target_modules`` names no module, or one that must not have an adapter.
     """
-    config = load_configuration(Checkpoint.of(section))
+    config = load_configuration(Checkpoint.of(spec))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if section.lora.rank:
-        add_adapters(model, section.lora)
+    if spec.lora.rank:
+        add_adapters(model, spec.lora)
     return model
 
 
-def read_causal_lm(section: TargetModelSpec) -> PreTrainedModel:
-    """The whole model in main memory, in float32 and evaluation mode; its adapters change nothing yet."""
-    model = AutoModelForCausalLM.from_pretrained(local_checkpoint(Checkpoint.of(section)), dtype=torch.float32)
-    if section.lora.rank:
-        add_adapters(model, section.lora)
+def read_causal_lm(spec: TargetModelSpec) -> PreTrainedModel:
+    """Read the whole model into main memory, in float32 and evaluation mode; new adapters do not change its output."""
+    model = AutoModelForCausalLM.from_pretrained(local_checkpoint(Checkpoint.of(spec)), dtype=torch.float32)
+    if spec.lora.rank:
+        add_adapters(model, spec.lora)
     return model.eval()
 
 
@@ -46,27 +46,27 @@ def fill(sharded: FSDPModule, empty: nn.Module, whole: nn.Module | None, device:
     """Give an empty, sharded model its weights; all workers take part.
 
     Args:
-        sharded: the module that was sharded, or the part of it that is ``empty``.
-        empty: what has the names of ``whole``.
-        whole: the model to take them from; None but on the first worker.
+        sharded: the module that was sharded, ``empty`` or a module that holds it.
+        empty: the model whose parameters have the names of those of ``whole``.
+        whole: the model with the weights on the first worker, None on the others.
     """
     sharded.to_empty(device=device)
     for module in reversed([module for module in sharded.modules() if isinstance(module, FSDPModule)]):
-        module.unshard()  # emptying gave tied weights a tensor each; gathering and freeing them ties them again
+        module.unshard()  # to_empty gave each tied weight its own tensor; gathering and freeing ties them again
         module.reshard()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(empty, whole.state_dict() if whole is not None else {}, options=options)
-    for name, buffer in empty.named_buffers():  # those that no checkpoint holds, such as rotary frequencies
+    for name, buffer in empty.named_buffers():  # checkpoints do not hold all buffers, such as rotary frequencies
         if whole is not None:
             buffer.copy_(whole.get_buffer(name))
         dist.broadcast(buffer, 0)
 
 
 def add_adapters(model: PreTrainedModel, lora: LoraSpec) -> None:
-    """Put low-rank matrices beside the layers and freeze everything else; the model computes what it did before.
+    """Add low-rank adapters to the layers and freeze all other parameters; the model's output stays the same.
 
     Raises:
-        TrainingError: there is no module of the given names, or the lm_head or a weight tied to it is among them.
+        TrainingError: no module has one of the given names, or the lm_head or a weight tied to it is among them.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -93,10 +93,10 @@ def add_adapters(model: PreTrainedModel, lora: LoraSpec) -> None:
 
 
 def _without_adapter(model: PreTrainedModel) -> dict[str, str]:
-    """Names of the modules that must not have an adapter, and why not."""
+    """The modules that must not have an adapter: name to the reason."""
     head = model.get_output_embeddings()
-    untrained = "is the lm_head, of which the loss reads the weight alone: its adapter would never be trained"
-    untied = "shares the lm_head's weight: the export would merge its adapter into both, training has it in one"
+    untrained = "is the lm_head: the loss reads only its weight and would never train its adapter"
+    untied = "shares the lm_head's weight: the export would merge its adapter into both, training uses it in one"
     return {
         name: untrained if part is head else untied
         for name, part in model.named_modules()
@@ -105,7 +105,7 @@ def _without_adapter(model: PreTrainedModel) -> dict[str, str]:
 
 
 def merge_adapters(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Add the adapters to the weights beside which they stand; the state under the names of the plain model."""
+    """Merge the adapters into the weights; returns the state under the names of the plain model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in model.modules():

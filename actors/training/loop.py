@@ -1,27 +1,26 @@
-"""What one Ray Train worker does: take its share of the stream, step the target model, keep the journal, report."""
+"""The work of one Ray Train worker: take its share of the stream, step the target model, save, evaluate, export."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed
-from ray.actor import ActorHandle
+import torch.distributed as dist
 
-from actors.training import checkpoints
 from actors.training.checkpoint_index import checkpoints_folder
+from actors.training.checkpoints import CheckpointWriter
 from actors.training.collectives import longest
 from actors.training.export import export
 from actors.training.held_out_loss import HeldOutBlocks, with_held_out_loss
 from actors.training.journal import Journal, commit, restore
-from actors.training.step_counts import count, over_workers, step_record_of
+from actors.training.step_counts import count, over_workers, step_record
 from actors.training.target_model import TargetModel
 from engine.history.result import StepRecord
 from engine.history.stopping import best_step, reached
@@ -31,100 +30,107 @@ from engine.spec import FusionSpec
 
 
 def train_worker(
-    spec: FusionSpec, monitor: ActorHandle, threads: int, held_out_domains: Callable[[], dict[str, HeldOutBlocks]]
+    spec: FusionSpec, monitor: Any, threads: int, held_out_domains: Callable[[], Mapping[str, HeldOutBlocks]]
 ) -> tuple[StepRecord, ...]:
-    """The training loop of one worker; all workers run it in step.
+    """Train the target model to the end of the run; all workers do the same steps at the same time.
 
     Args:
         spec: of the run.
-        monitor: the run's ``RunMonitor`` actor.
+        monitor: handle of the run's ``RunMonitor`` actor.
         threads: of torch.
-        held_out_domains: reads the held-out text; called if the target is evaluated while it is trained.
+        held_out_domains: reads the held-out text; called only if the target is evaluated during training.
 
     Returns:
         The records of all steps, those before a restart included.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(spec.run.seed)  # adapters begin at random
-    target = TargetModel(
-        spec.target_model,
-        spec.training,
-        spec.objective,
-        spec.fusion.top_k,
-        ray.train.torch.get_device(),
-    )
+    device = ray.train.torch.get_device()
+    target = TargetModel(spec.target_model, spec.training, spec.objective, spec.fusion.top_k, device)
     journal = restore(target, spec.run.output_dir)
-    writer = checkpoints.CheckpointWriter(checkpoints_folder(spec.run.output_dir), spec.training.keep_checkpoints)
+    writer = CheckpointWriter(checkpoints_folder(spec.run.output_dir), spec.training.keep_checkpoints)
     held_out = held_out_domains() if spec.evaluation.every_steps else {}
-    blocks = _blocks(spec)
-    saved_step, told_steps = target.step, len(journal.history)
+    reports = StepReports(monitor, len(journal.history))
+    tables = _tables(spec)
     while reached(spec, journal.history) is None:
         _seed(spec.run.seed, target.step)
-        if learn(target, next_blocks(blocks), len(spec.source_models), journal) is None:
+        if learn(target, next_table(tables), len(spec.source_models), journal) is None:
             break
         if held_out and target.step % spec.evaluation.every_steps == 0:
             _evaluate(target, spec, held_out, journal)
-        # The run's last step is always evaluated, and known as the last only when there is no other: it waits so long.
-        told_steps = _tell(monitor, journal.history[: -1 if held_out else None], told_steps)
+        # With held-out text the last step waits: the run's last one is evaluated too, as soon as it is known as such.
+        reports.send(journal.history[:-1] if held_out else journal.history)
         if target.step % spec.training.checkpoint_every_steps == 0:
             commit(target, journal, writer)
-            saved_step = target.step
     if held_out and journal.history and not journal.history[-1].held_out:
         _evaluate(target, spec, held_out, journal)
-    _tell(monitor, journal.history, told_steps)
-    if target.step != saved_step:  # a finished run that is started again must not write its only checkpoint anew
+    reports.send(journal.history)
+    if target.step != journal.saved_step:  # a finished run that is started again keeps its only checkpoint as it is
         commit(target, journal, writer)
     writer.finish()
-    if not (spec.evaluation.patience and best_step(spec, journal.history)):  # else the best is there already
-        export_target(target, spec)
+    if not (spec.evaluation.patience and best_step(spec, journal.history)):  # else the best weights are exported
+        _export(target, spec)
     return tuple(journal.history)
 
 
-def _evaluate(target: TargetModel, spec: FusionSpec, held_out: dict[str, HeldOutBlocks], journal: Journal) -> None:
-    """Add the held-out loss to the last step's record; with patience, export the weights if they are the best so far.
+class StepReports:
+    """Sends each step's record to the run monitor once, from the first worker, which knows those of all.
 
-    Exported at once, so that the best weights need no checkpoint that outlives all others.
+    Args:
+        monitor: handle of the run's ``RunMonitor`` actor.
+        sent: records at the head of the history that an earlier start of the run has sent.
     """
-    record = with_held_out_loss(journal.history[-1], target, held_out, spec.training.micro_batch_blocks)
-    journal.history[-1] = record
-    if spec.evaluation.patience and best_step(spec, journal.history) == record.step:
-        export_target(target, spec)
+
+    def __init__(self, monitor: Any, sent: int):
+        self._monitor = monitor
+        self._sent = sent
+
+    def send(self, history: Sequence[StepRecord]) -> None:
+        """Send the records after those that were sent before."""
+        if dist.get_rank() == 0:
+            for record in history[self._sent :]:
+                self._monitor.step.remote(record)
+        self._sent = max(self._sent, len(history))
 
 
-def export_target(target: TargetModel, spec: FusionSpec) -> None:
-    export(target, Checkpoint.of(spec.target_model), os.path.join(spec.run.output_dir, "export"))
+def learn(
+    target: TargetModel, waited: tuple[pa.Table | None, float], num_sources: int, journal: Journal
+) -> StepRecord | None:
+    """Take one optimizer step over all workers and add it to the journal.
+
+    Args:
+        target: on this worker.
+        waited: this worker's blocks and the seconds that it waited for them (``next_table``).
+        num_sources: N, source models of the run.
+        journal: gets the step and this worker's passages.
+
+    Returns:
+        The step's record; None if no worker has blocks left.
+    """
+    table, own_wait_seconds = waited
+    started = time.perf_counter()
+    counts, wait_seconds = over_workers(count(table, num_sources), own_wait_seconds, target.device)
+    if not counts.places:
+        return None
+    losses = target.train_step(table)
+    # A worker that has waited less for data has waited here for the others: the time holds the longest wait already.
+    seconds = own_wait_seconds + time.perf_counter() - started
+    elapsed_seconds = longest(time.monotonic() - journal.began, target.device)
+    record = step_record(target.step, losses, counts, seconds, wait_seconds, elapsed_seconds)
+    rows = [] if table is None else rows_of(table["passage_ids"])
+    journal.add(record, [str(passage_id) for row in rows for passage_id in row])
+    return record
 
 
-def _tell(monitor: ActorHandle, history: Sequence[StepRecord], told: int) -> int:
-    """Report the steps behind the first ``told``; one worker speaks for all. Returns how many have been told then."""
-    for record in history[told:] if torch.distributed.get_rank() == 0 else ():
-        monitor.step.remote(record)
-    return max(told, len(history))
-
-
-def _seed(seed: int, step: int) -> None:
-    """Draw the step's dropout, where the target has it, from the step itself: a run that goes on draws the same."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, torch.distributed.get_rank()]).generate_state(1)[0]))
-
-
-def next_blocks(blocks: Iterator[pa.Table]) -> tuple[pa.Table | None, float]:
+def next_table(tables: Iterator[pa.Table]) -> tuple[pa.Table | None, float]:
     """This worker's blocks of the next step, None when its share is used up, and the seconds it waited for them."""
     started = time.perf_counter()
-    table = next(blocks, None)
+    table = next(tables, None)
     return table, time.perf_counter() - started
 
 
-def _blocks(spec: FusionSpec) -> Iterator[pa.Table]:
-    """This worker's share of the stream, one table a step; the last one may be smaller."""
-    shard = ray.train.get_dataset_shard("train")
-    rows = shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1)
-    return in_steps(
-        (of_list(row[SHARE]) for row in rows), spec.training.global_batch_blocks // spec.training.num_workers
-    )
-
-
 def in_steps(shares: Iterable[pa.Table], blocks_per_step: int) -> Iterator[pa.Table]:
-    """Training blocks as they come, cut into tables of so many; the last one may be smaller."""
+    """Cut training blocks into one table a step, in their order; the last table may be smaller."""
     waiting: pa.Table | None = None
     for share in shares:
         waiting = pa.concat_tables([waiting, share]) if waiting else share
@@ -135,21 +141,30 @@ def in_steps(shares: Iterable[pa.Table], blocks_per_step: int) -> Iterator[pa.Ta
         yield waiting.combine_chunks()
 
 
-def learn(
-    target: TargetModel, waited: tuple[pa.Table | None, float], num_sources: int, journal: Journal
-) -> StepRecord | None:
-    """One optimizer step over all workers, written into the journal; None when every worker's share is used up."""
-    table, own_wait_seconds = waited
-    started = time.perf_counter()
-    counts, wait_seconds = over_workers(count(table, num_sources), own_wait_seconds, target.device)
-    if not counts.places:
-        return None
-    losses = target.train_step(table)
-    # Who has waited less for data has waited here for the others: the longest wait is in the time already.
-    seconds = own_wait_seconds + time.perf_counter() - started
-    record = step_record_of(target.step, losses, counts, seconds, wait_seconds)
-    record = replace(record, elapsed_seconds=longest(time.monotonic() - journal.began, target.device))
-    journal.history.append(record)
-    if table is not None:
-        journal.fresh += [str(passage_id) for row in rows_of(table["passage_ids"]) for passage_id in row]
-    return record
+def _tables(spec: FusionSpec) -> Iterator[pa.Table]:
+    """This worker's share of the stream, one table a step."""
+    shard = ray.train.get_dataset_shard("train")
+    rows = shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1)
+    return in_steps(
+        (of_list(row[SHARE]) for row in rows), spec.training.global_batch_blocks // spec.training.num_workers
+    )
+
+
+def _seed(seed: int, step: int) -> None:
+    """Draw a step's dropout from the number of the step: a run that goes on from a checkpoint draws the same."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, dist.get_rank()]).generate_state(1)[0]))
+
+
+def _evaluate(target: TargetModel, spec: FusionSpec, held_out: Mapping[str, HeldOutBlocks], journal: Journal) -> None:
+    """Add the held-out loss to the last step's record; with patience, export the weights if they are the best so far.
+
+    The export comes at once, so that the best weights need no checkpoint that outlives all others.
+    """
+    record = with_held_out_loss(journal.history[-1], target, held_out, spec.training.micro_batch_blocks)
+    journal.history[-1] = record
+    if spec.evaluation.patience and best_step(spec, journal.history) == record.step:
+        _export(target, spec)
+
+
+def _export(target: TargetModel, spec: FusionSpec) -> None:
+    export(target, Checkpoint.of(spec.target_model), os.path.join(spec.run.output_dir, "export"))

@@ -1,4 +1,4 @@
-"""What is done to a model's transformer blocks before training: sharding, recomputation, compilation. torch only."""
+"""Preparation of a model's transformer blocks for training: sharding, recomputation, compilation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 
 def transformer_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that the architecture itself says must not be split; none of a sharded model, which renames them."""
+    """The modules that the architecture names as not to be split. Before sharding, which renames their classes."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 
@@ -21,11 +21,13 @@ def transformer_blocks(model: PreTrainedModel) -> list[nn.Module]:
 def shard(
     module: nn.Module, model: PreTrainedModel, precision: Literal["float32", "bfloat16"], device: torch.device
 ) -> FSDPModule:
-    """FSDP2 over all workers: one group a transformer block, the rest (embeddings, lm_head, last norm) in the root's.
+    """Shard a module by FSDP2 over all workers: a group for each transformer block, one for everything else.
 
     Args:
-        module: what is called in training; holds ``model``.
+        module: the module that training calls; it holds ``model``.
+        model: the causal language model.
         precision: of gathered parameters and activations; gradients are reduced in float32.
+        device: of this worker.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     inner = outer = MixedPrecisionPolicy()
@@ -39,11 +41,11 @@ def shard(
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
-    """Let every transformer block forget its activations until the backward pass; before sharding."""
+    """Recompute each transformer block's activations in the backward pass instead of keeping them. Before sharding."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def compile_blocks(model: PreTrainedModel) -> None:
-    """Compile each transformer block in place, before sharding; the names of the weights stay as they are."""
+    """Compile each transformer block in place; the names of the weights stay the same. Before sharding."""
     for block in transformer_blocks(model):
         block.compile()

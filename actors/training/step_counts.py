@@ -1,14 +1,12 @@
-"""What one optimizer step has learned, summed over its blocks and over all workers."""
+"""Counts of one optimizer step: over this worker's blocks, then over all workers, then as the step's record."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed
 
 from actors.training.collectives import of_all_workers
 from actors.training.target_model import StepLosses
@@ -16,57 +14,73 @@ from engine.history.result import StepRecord
 from engine.records import flat_values
 
 
-@dataclass(frozen=True)
-class StepCounts:
-    """Sums over the blocks of one step; ``per_source`` is [5, N]: nats, bytes, wins, covered rows, left out."""
+class SourceCounts(NamedTuple):
+    """Sums over the passages of one step for each source model, in the spec's order; float64 [N] each.
+
+    Attributes:
+        nats: cross-entropy in nats per byte times bytes, of the passages that the source has scored.
+        bytes: of these passages.
+        wins: shares of passages that the source has won.
+        covered_rows: target rows for which the source has a row.
+        left_out: passages that the source has not scored.
+    """
+
+    nats: np.ndarray
+    bytes: np.ndarray
+    wins: np.ndarray
+    covered_rows: np.ndarray
+    left_out: np.ndarray
+
+
+class StepCounts(NamedTuple):
+    """Sums over the training blocks of one step; ``places`` counts padding too."""
 
     tokens: int
     passages: int
     bytes: int
     places: int
-    per_source: np.ndarray
+    sources: SourceCounts
 
 
 def count(table: pa.Table | None, num_sources: int) -> StepCounts:
-    """The sums that a step's record shows, over this worker's blocks."""
+    """Count this worker's blocks (``records.TRAINING_BLOCK``); None has no blocks."""
     if table is None:
-        return StepCounts(0, 0, 0, 0, np.zeros((5, num_sources)))
+        return StepCounts(0, 0, 0, 0, SourceCounts(*np.zeros((len(SourceCounts._fields), num_sources))))
     num_bytes = flat_values(table["passage_bytes"])[0]
     shape = (len(num_bytes), num_sources)
     cross_entropy = flat_values(table["cross_entropy"])[0].reshape(shape)
     scored = np.isfinite(cross_entropy)
-    per_source = np.stack(
-        [
-            (np.where(scored, cross_entropy, 0.0) * num_bytes[:, None]).sum(0),
-            (scored * num_bytes[:, None]).sum(0),
-            flat_values(table["win_share"])[0].reshape(shape).sum(0),
-            flat_values(table["covered_rows"])[0].reshape(shape).sum(0),
-            (~scored).sum(0),
-        ]
-    )
     return StepCounts(
         tokens=int(flat_values(table["passage_tokens"])[0].sum()),
         passages=len(num_bytes),
         bytes=int(num_bytes.sum()),
         places=len(flat_values(table["input_ids"])[0]),
-        per_source=per_source,
+        sources=SourceCounts(
+            nats=(np.where(scored, cross_entropy, 0.0) * num_bytes[:, None]).sum(0),
+            bytes=(scored * num_bytes[:, None]).sum(0),
+            wins=flat_values(table["win_share"])[0].reshape(shape).sum(0),
+            covered_rows=flat_values(table["covered_rows"])[0].reshape(shape).sum(0),
+            left_out=(~scored).sum(0),
+        ),
     )
 
 
 def over_workers(counts: StepCounts, wait_seconds: float, device: torch.device) -> tuple[StepCounts, float]:
-    """Counts summed over the workers, and the longest wait."""
-    scalars = [counts.tokens, counts.passages, counts.bytes, counts.places]
-    mine = torch.tensor([wait_seconds, *scalars, *counts.per_source.ravel()], dtype=torch.float64, device=device)
+    """Sum the counts over all workers and find the longest wait, in one collective; all workers call in step."""
+    blocks = (counts.tokens, counts.passages, counts.bytes, counts.places)
+    mine = torch.tensor([wait_seconds, *blocks, *np.concatenate(counts.sources)], dtype=torch.float64, device=device)
     every = of_all_workers(mine).cpu().numpy()
-    values = every[:, 1:].sum(axis=0)
-    per_source = values[len(scalars) :].reshape(counts.per_source.shape)
-    return StepCounts(*(int(value) for value in values[: len(scalars)]), per_source), float(every[:, 0].max())
+    sums = every[:, 1:].sum(axis=0)
+    tokens, passages, num_bytes, places = (int(value) for value in sums[: len(blocks)])
+    sources = SourceCounts(*sums[len(blocks) :].reshape(len(counts.sources), -1))
+    return StepCounts(tokens, passages, num_bytes, places, sources), float(every[:, 0].max())
 
 
-def step_record_of(
-    step: int, losses: StepLosses, counts: StepCounts, seconds: float, wait_seconds: float
+def step_record(
+    step: int, losses: StepLosses, counts: StepCounts, seconds: float, wait_seconds: float, elapsed_seconds: float
 ) -> StepRecord:
-    nats, num_bytes, wins, covered_rows, left_out = counts.per_source
+    """The record of one step; ``losses`` and ``counts`` are those of all workers."""
+    sources = counts.sources
     return StepRecord(
         step=step,
         loss=losses.loss,
@@ -81,13 +95,18 @@ def step_record_of(
         wait_seconds=wait_seconds,
         padding=1.0 - counts.tokens / counts.places,
         fused_rows=losses.fused_rows,
-        source_nats=tuple(float(value) for value in nats),
-        source_bytes=_whole(num_bytes),
-        source_wins=tuple(float(value) for value in wins),
-        source_covered_rows=_whole(covered_rows),
-        source_left_out=_whole(left_out),
+        source_nats=_floats(sources.nats),
+        source_bytes=_integers(sources.bytes),
+        source_wins=_floats(sources.wins),
+        source_covered_rows=_integers(sources.covered_rows),
+        source_left_out=_integers(sources.left_out),
+        elapsed_seconds=elapsed_seconds,
     )
 
 
-def _whole(values: Sequence[float]) -> tuple[int, ...]:
+def _floats(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _integers(values: np.ndarray) -> tuple[int, ...]:
     return tuple(int(value) for value in values)

@@ -1,4 +1,4 @@
-"""The target model: loaded by transformers, sharded by FSDP2, moved by one optimizer step at a time. torch only."""
+"""The target model: loaded by transformers, sharded by FSDP2, trained one optimizer step at a time."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from engine.method.losses import LogitShape, Targets, objective, shaped
 from engine.records import flat_values, rows_of
 from engine.spec import Divergence, ObjectiveSpec, TargetModelSpec, TrainingSpec
 
-#: The learning rate ends at this share of its peak.
+#: Share of its peak at which the learning rate ends.
 FINAL_SHARE = 0.1
 
-#: How far the logits of a packed passage may be from those of the passage alone, relative to the largest of them.
+#: Largest difference between the logits of a packed passage and of the passage alone, relative to the largest logit.
 LOGIT_TOLERANCE = 1e-3
 
 
 class StepLosses(NamedTuple):
-    """What one optimizer step was like, over all workers; ``fusion_loss`` is NaN in a step without fused rows."""
+    """Losses of one optimizer step over all workers; ``fusion_loss`` is NaN in a step without fused rows."""
 
     loss: float
     lm_loss: float
@@ -39,9 +39,9 @@ class StepLosses(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Training blocks as tensors: see ``records.TRAINING_BLOCK``.
+    """Training blocks as tensors; see ``records.TRAINING_BLOCK``.
 
-    ``position_ids`` begin at 0 in every passage and stay at 0 in padding, which may be longer than the model's context.
+    ``position_ids`` begin at 0 in every passage and are 0 in padding, which may be longer than the model's context.
     """
 
     input_ids: torch.Tensor
@@ -52,17 +52,17 @@ class Blocks(NamedTuple):
     fusion_mask: torch.Tensor
 
     def micro_batch(self, index: int, size: int) -> Blocks:
-        """Blocks ``index * size`` and on; one block without weight where there are no more."""
+        """The ``index``-th ``size`` blocks; one block without weight if there are no more."""
         part = Blocks(*(tensor[index * size : (index + 1) * size] for tensor in self))
         return part if len(part.input_ids) else Blocks(*(tensor[:1] for tensor in self)).without_weight()
 
     def without_weight(self) -> Blocks:
-        """The same blocks with no row in any loss: a worker that has run out still takes part in the collectives."""
+        """The same blocks with no row in any loss. A worker without blocks takes part in the collectives with them."""
         return self._replace(labels=torch.full_like(self.labels, -1), fusion_mask=torch.zeros_like(self.fusion_mask))
 
 
 class _TargetWithLoss(nn.Module):
-    """A causal language model and its losses in one forward pass: FSDP has the lm_head gathered for the loss then."""
+    """A causal language model and its losses in one forward pass, in which FSDP gathers the lm_head for the loss."""
 
     def __init__(self, model: PreTrainedModel, divergence: Divergence):
         super().__init__()
@@ -88,25 +88,29 @@ class _TargetWithLoss(nn.Module):
         return objective(states.flatten(0, 1), head.weight, bias, targets, *scales, self.logit_shape, self.divergence)
 
     def hidden_states(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """[B,L,D]. Positions that begin anew tell transformers where passages end, and attention stays inside them.
+        """The last hidden states, [B,L,D]; attention stays inside each passage.
 
-        It looks at the positions only because no attention mask is given and no cache is kept.
+        transformers sees from positions that go back to 0 where a passage begins. It does so only without an attention
+        mask and without a cache.
         """
         return self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
 
 
 class TargetModel:
-    """One worker's shard of the model to train. The process group is there already; all workers call in step.
+    """One worker's shard of the model to train; all workers call each method at the same step.
+
+    torch's process group must exist.
 
     Args:
-        section, training, objective: sections of the spec; ``section`` is its ``target_model``.
+        spec, training, objective: sections of the run's spec; ``spec`` is its ``target_model``.
         top_k: K of the fused distributions.
         device: of this worker.
 
     Attributes:
         model: the sharded module; parameters are float32.
-        section: the spec's ``target_model``.
-        config: of the model, as transformers has it; ``generation_config`` likewise, None but on the first worker.
+        spec: the section ``target_model``.
+        config: transformers' configuration of the model.
+        generation_config: transformers' too, on the first worker; None on the others.
         optimizer: AdamW.
         step: optimizer steps so far.
 
@@ -116,7 +120,7 @@ class TargetModel:
 
     def __init__(
         self,
-        section: TargetModelSpec,
+        spec: TargetModelSpec,
         training: TrainingSpec,
         objective: ObjectiveSpec,
         top_k: int,
@@ -127,11 +131,11 @@ class TargetModel:
         self._training = training
         self._lm_loss_weight = objective.lm_loss_weight
         self._top_k = top_k
-        whole = read_causal_lm(section) if dist.get_rank() == 0 else None
+        whole = read_causal_lm(spec) if dist.get_rank() == 0 else None
         if whole is not None:
-            _check_packing(_TargetWithLoss(whole, objective.divergence), section.checkpoint)
-        causal_lm = empty_causal_lm(section)
-        self.section, self.config = section, causal_lm.config
+            _check_packing(_TargetWithLoss(whole, objective.divergence), spec.checkpoint)
+        causal_lm = empty_causal_lm(spec)
+        self.spec, self.config = spec, causal_lm.config
         self.generation_config = whole.generation_config if whole is not None else None
         if training.activation_checkpointing:
             recompute_activations(causal_lm)
@@ -144,11 +148,15 @@ class TargetModel:
         self.optimizer = _adamw(self.model, training)
 
     def train_step(self, table: pa.Table | None) -> StepLosses:
-        """One optimizer step on this worker's blocks; None when its share of the corpus is used up.
+        """Take one optimizer step over all workers.
+
+        Args:
+            table: this worker's blocks (``records.TRAINING_BLOCK``); None when its share of the corpus is used up.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite; nothing was updated. The same on all workers: it
-                names those whose losses were not finite and their passages, everyone if only the gradient was not.
+            TrainingError: the loss or the gradient is not finite; nothing was updated. The message is the same on all
+                workers: it names those with losses that are not finite and their passages, or all workers if only the
+                gradient is not finite.
         """
         training = self._training
         blocks = self._blocks(table)
@@ -161,7 +169,7 @@ class TargetModel:
             loss, loss_sums = self.model(blocks.micro_batch(index, training.micro_batch_blocks), lm_scale, fusion_scale)
             loss.backward()
             sums += loss_sums
-        is_finite = sums.isfinite().all()  # here alone; the sum over all workers no longer tells whose was not
+        is_finite = sums.isfinite().all()  # of this worker: the sum over all workers does not show whose were not
         dist.all_reduce(sums)
         lm_loss = float(sums[0]) / max(lm_rows, 1)
         fusion_loss = float(sums[1]) / fused_rows if fused_rows else math.nan
@@ -184,7 +192,7 @@ class TargetModel:
         return learning_rate
 
     def _agree(self, table: pa.Table | None, blocks: Blocks) -> tuple[int, int, int]:
-        """Rows with a label and fused rows over all workers, and the most micro batches that one of them has."""
+        """Rows with a label and fused rows over all workers, and the largest number of micro batches of any worker."""
         num_blocks = 0 if table is None else len(table)
         micro_batches = torch.tensor(-(-num_blocks // self._training.micro_batch_blocks), device=self.device)
         every = of_all_workers(torch.stack([(blocks.labels >= 0).sum(), blocks.fusion_mask.sum(), micro_batches]))
@@ -215,10 +223,11 @@ class TargetModel:
     def _not_finite(
         self, table: pa.Table | None, is_finite: bool, lm_loss: float, fusion_loss: float, grad_norm: float
     ) -> str:
-        """What to say of a step that was not finite, the same on all workers, who call in step.
+        """The message about a step that was not finite, the same on all workers, which all call this.
 
         Args:
-            table: this worker's blocks. is_finite: whether its own losses were.
+            table: this worker's blocks.
+            is_finite: whether this worker's losses were finite.
             lm_loss, fusion_loss, grad_norm: over all workers.
         """
         ids = [] if table is None else [str(name) for row in rows_of(table["passage_ids"]) for name in row]
@@ -235,7 +244,7 @@ class TargetModel:
 
 
 def learning_rate_at(step: int, training: TrainingSpec) -> float:
-    """The learning rate of a step (0 for the first): linear warm-up, then decay to a tenth of the peak at max_steps."""
+    """The learning rate of a step (0 is the first): linear warm-up, then decay to a tenth of the peak at max_steps."""
     optimizer = training.optimizer
     if step < optimizer.warmup_steps:
         return optimizer.learning_rate * (step + 1) / optimizer.warmup_steps
@@ -247,7 +256,7 @@ def learning_rate_at(step: int, training: TrainingSpec) -> float:
 
 
 def _positions(segment_ids: torch.Tensor) -> torch.Tensor:
-    """int64 [B,L]: 0, 1, ... anew in every segment; 0 in padding, each place of which so is a passage by itself."""
+    """Positions from 0 in every segment, int64 [B,L]; 0 in padding: each of its places is a passage by itself."""
     places = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand(segment_ids.shape)
     begins = torch.ones_like(segment_ids, dtype=torch.bool)
     begins[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
@@ -256,9 +265,9 @@ def _positions(segment_ids: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def _check_packing(module: _TargetWithLoss, checkpoint: str) -> None:
-    """Refuse an architecture that ignores ``position_ids``, or does more behind its lm_head than we know of.
+    """Refuse an architecture that ignores ``position_ids`` or changes its logits after the lm_head in an unknown way.
 
-    Neither would be noticed: the loss would fall, but of a model that nobody can use afterwards.
+    Neither shows in training: the loss falls, but the trained model computes something else when it is used.
     """
     module.eval()
     head = module.model.get_output_embeddings()
@@ -273,13 +282,13 @@ def _check_packing(module: _TargetWithLoss, checkpoint: str) -> None:
         raise TrainingError(
             f"target_model.checkpoint {checkpoint}: {type(module.model).__name__} gives a passage other logits inside "
             f"a training block than alone (relative difference {difference:.2g}, allowed {LOGIT_TOLERANCE:g}). It "
-            f"ignores position_ids, or changes its logits behind the lm_head in a way not known here. Choose an "
+            f"ignores position_ids, or changes its logits after the lm_head in a way not known here. Choose an "
             f"architecture that does neither, such as Llama, Mistral, Qwen, Gemma, GPT-2 or GPT-NeoX"
         )
 
 
 def _adamw(model: nn.Module, training: TrainingSpec) -> torch.optim.AdamW:
-    """Weight decay on matrices alone: norms and biases are scales, not evidence."""
+    """AdamW with weight decay on matrices alone: norms and biases are scales."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.optimizer.weight_decay},

@@ -1,4 +1,4 @@
-"""The training loop of one worker: what it tells of its steps, what it saves, and how long a step took."""
+"""The training loop of one worker: what it reports and saves, and how long a step took."""
 
 import os
 import time
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.training import loop as trainer
+from actors.training import loop
 from actors.training.held_out_loss import HeldOutBlocks
 from actors.training.journal import Journal
 from actors.training.loop import learn, train_worker
@@ -25,12 +25,12 @@ STEPS = 3
 
 
 class Monitor:
-    """Keeps the records that it is told, as an actor's handle would send them."""
+    """Keeps the records that are reported to it through what looks like an actor's handle."""
 
     def __init__(self):
-        self.told = []
+        self.records = []
         self.step = self
-        self.remote = self.told.append
+        self.remote = self.records.append
 
 
 @pytest.fixture
@@ -59,29 +59,29 @@ def held_out_domains():
 
 
 def work(spec, monkeypatch, steps=STEPS):
-    """Run the loop over so many steps; what it has told, and what it returns."""
-    monkeypatch.setattr(trainer, "_blocks", lambda spec: iter([training_blocks(seed) for seed in range(2, steps + 2)]))
-    monkeypatch.setattr(trainer.ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    """Run the loop over so many steps; returns the records that it has reported and its history."""
+    monkeypatch.setattr(loop, "_tables", lambda spec: iter([training_blocks(seed) for seed in range(2, steps + 2)]))
+    monkeypatch.setattr(loop.ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monitor = Monitor()
     history = train_worker(spec, monitor, 1, held_out_domains)
-    return monitor.told, history
+    return monitor.records, history
 
 
-def test_every_step_is_told_once_with_its_evaluation_the_last_of_the_corpus_too(spec, monkeypatch):
-    told, history = work(spec, monkeypatch)
-    assert tuple(told) == history
-    assert [record.step for record in told] == [1, 2, 3]
-    assert [bool(record.held_out) for record in told] == [False, True, True]
+def test_every_step_is_reported_once_with_its_evaluation_the_last_of_the_corpus_too(spec, monkeypatch):
+    reported, history = work(spec, monkeypatch)
+    assert tuple(reported) == history
+    assert [record.step for record in reported] == [1, 2, 3]
+    assert [bool(record.held_out) for record in reported] == [False, True, True]
 
 
 def test_a_finished_run_that_is_started_again_leaves_its_checkpoint_alone(spec, monkeypatch):
     _, history = work(spec, monkeypatch)
     (folder,) = os.scandir(os.path.join(spec.run.output_dir, "checkpoints"))
     before = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(folder)}
-    told, again = work(spec, monkeypatch, steps=0)
+    reported, again = work(spec, monkeypatch, steps=0)
     assert {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(folder)} == before
     assert again == history
-    assert not told, "its steps were taken by the start before"
+    assert not reported, "the first start has reported these steps"
 
 
 def test_a_step_that_waits_for_the_data_of_another_worker_counts_the_wait_once(monkeypatch):
@@ -96,7 +96,7 @@ def test_a_step_that_waits_for_the_data_of_another_worker_counts_the_wait_once(m
         time.sleep(0.4)
         return counts, wait_seconds + 0.4
 
-    monkeypatch.setattr(trainer, "over_workers", others_come_later)
+    monkeypatch.setattr(loop, "over_workers", others_come_later)
     record = learn(Target(), (training_blocks(seed=1), 0.1), 2, Journal())
     assert record.wait_seconds == pytest.approx(0.5)
     assert 0.55 <= record.seconds < 0.8, "0.1 s for its own data, 0.4 s for another's, 0.05 s of work"
