@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.history.result import TRAIN, RunResult, StageTotals, StepRecord, StopReason
+from engine.history.totals import ratio
 
 #: Why a run ended, in words.
 ENDED_BY: dict[StopReason, str] = {
@@ -170,11 +171,6 @@ def replicas(stage: StageTotals) -> str:
 def training_restarts(stages: Sequence[StageTotals]) -> int:
     """How often the training workers were restarted within the run."""
     return sum(stage.starts - stage.replicas for stage in stages if stage.name == TRAIN)
-
-
-def ratio(numerator: float, denominator: float) -> float:
-    """A quotient, NaN if the denominator is 0."""
-    return numerator / denominator if denominator else math.nan
 
 
 def number(value: float, layout: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from engine.history.result import StepRecord
-from engine.reporting.figures import ratio
+from engine.history.totals import ratio
 from engine.spec import FusionSpec
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from engine.history.result import RunResult, StepRecord
-from engine.reporting.figures import ratio
+from engine.history.totals import ratio
 
 # On import matplotlib writes a list of fonts into the user's home. A run must not, so it gets a scratch folder.
 with tempfile.TemporaryDirectory() as scratch:

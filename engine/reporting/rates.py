@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.history.result import TRAIN, Progress, StageTotals
-from engine.reporting.figures import busy_share, ratio, replicas
+from engine.history.totals import ratio
+from engine.reporting.figures import busy_share, replicas
 from engine.spec import FusionSpec
 
 #: The window of the rates: several batches of a large source model, yet short enough to show a change.

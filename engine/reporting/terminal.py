@@ -18,12 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.history.result import EvaluationResult, Progress, RunResult, StepRecord
+from engine.history.totals import ratio
 from engine.reporting.evaluation_tables import ScoreTable, score_tables
 from engine.reporting.figures import (
     Rows,
     duration,
     number,
-    ratio,
     run_figures,
     share,
     source_rows,

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.timeout(100)
 
 SCRIPT = """
 import ray
-from pipelines.cluster import session as cluster
+from pipelines.cluster.session import ray_session
 from engine.spec import FusionSpec
 
 ray.init(address="local", num_cpus=1, object_store_memory=2**27, include_dashboard=False)
@@ -20,7 +20,7 @@ spec = FusionSpec.model_validate({
     "target_model": {"checkpoint": "unused"},
     "cluster": {"object_store_bytes": 2**27},
 })
-with cluster.session(spec, logical_cpus=2, gpus=0):
+with ray_session(spec, logical_cpus=2, gpus=0):
     print("seen:", ray.get(ray.remote(lambda: 41 + 1).remote()))
 """
 

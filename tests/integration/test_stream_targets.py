@@ -12,7 +12,7 @@ from engine.model_files.checkpoint import Checkpoint
 from engine.records import SHARE, rows_of
 from engine.spec.loading import as_located_spec
 from engine.text.tokenization import PassageTokenizer
-from pipelines.cluster import session as cluster
+from pipelines.cluster.session import ray_session
 from pipelines.stream.fused_blocks import fused_blocks
 from pipelines.stream.sizes import derive_flow
 from tests.oracles import fused_passage
@@ -82,7 +82,7 @@ def distributions(tmp_path_factory) -> pa.Table:
     def score(source, passages):
         return SourceModel(source, located.fusion.top_k, NoMeter())(passages)
 
-    with cluster.session(located, len(located.source_models), 0):
+    with ray_session(located, len(located.source_models), 0):
         for source in located.source_models:
             passages = ray.get(score.remote(source, passages))
     return passages
@@ -92,7 +92,7 @@ def distributions(tmp_path_factory) -> pa.Table:
 def test_the_stream_equals_the_slow_path(tmp_path, distributions, fusion, alignment):
     located = as_located_spec(spec(tmp_path, fusion, alignment))
     flow = derive_flow(located)
-    with cluster.session(located, flow.logical_cpus, flow.gpus):
+    with ray_session(located, flow.logical_cpus, flow.gpus):
         monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
         rows = fused_blocks(located, flow, Ledger(), monitor).take_all()
     target = PassageTokenizer.load(Checkpoint(located.target_model.checkpoint))
