@@ -1,6 +1,6 @@
-"""Run monitor: one process that every stage tells what it has done, and that the driver asks for a picture.
+"""Run monitor: one process to which every stage reports its work, and which the driver asks for a snapshot.
 
-The numbers are for people. What must be exact (learned passages, losses, win rates) travels with the data instead.
+The numbers are for people. Exact values (learned passages, losses, win rates) travel with the data instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.history.result import TRAIN, LeftOut, Progress, SkippedRow, StageTot
 
 
 class RunMonitor:
-    """Sums up what all replicas of all stages report. Reports carry totals, so a repeated one changes nothing."""
+    """Sums up the reports of all replicas of all stages. Reports carry totals, so a repeated one changes nothing."""
 
     def __init__(self) -> None:
         self._processes: dict[str, dict[tuple[str, str], StageTotals]] = {}
@@ -30,19 +30,19 @@ class RunMonitor:
         self._left_out: dict[tuple[str, str], LeftOut] = {}
 
     def begin_stream(self) -> None:
-        """A stream begins, the first or one more for training workers that were started anew; all replicas are new."""
+        """Note that a stream begins, with new replicas: the first, or one after a restart of the training workers."""
         self._streams += 1
         self._earlier = {key for processes in self._processes.values() for key in processes}
 
     def report(self, replica: str, process: str, totals: StageTotals) -> None:
-        """The totals of one process so far; they replace what it has reported before.
+        """Take the totals of one process so far; they replace its earlier report.
 
-        A replica that dies goes on as another process, and what the dead one had done still counts.
+        A replica that dies goes on as another process; the work of the dead process still counts.
         """
         self._processes.setdefault(totals.name, {})[replica, process] = totals
 
     def start(self, replica: str, process: str, stage: str, deaths: int = 0) -> int:
-        """A replica's process has started, after so many ``deaths`` of the same replica by Ray's count.
+        """Note that a replica's process has started, after ``deaths`` deaths of the same replica by Ray's count.
 
         Returns:
             How many of the stage's processes have replaced a dead one.
@@ -53,20 +53,20 @@ class RunMonitor:
         return total.starts - total.replicas
 
     def step(self, record: StepRecord) -> None:
-        """One optimizer step; a step that was taken again after a restart replaces the first."""
+        """Add one optimizer step; a step that is taken again after a restart replaces the first."""
         self._steps[record.step] = record
 
     def skip(self, row: SkippedRow) -> None:
-        """A file or row that was left out; counted once, however often it is read."""
+        """Add a file or row that was left out; it counts once, however often it is read."""
         self._skipped[row.path, row.row] = row
 
     def leave_out(self, source: str, passage_ids: Sequence[str], reason: str) -> None:
-        """Passages that a source has not scored; counted once, however often they come."""
+        """Add passages that a source has not scored; each counts once, however often it comes."""
         for passage_id in passage_ids:
             self._left_out[source, passage_id] = LeftOut(source, passage_id, reason)
 
     def snapshot(self, since_step: int = 0) -> Progress:
-        """Everything so far; of the steps only those after ``since_step``, though the totals hold them all."""
+        """Everything so far, but only the steps after ``since_step``; the totals count all steps."""
         stages = [self._sum(name) for name in self._processes]
         if self._steps:
             stages.append(_train_totals(self._steps.values(), max(1, self._streams)))
@@ -78,7 +78,7 @@ class RunMonitor:
         )
 
     def _sum(self, name: str) -> StageTotals:
-        """A stage over all processes that have worked for it; of its replicas those of the present stream."""
+        """The totals of a stage over all of its processes; its replicas are those of the present stream."""
         processes = self._processes[name]
         totals = processes.values()
         started = Counter(replica for replica, _ in processes)
@@ -98,8 +98,8 @@ class RunMonitor:
 class Meter:
     """Reports one replica's totals to the run monitor, after every call of its stage.
 
-    A meter is made where the stream is built and travels to the replica, where it starts counting. Nothing is held
-    back: Ray Data kills the replicas of a stage as soon as its last call has returned.
+    A meter is made where the stream is built and starts to count when it arrives at its replica. It reports after every
+    call: Ray Data kills the replicas of a stage as soon as its last call has returned.
 
     Args:
         stage: name of the stage.
@@ -121,14 +121,16 @@ class Meter:
         return Meter, (self._stage, self._monitor, self._max_restarts, self._limit)
 
     def start(self) -> int:
-        """Say that this process has started; how often a replica of this stage has been replaced so far."""
+        """Report that this process has started; returns how many replicas of its stage have been replaced so far."""
         ray = sys.modules["ray"]
         replica = _actor_id()
         started = self._monitor.start.remote(replica or self._process, self._process, self._stage, _deaths(replica))
         return ray.get(started)
 
     def start_or_refuse(self) -> None:
-        """As ``start``, but a dead replica is not replaced for ever, as Ray would do.
+        """Report that this process has started, and refuse if the stage's replicas die too often.
+
+        Ray itself would replace them for ever.
 
         Raises:
             FusionError: the stage's replicas have died more often than ``max_restarts``.
@@ -141,7 +143,7 @@ class Meter:
             )
 
     def record(self, passages: int, tokens: int, busy_seconds: float) -> None:
-        """Add one call; the time since the last call ended, less ``busy_seconds``, was spent waiting."""
+        """Add one call that has just ended; the time since the call before, less ``busy_seconds``, was waiting."""
         now = time.perf_counter()
         waited = 0.0 if self._last_end is None else max(0.0, now - self._last_end - busy_seconds)
         self._last_end = now
@@ -167,27 +169,27 @@ class NoMeter:
     """Counts nothing, for use outside a run."""
 
     def start(self) -> int:
-        """Nobody is told, and nothing was replaced."""
+        """Report to no one; nothing was replaced."""
         return 0
 
     def start_or_refuse(self) -> None:
-        """Nothing was replaced, and nothing is refused."""
+        """Report to no one and refuse nothing."""
 
     def record(self, passages: int, tokens: int, busy_seconds: float) -> None:
-        """Nothing is told to anybody."""
+        """Drop the report."""
 
     def skip(self, row: SkippedRow) -> None:
-        """Nothing is told to anybody."""
+        """Drop the report."""
 
 
 def _actor_id() -> str | None:
-    """Ray's id of the actor around this code, which outlives the actor's processes; None outside of Ray."""
-    ray = sys.modules.get("ray")  # in an actor it has long been imported, and elsewhere nobody needs it
+    """Ray's id of the actor that runs this code, the same for all processes of the actor; None outside of Ray."""
+    ray = sys.modules.get("ray")  # every actor has imported it, and elsewhere it is not needed
     return ray.get_runtime_context().get_actor_id() if ray is not None and ray.is_initialized() else None
 
 
 def _train_totals(steps: Collection[StepRecord], starts: int) -> StageTotals:
-    """Training as a stage. Its workers move in step and one speaks for all, so it counts as one replica."""
+    """Training as a stage. The first worker reports for all, so it counts as one replica."""
     wait_seconds = sum(record.wait_seconds for record in steps)
     return StageTotals(
         name=TRAIN,
@@ -201,9 +203,9 @@ def _train_totals(steps: Collection[StepRecord], starts: int) -> StageTotals:
 
 
 def _deaths(replica: str | None) -> int:
-    """How often Ray has replaced this actor's process: a process that dies while it imports tells nobody else."""
+    """How often Ray has replaced this actor's process. Only Ray knows: a process may die before it can report."""
     if replica is None:
         return 0
-    from ray._private import state  # the public was_current_actor_reconstructed asks the same and says yes or no
+    from ray._private import state  # the public was_current_actor_reconstructed says only whether, not how often
 
     return int(state.actors(replica)["NumRestarts"])

@@ -6,7 +6,7 @@
     print(plan(spec))
     result = run(spec)
 
-Importing this package pulls in none of ray, torch, vllm and numba: names are resolved on first use.
+Importing this package imports none of ray, torch, vllm and numba: names are resolved on first use.
 """
 
 from typing import TYPE_CHECKING

@@ -16,7 +16,7 @@ from engine.spec.loading import dump_spec
 
 VERBS = {
     "check": "check the spec and print it with all defaults; starts nothing and reads no model",
-    "plan": "look at models, tokenizers and a sample of the corpus; say what the run would do and need",
+    "plan": "read models, tokenizers and a sample of the corpus; show what the run would do and need",
     "run": "run it: score, align, fuse, train, export, report",
     "evaluate": "held-out bits per byte and tasks of the target, the sources, the export and evaluation.models",
 }
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FusionError as error:
         print(error, file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # a reader such as head has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; overrides may stand behind a flag, where argparse alone takes none."""
+    """Parse the arguments; overrides may follow a flag, where argparse alone accepts none."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     if any(argument.startswith("-") for argument in rest):

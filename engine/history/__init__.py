@@ -1,1 +1,1 @@
-"""What a run has done: its result, its ledger, and when it stops."""
+"""The history of a run: its steps, its totals, its result, its ledger, and when it ends."""

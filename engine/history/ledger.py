@@ -1,7 +1,7 @@
-"""Which passages have been learned: the position in the corpus that a checkpoint carries.
+"""The ledger: the passages that have been learned, which is the position in the corpus that a checkpoint holds.
 
-The stream promises no order, so a position cannot be a number. It is the set of passages whose training blocks have
-gone into an optimizer step, committed in one checkpoint with the weights that learned them. A run that goes on drops
+The stream has no fixed order, so a position cannot be a number. It is the set of passages whose training blocks have
+gone into an optimizer step; a checkpoint saves it together with the weights that learned them. A run that goes on drops
 these passages before any source model sees them, whole training blocks at a time (``engine.blocks.arrangement``).
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class Ledger:
-    """A set of passage ids that knows where it has been committed.
+    """A set of passage ids to which no passage can be added twice.
 
     >>> ledger = Ledger()
     >>> ledger.learn(["0/a.txt:1:0", "0/a.txt:1:1"])
@@ -26,7 +26,7 @@ class Ledger:
         """Add the passages of one optimizer step.
 
         Raises:
-            ValueError: a passage has been learned before; names it. The stream must never let this happen.
+            ValueError: a passage has been learned before; names it. That is a fault of the stream.
         """
         for passage_id in passage_ids:
             if passage_id in self._learned:

@@ -1,6 +1,6 @@
-"""What a run has done: the numbers that travel from the workers to the display, the report and the caller.
+"""Records of a run: the numbers that travel from the workers to the display, the report and the caller.
 
-All of it is plain data: frozen, picklable, and readable without ray or torch.
+They are plain data: frozen, picklable, and readable without ray or torch.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-#: Why a run has ended: it came to the end of the corpus' last pass, to ``training.max_steps``, ``max_tokens`` or
-#: ``max_hours``, or the held-out loss has not fallen for ``evaluation.patience`` evaluations.
+#: Why a run has ended: at the end of the corpus' last pass, at ``training.max_steps``, ``max_tokens`` or ``max_hours``,
+#: or because the held-out loss has not fallen for ``evaluation.patience`` evaluations.
 StopReason = Literal["corpus", "steps", "tokens", "time", "no improvement"]
 
-#: The stage that is made of the optimizer steps themselves.
+#: Name of training as a stage; its totals are those of the optimizer steps.
 TRAIN = "train"
 
 
@@ -29,15 +29,16 @@ class StepRecord:
         tokens: target tokens learned, padding excluded; ``passages`` and ``bytes`` likewise.
         seconds: wall time of the step, waiting included.
         wait_seconds: the exposed wait, time that the slowest worker waited for data.
-        padding: share of the blocks' places that hold no token to learn: padding, and context.
+        padding: share of the blocks' places without a token to learn: padding, and context.
         source_nats, source_bytes, source_wins, source_covered_rows, source_left_out: for each source model in the
             spec's order; sums over the passages of the step (nats: cross-entropy in nats per byte times bytes, of the
             passages scored; wins: shares of passages; left out: passages that the source has not scored).
         fused_rows: target rows with a fused distribution.
-        elapsed_seconds: wall time in the training loop up to the end of this step, over all starts of the run; what was
-            lost since the last checkpoint before a restart does not count.
+        elapsed_seconds: wall time in the training loop up to the end of this step, over all starts of the run. Time
+            between a restart and the checkpoint before it does not count.
         held_out: domain to bits per byte of the target after this step; empty where it was not evaluated, NaN in a
-            domain without a byte to score. ``held_out_seconds``: what that took, not part of ``seconds``.
+            domain without a byte to score.
+        held_out_seconds: time of that evaluation, which ``seconds`` does not include.
     """
 
     step: int
@@ -65,15 +66,16 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class StageTotals:
-    """What one stage of the stream has done so far, over all its replicas.
+    """The work of one stage of the stream so far, over all its replicas.
 
     Attributes:
         name: ``corpus``, a source model's name, ``align and fuse`` or ``train``.
         passages, tokens: done; tokens are the stage's own (a source counts its own tokens).
-        busy_seconds: inside the stage's own work; ``wait_seconds``: between two calls, for input or for room behind it.
+        busy_seconds: inside the stage's own work.
+        wait_seconds: between two calls, for input or for room in the next stage.
         replicas: processes that have reported.
         starts: how often a replica has started; more than ``replicas`` means that some were replaced. Training counts
-            as one replica, which starts again when its workers are started anew.
+            as one replica, which starts again with its workers.
     """
 
     name: str
@@ -87,7 +89,7 @@ class StageTotals:
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A file or row of the corpus that was left out, and why."""
+    """A file or row of the corpus that was left out, and the reason."""
 
     path: str
     row: int
@@ -96,7 +98,7 @@ class SkippedRow:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A passage that was fused without a source that the run can do without, and why."""
+    """A passage that was fused without one of its sources, and the reason."""
 
     source: str
     passage_id: str
@@ -105,7 +107,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Progress:
-    """A picture of a running run, taken by the driver about once a second."""
+    """A snapshot of a run, which the driver takes about once a second."""
 
     stages: tuple[StageTotals, ...] = ()
     steps: tuple[StepRecord, ...] = ()
@@ -121,8 +123,8 @@ class SourceTotals:
         cross_entropy: nats per byte.
         win_rate: share of passages (of tokens, where the spec says so) that ``min_ce`` gave to this source, in [0, 1];
             NaN under other rules.
-        coverage: share of target rows for which it had a row, in [0, 1].
-        left_out: passages that it has not scored; they were fused from the others.
+        coverage: share of target rows for which it has a row, in [0, 1].
+        left_out: passages that it has not scored; they were fused without it.
     """
 
     name: str
@@ -134,15 +136,15 @@ class SourceTotals:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation has found about the models that it compares.
+    """The numbers of an evaluation for all models that it compares.
 
     Attributes:
-        checkpoints: label to checkpoint of every model; of an ensemble, its members' labels, with `` + `` between them.
+        checkpoints: label to checkpoint of every model; for an ensemble, its members' labels, joined by `` + ``.
         bits_per_byte: label to held-out domain to bits per byte; NaN where nothing could be scored.
-        tasks: label to task to the evaluation harness's own name of a metric (``acc,none``, its standard error
-            ``acc_stderr,none``) to the number.
+        tasks: label to task to metric to the number. Metrics have the names of the evaluation harness (``acc,none``,
+            its standard error ``acc_stderr,none``).
         higher_is_better: task to metric (``acc``) to its direction.
-        subtasks: group of tasks that has numbers of its own to the tasks in it.
+        subtasks: group of tasks, if it has its own numbers, to the tasks in it.
     """
 
     checkpoints: dict[str, str] = field(default_factory=dict)
@@ -154,14 +156,14 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What ``engine.run`` returns. Picklable.
+    """The result of a run, returned by ``engine.run``. Picklable.
 
     Attributes:
-        export_dir: the trained target in Hugging Face format, as it was after ``exported_step``.
+        export_dir: the target after ``exported_step``, in Hugging Face format.
         steps, passages, tokens, bytes: learned over all starts of the run.
-        wall_seconds: over all starts, of the earlier ones only the training up to their last checkpoint.
+        wall_seconds: over all starts; of earlier starts only the training up to their last checkpoint.
         stopped_by: why the run has ended.
-        exported_step: the last one; with ``evaluation.patience`` the one with the lowest held-out loss.
+        exported_step: the last step; with ``evaluation.patience`` the step with the lowest held-out loss.
         spilled_bytes, stages: of this start.
     """
 

@@ -1,7 +1,7 @@
-"""When a run ends, and which step's weights it leaves: both follow from the spec and the history of steps alone.
+"""Decides when a run ends and which step's weights it exports, from the spec and the history of steps alone.
 
-So all training workers, who have the same history, decide alike; a run that goes on from a checkpoint counts on where
-it was; and the driver can say afterwards why the run has ended.
+Therefore all training workers, which have the same history, decide the same; a run that goes on from a checkpoint goes
+on counting; and the driver can say afterwards why the run has ended.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from engine.spec import FusionSpec
 
 
 def reached(spec: FusionSpec, history: Sequence[StepRecord]) -> StopReason | None:
-    """The limit that the run has come to; None while it may take another step."""
+    """The limit that the run has reached; None while it may take another step."""
     if not history:
         return None
     training, last = spec.training, history[-1]
@@ -30,28 +30,28 @@ def reached(spec: FusionSpec, history: Sequence[StepRecord]) -> StopReason | Non
 
 
 def held_out_means(spec: FusionSpec, history: Sequence[StepRecord]) -> dict[int, float]:
-    """Step to the mean of the domains' bits per byte, for every evaluation on just the domains of the spec.
+    """Mean bits per byte over the domains, for each step with an evaluation on exactly the spec's domains.
 
-    A domain without a byte to score does not count.
+    Domains without a byte to score do not count.
     """
     domains = set(spec.evaluation.corpora)
     return {record.step: _mean(record) for record in history if record.held_out and set(record.held_out) == domains}
 
 
 def best_step(spec: FusionSpec, history: Sequence[StepRecord]) -> int:
-    """The step with the lowest mean, the first of several; 0 if none was evaluated."""
+    """The first step with the lowest mean; 0 if none was evaluated."""
     means = held_out_means(spec, history)
     return min(means, key=lambda step: means[step], default=0)
 
 
 def exported_step(spec: FusionSpec, history: Sequence[StepRecord]) -> int:
-    """The step whose weights the export holds: the last one, or the best where ``evaluation.patience`` asks for it."""
+    """The step whose weights are exported: the last one, or with ``evaluation.patience`` the best one."""
     last = history[-1].step if history else 0
     return (best_step(spec, history) or last) if spec.evaluation.patience else last
 
 
 def _in_vain(spec: FusionSpec, history: Sequence[StepRecord]) -> int:
-    """Evaluations since the best one."""
+    """Number of evaluations since the best one."""
     best = best_step(spec, history)
     return sum(step > best for step in held_out_means(spec, history))
 

@@ -1,1 +1,1 @@
-"""Ray for one run: the session, placement, metrics and errors."""
+"""Ray for one run: session, placement, metrics and errors."""

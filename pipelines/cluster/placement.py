@@ -1,6 +1,6 @@
-"""Whether each replica and training worker finds room on one node of the cluster, and the labels that it asks for.
+"""Check that each replica and training worker fits on one node of the cluster that has the labels it needs.
 
-A stream with a replica that fits nowhere waits for it for ever, without a word.
+A stream with a replica that fits on no node waits for it for ever, without a message.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from engine.spec import FusionSpec
 
 
 def check_places(spec: FusionSpec) -> None:
-    """Look at the nodes of the Ray that this process uses.
+    """Check the nodes of the Ray that this process uses.
 
     Raises:
-        PreflightError: something fits on none of them, and no autoscaler may add others; lists all that does not fit.
+        PreflightError: a replica or worker fits on no node and no autoscaler may add nodes; lists all of them.
     """
     faults = [] if _grows() else node_faults(spec, ray.nodes())
     if faults:
@@ -28,20 +28,22 @@ def check_places(spec: FusionSpec) -> None:
 
 
 def _grows() -> bool:
-    """Whether an autoscaler has said what nodes it may add; their labels it does not say."""
+    """Whether an autoscaler may add nodes. It reports which, but not their labels."""
     config = state.state.get_cluster_config()
     return config is not None and bool(config.node_group_configs)
 
 
 @dataclass(frozen=True)
 class _Need:
-    """What must find room on one node: a source's replica or a training worker.
+    """The need of a source's replica or a training worker, which must fit on one node.
 
     Attributes:
         where: dotted path of its section.
-        who: what it is, in words.
-        labels_where, labels: dotted path of the labels that the node must have, and these.
-        fields: that lower the need.
+        who: the replica or worker, in words.
+        cpus, gpus: logical CPUs and GPUs that it reserves.
+        labels_where: dotted path of ``labels``.
+        labels: label selector that the node must match.
+        fields: fields of the section that lower the need.
     """
 
     where: str
@@ -54,14 +56,14 @@ class _Need:
 
 
 def node_faults(spec: FusionSpec, nodes: Sequence[Mapping[str, Any]]) -> list[Fault]:
-    """What finds room on no single node, however much all of them have together.
+    """A fault for each need that fits on no single node, however much all nodes have together.
 
     Args:
-        nodes: as ``ray.nodes`` gives them; dead ones do not count.
+        nodes: as ``ray.nodes`` returns them; dead ones do not count.
     """
     nodes = [node for node in nodes if node["Alive"]]
     faults = (_node_fault(need, nodes) for need in _needs(spec))
-    return list(dict.fromkeys(fault for fault in faults if fault))  # labels are missing once for all sources
+    return list(dict.fromkeys(fault for fault in faults if fault))  # all sources share one fault about missing labels
 
 
 def _needs(spec: FusionSpec) -> list[_Need]:
@@ -98,7 +100,7 @@ def _node_fault(need: _Need, nodes: Sequence[Mapping[str, Any]]) -> Fault | None
     rooms = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in labelled]
     if any(cpus >= need.cpus and gpus >= need.gpus for cpus, gpus in rooms):
         return None
-    # Of what is needed the best node has most, GPUs first, which are dearer.
+    # The best node is the one closest to the need: first in GPUs, which are dearer, then in CPUs.
     cpus, gpus = max(rooms, key=lambda room: (min(room[1], need.gpus), room[0]))
     among = f" of those with {_shown(need.labels)}" if need.labels else ""
     reason = f"{need.who} needs {_amount(need.cpus, need.gpus)} on one node, the best{among} has {_amount(cpus, gpus)}"
@@ -114,7 +116,7 @@ def _shown(labels: Mapping[str, str]) -> str:
 
 
 def _has_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """As Ray matches a label selector: ``value``, ``in(value, ...)``, either after ``!``, which no label has too."""
+    """Match a selector as Ray does: ``value`` or ``in(value, ...)``, negated by ``!``, also for a missing label."""
     return all(_is_selected(labels.get(name), wanted) for name, wanted in selector.items())
 
 

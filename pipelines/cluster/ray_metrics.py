@@ -13,19 +13,19 @@ PREFIX = "knowledge_fusion_"
 #: Seconds, doubling from a hundredth to about an hour.
 SECONDS = [0.01 * 2**power for power in range(19)]
 
-#: What each stage of the stream counts: the field of ``StageTotals`` and its meaning.
+#: Counters of each stage of the stream: the field of ``StageTotals`` and its meaning.
 STAGE_COUNTERS = {
     "passages": "Passages that a stage has done",
-    "tokens": "Tokens that a stage has done, its own",
+    "tokens": "Tokens that a stage has done, in its own tokenizer",
     "busy_seconds": "Time that a stage's replicas have worked, seconds",
     "wait_seconds": "Time that a stage's replicas have waited, seconds",
 }
 
 
 class RayMetrics:
-    """An observer that hands the run's numbers to Ray: gauges of the last step, counters, histograms of its times.
+    """An observer that exports the run's numbers through Ray: gauges of the last step, counters, histograms of times.
 
-    Counters begin at 0 in every start of a run, as Prometheus expects of them.
+    Counters begin at 0 in every start of a run, as Prometheus expects.
     """
 
     def __init__(self, spec: FusionSpec):
@@ -53,14 +53,14 @@ class RayMetrics:
         self._seen: dict[str, StageTotals] = {}
 
     def see(self, picture: Progress, now: float) -> None:
-        """Hand over what is new in the picture."""
+        """Export the new numbers of a snapshot."""
         for record in picture.steps:
             self._add_step(record)
         for stage in picture.stages:
             self._add_stage(stage)
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Nothing to do: every number is exported at once."""
 
     def _add_step(self, record: StepRecord) -> None:
         for family, label, value in measurements(self._spec, record):
@@ -87,6 +87,6 @@ def _tag_keys(label: str) -> tuple[str, ...]:
 
 
 def _grow(counter: Counter, value: float, tags: dict[str, str]) -> None:
-    """Ray's counters refuse to grow by nothing."""
+    """Add ``value`` to a counter; Ray's counters refuse to grow by 0."""
     if value > 0:
         counter.inc(value, tags)

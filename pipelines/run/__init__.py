@@ -1,1 +1,1 @@
-"""A whole run, from preflight to report: `engine.run`."""
+"""A run from preflight to report: ``engine.run``."""

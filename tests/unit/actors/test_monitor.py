@@ -1,4 +1,4 @@
-"""The monitor counts everything once, and a meter loses nothing of what it was told."""
+"""The monitor counts everything once, and a meter loses nothing."""
 
 import pickle
 import subprocess
@@ -38,7 +38,7 @@ class Handle:
 
 
 class Clock:
-    """Stands in for ``time`` in the module under test: it moves when told."""
+    """Stands in for ``time`` in the module under test; a test sets ``now``."""
 
     def __init__(self):
         self.now = 1000.0
@@ -101,7 +101,7 @@ def test_a_new_stream_has_new_replicas_and_forgets_no_work():
     assert monitor.snapshot().stages == (StageTotals("gpt2-code", 12, 1100, 3.0, 0.75, replicas=1, starts=2),)
 
 
-def test_training_that_starts_anew_is_counted():
+def test_training_that_starts_again_is_counted():
     monitor = RunMonitor()
     for _ in range(2):
         monitor.begin_stream()
@@ -199,9 +199,9 @@ def test_a_process_that_takes_the_place_of_a_dead_one_is_counted():
     monitor = RunMonitor()
     assert [monitor.start("actor 1", "a", "gpt2-code"), monitor.start("actor 2", "b", "gpt2-code")] == [0, 0]
     assert monitor.start("actor 1", "c", "gpt2-code") == 1
-    assert monitor.start("actor 1", "c", "gpt2-code") == 1, "said twice, counted once"
+    assert monitor.start("actor 1", "c", "gpt2-code") == 1, "reported twice, counted once"
     assert monitor.start("actor 9", "d", "llama-docs") == 0
-    assert monitor.start("actor 1", "e", "gpt2-code", deaths=4) == 4, "two have died before they could say a word"
+    assert monitor.start("actor 1", "e", "gpt2-code", deaths=4) == 4, "two have died before they could report"
     monitor.report("actor 1", "c", totals(3, 30, 1.0, 0.0))
     (stage,) = [stage for stage in monitor.snapshot().stages if stage.name == "gpt2-code"]
     assert (stage.replicas, stage.starts, stage.passages) == (2, 6, 3)
