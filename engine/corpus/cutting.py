@@ -213,7 +213,7 @@ class ConversationCutter:
 
     def __init__(self, tokenizers: Sequence[PassageTokenizer], windows: Sequence[int]):
         self._limits = [
-            (tokenizer.name, ChatTemplate(tokenizer), window + SPECIAL_TOKENS)
+            (tokenizer.name, ChatTemplate.of(tokenizer), window + SPECIAL_TOKENS)
             for tokenizer, window in zip(tokenizers, windows, strict=True)
         ]
 

@@ -44,4 +44,4 @@ class Reading:
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        return ChatTemplate(self._tokenizer)
+        return ChatTemplate.of(self._tokenizer)

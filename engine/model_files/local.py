@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -82,16 +83,68 @@ def local_checkpoint(checkpoint: Checkpoint, weights: bool = True, cache_dir: st
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The Hugging Face tokenizer of a checkpoint, with the checkpoint's chat template if that names one.
 
+    A ``tokenizer.json`` is read as it stands. transformers builds some tokenizers from the class that the configuration
+    names, and where the file does otherwise, that would be another tokenizer than the model's.
+
     Raises:
         OSError, ValueError: there is no such checkpoint, no tokenizer in it, or no such template.
     """
+    from tokenizers import Tokenizer
     from transformers import AutoTokenizer
+    from transformers.utils import cached_file
 
-    tokenizer = AutoTokenizer.from_pretrained(local_checkpoint(checkpoint, weights=False))
+    folder = local_checkpoint(checkpoint, weights=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    file = cached_file(folder, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    if file is not None and hasattr(tokenizer, "backend_tokenizer"):
+        tokenizer = _as_in_file(tokenizer, folder, Tokenizer.from_file(file))
+        _set_bos(tokenizer, folder)
     if checkpoint.chat_template:
         with fsspec.open(checkpoint.chat_template, "r", encoding="utf8") as file:
             tokenizer.chat_template = file.read()
     return tokenizer
+
+
+#: Parts of tokenizer.json that decide how text becomes tokens, and tokens text.
+_PIPELINE = ("normalizer", "pre_tokenizer", "model", "decoder")
+
+
+def _as_in_file(tokenizer: Any, folder: str, file: Any) -> Any:
+    """A tokenizer if it does as its ``tokenizer.json``; else, with a warning, one that does, with the same roles.
+
+    Args:
+        file: the ``tokenizers.Tokenizer`` of the file.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    written, read = (json.loads(found.to_str()) for found in (file, tokenizer.backend_tokenizer))
+    differences = [part for part in _PIPELINE if written[part] != read[part]]
+    if not differences:
+        return tokenizer
+    warnings.warn(
+        f"{folder}: {type(tokenizer).__name__} would change the {' and the '.join(differences)} of its tokenizer.json; "
+        f"the file is used as it stands",
+        stacklevel=2,
+    )
+    named = {role: token for role, token in tokenizer.special_tokens_map.items() if role.endswith("_token")}
+    roles = {role: token for role, token in named.items() if file.token_to_id(str(token)) is not None}
+    return PreTrainedTokenizerFast.from_pretrained(folder, **roles)
+
+
+def _set_bos(tokenizer: Any, folder: str) -> None:
+    """Put BOS before a text if the tokenizer's configuration says so, and not if it says no.
+
+    transformers leaves ``add_bos_token`` aside where there is a ``tokenizer.json``, and DeepSeek V3 says it only there.
+    """
+    from transformers.utils import cached_file
+
+    file = cached_file(folder, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+    if file is None or tokenizer.bos_token_id is None:
+        return
+    with open(file, encoding="utf8") as text:
+        configured = json.load(text).get("add_bos_token")
+    if isinstance(configured, bool) and configured != (tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]):
+        tokenizer.add_bos_token = configured
 
 
 def _base_folder(base: str, weights: bool, cache_dir: str) -> str:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -38,7 +38,7 @@ ASSISTANT = "assistant"
 Message = dict[str, str]
 
 #: First of the characters of private use that stand for contents, and in another text for special tokens.
-_FIRST_MARK = 0x100000
+_FIRST_MARK, _LAST_MARK = 0x100000, 0x10FFFD
 _MARKS = re.compile(r"([\U00100000-\U0010FFFD])")
 
 
@@ -80,9 +80,15 @@ class ChatTemplate:
             raise TokenizerError(f"{tokenizer.name}: the tokenizer has no chat template; give one as chat_template")
         if tokenizer.turn_end_id == NO_ROLE:
             raise TokenizerError(
-                f"{tokenizer.name}: its chat template refuses a plain conversation, or puts no special token behind an "
-                f"assistant's message; give another one as chat_template"
+                f"{tokenizer.name}: its chat template refuses a plain conversation, leaves out an answer, or puts no "
+                f"special token after it; give another one as chat_template"
             )
+
+    @staticmethod
+    @lru_cache(maxsize=16)
+    def of(tokenizer: PassageTokenizer) -> ChatTemplate:
+        """The chat template of a tokenizer, one object a process: it holds a copy of the tokenizer."""
+        return ChatTemplate(tokenizer)
 
     def encode(self, messages: Sequence[Message]) -> Rendering:
         """Render a conversation and find its answers.
@@ -136,8 +142,12 @@ class ChatTemplate:
     def _tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids of a marked rendering, and the bytes of it consumed after each; int32 [n] each."""
         tokens, offsets = self._tokenizer.tokens(text, self._tokenizer_of_marks)
-        first_mark = self._tokenizer.backend.get_vocab_size(with_added_tokens=True)
-        places = [place for place, token in enumerate(tokens) if token >= first_mark]
+        # In a vocabulary with gaps a mark may have got the id of another token, so the text decides.
+        places = [
+            place
+            for place, (token, (start, end)) in enumerate(zip(tokens, offsets, strict=True))
+            if token in self._special_ids and _MARKS.search(text[start:end])
+        ]
         ends = np.zeros(len(tokens), np.int32)
         bytes_before = np.cumsum([0, *(len(character.encode("utf8")) for character in text)])
         begin = run_begin = 0
@@ -151,9 +161,9 @@ class ChatTemplate:
                 run_begin = offsets[place][1]
                 ends[place] = bytes_before[run_begin]
             begin = place + 1
-        specials = self._tokenizer.special_tokens
-        ids = [specials[token - first_mark]["id"] if token >= first_mark else token for token in tokens]
-        return np.array(ids, np.int32), ends
+        ids = np.array(tokens, np.int32)
+        ids[places] = [self._special_ids[tokens[place]] for place in places]
+        return ids, ends
 
     def _answer(self, data: bytes, token_ids: np.ndarray, ends: np.ndarray, begin: int, end: int) -> tuple[int, int]:
         """The row that predicts the first token of the content at bytes ``begin`` to ``end``, and its turn's end."""
@@ -171,8 +181,16 @@ class ChatTemplate:
 
     @cached_property
     def _special_marks(self) -> dict[str, str]:
-        tokens = self._tokenizer.special_tokens
-        return {token["content"]: chr(_FIRST_MARK + index) for index, token in enumerate(tokens)}
+        """A character for each special string, one that no entry of the vocabulary has."""
+        taken = {character for piece in self._tokenizer.pieces for character in piece if character >= chr(_FIRST_MARK)}
+        free = (chr(code) for code in range(_FIRST_MARK, _LAST_MARK + 1) if chr(code) not in taken)
+        return {token["content"]: mark for token, mark in zip(self._tokenizer.special_tokens, free, strict=False)}
+
+    @cached_property
+    def _special_ids(self) -> dict[int, int]:
+        """The id of each mark, in the tokenizer of marks, to the id of its special token."""
+        ids = self._tokenizer_of_marks.token_to_id
+        return {ids(self._special_marks[token["content"]]): token["id"] for token in self._tokenizer.special_tokens}
 
     @cached_property
     def _special_strings(self) -> re.Pattern[str]:
@@ -186,7 +204,7 @@ class ChatTemplate:
 
         backend = Tokenizer.from_str(self._tokenizer.backend.to_str())
         backend.encode_special_tokens = True
-        for token in self._tokenizer.special_tokens:  # one by one, so that their ids follow each other in this order
+        for token in self._tokenizer.special_tokens:
             how = {flag: token[flag] for flag in ("single_word", "lstrip", "rstrip", "normalized")}
             backend.add_tokens([AddedToken(self._special_marks[token["content"]], special=False, **how)])
         return backend

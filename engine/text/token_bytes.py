@@ -1,6 +1,6 @@
-"""What bytes the entries of a vocabulary stand for, read from the serialized tokenizer.
+"""The bytes that the entries of a vocabulary stand for, read from the serialized tokenizer.
 
-Three kinds of vocabulary write text in three ways: GPT-2's byte alphabet (``Ġthe``), SentencePiece's blank marker
+Three kinds of vocabulary write text in three ways: GPT-2's byte alphabet (``Ġthe``), SentencePiece's space marker
 (``▁the``, with ``<0x0A>`` for bytes where there is byte fallback), and WordPiece (``the``, ``##ing``).
 """
 
@@ -17,18 +17,22 @@ Kind = Literal["byte_level", "space_marker", "word_piece"]
 Layout = Mapping[str, Any]
 
 SPACE_MARKER = "\u2581"
+
+#: What decoders write for bytes that are no characters.
+REPLACEMENT = "\ufffd"
+
 _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def kind_of(layout: Layout, name: str) -> Kind:
-    """How a vocabulary writes text, told by its decoder.
+    """How a vocabulary writes text, by its decoder.
 
     Args:
         layout: the serialized tokenizer (``tokenizer.json``).
         name: for the message.
 
     Raises:
-        TokenizerError: no kind that says where its tokens have blanks.
+        TokenizerError: no kind that says where its tokens have spaces.
     """
     parts = part_types(layout.get("decoder"), "decoders")
     if "ByteLevel" in parts:
@@ -38,7 +42,7 @@ def kind_of(layout: Layout, name: str) -> Kind:
     if "WordPiece" in parts:
         return "word_piece"
     raise TokenizerError(
-        f"{name}: the tokens cannot be told as bytes (decoder: {', '.join(parts) or 'none'}); byte-level, "
+        f"{name}: the tokens cannot be read as bytes (decoder: {', '.join(parts) or 'none'}); byte-level, "
         f"SentencePiece-like and WordPiece tokenizers can"
     )
 
@@ -52,28 +56,78 @@ def part_types(part: Mapping[str, Any] | None, inner: str) -> tuple[str, ...]:
     return (*own, *(name for member in members for name in part_types(member, inner)))
 
 
-def token_bytes(layout: Layout, kind: Kind, pieces: Mapping[str, int]) -> list[bytes | None]:
-    """The bytes of every id; None for special tokens, the unknown token and ids that stand for no text.
+def token_bytes(layout: Layout, kind: Kind, pieces: Mapping[str, int], backend: Any) -> list[bytes | None]:
+    """The bytes of every id; None for special tokens, the unknown token and ids that do not exist.
+
+    An added token that is not special stands for what the tokenizer decodes it to: Gemma's ``▁▁▁▁`` for four spaces.
+    Where that is no text, because its characters happen to be letters of the byte alphabet, it stands for itself.
 
     Args:
         pieces: the vocabulary with added tokens, piece to id.
+        backend: the ``tokenizers.Tokenizer``.
     """
     added = {token["id"]: token for token in layout["added_tokens"]}
     unknown = unknown_piece(layout["model"])
     found: list[bytes | None] = [None] * (max(pieces.values()) + 1)
     for piece, token in pieces.items():
-        if token in added:
-            found[token] = None if added[token]["special"] else piece.encode("utf8")
-        elif piece != unknown or kind == "byte_level":
+        if token not in added and (piece != unknown or kind == "byte_level"):
             found[token] = piece_bytes(piece, kind, layout["model"])
+    written = {token: added[token]["content"] for token in added if not added[token]["special"]}
+    decoded = decoded_within(backend, list(written)) if kind != "word_piece" else [None] * len(written)
+    for (token, content), text in zip(written.items(), decoded, strict=True):
+        found[token] = (content if text is None or REPLACEMENT in text else text).encode("utf8")
     return found
 
 
-def piece_bytes(piece: str, kind: Kind, model: Mapping[str, Any]) -> bytes | None:
-    """The bytes of one vocabulary entry; None if it has characters outside the byte alphabet."""
+def decoded_within(backend: Any, tokens: Sequence[int]) -> list[str | None]:
+    """The text of each id between two letters, where decoders strip nothing; None if a decoder changes the letters."""
+    letter = backend.encode("a", add_special_tokens=False).ids[-1:]
+    before = backend.decode(letter, skip_special_tokens=False)
+    after = backend.decode(letter * 2, skip_special_tokens=False)[len(before) :]
+    texts = backend.decode_batch([[*letter, token, *letter] for token in tokens], skip_special_tokens=False)
+    return [
+        text[len(before) : len(text) - len(after)]
+        if before and after and text.startswith(before) and text.endswith(after)
+        else None
+        for text in texts
+    ]
+
+
+def check_token_bytes(found: Sequence[bytes | None], kind: Kind, backend: Any, name: str, most: int) -> None:
+    """Compare the bytes of up to ``most`` ids, spread over the vocabulary, with what the tokenizer decodes them to.
+
+    Left out are ids whose bytes are no whole characters, and WordPiece, whose decoder sets spaces by rules of its own.
+
+    Raises:
+        TokenizerError: an id decodes to other bytes.
+    """
+    if kind == "word_piece":
+        return
+    tokens = [token for token in range(0, len(found), max(1, len(found) // most)) if _is_text(found[token])]
+    for token, text in zip(tokens, decoded_within(backend, tokens), strict=True):
+        data = found[token]
+        if data is not None and text is not None and REPLACEMENT not in text and text.encode("utf8") != data:
+            raise TokenizerError(
+                f"{name}: the token {backend.id_to_token(token)!r} ({token}) should stand for {data!r}, and decodes to "
+                f"{text!r}; this tokenizer cannot be aligned by bytes"
+            )
+
+
+def _is_text(data: bytes | None) -> bool:
+    try:
+        return data is not None and bool(data.decode("utf8"))
+    except UnicodeDecodeError:
+        return False
+
+
+def piece_bytes(piece: str, kind: Kind, model: Mapping[str, Any]) -> bytes:
+    """The bytes of one vocabulary entry.
+
+    A byte-level entry with a character outside the alphabet comes from no text; it decodes to itself.
+    """
     if kind == "byte_level":
         known = all(character in CHARACTER_TO_BYTE for character in piece)
-        return bytes(CHARACTER_TO_BYTE[character] for character in piece) if known else None
+        return bytes(CHARACTER_TO_BYTE[character] for character in piece) if known else piece.encode("utf8")
     if kind == "word_piece":
         return _unmarked(piece, model["continuing_subword_prefix"]).replace(SPACE_MARKER, " ").encode("utf8")
     if model.get("byte_fallback") and _BYTE_PIECE.fullmatch(piece):
@@ -87,7 +141,7 @@ def is_byte_piece(piece: str, kind: Kind) -> bool:
 
 
 def unified_piece(piece: str, kind: Kind, model: Mapping[str, Any]) -> str:
-    """A piece with the blank marker ``▁`` whatever its kind, all else as written; what MinED compares."""
+    """A piece with the space marker ``▁`` whatever its kind, all else as written; what MinED compares."""
     if kind == "byte_level":
         return piece.replace(BYTE_TO_CHARACTER[ord(" ")], SPACE_MARKER)
     if kind == "word_piece":
@@ -98,12 +152,12 @@ def unified_piece(piece: str, kind: Kind, model: Mapping[str, Any]) -> str:
 def _unmarked(piece: str, continuing_prefix: str) -> str:
     """A WordPiece entry in SentencePiece's writing.
 
-    Word starts follow a blank, save for those that are split off without one: punctuation, symbols and ideographs.
+    Word starts follow a space, except those that are split off without one: punctuation, symbols and ideographs.
     """
     if piece.startswith(continuing_prefix):
         return piece[len(continuing_prefix) :]
-    after_blank = piece[0].isalnum() and unicodedata.category(piece[0]) != "Lo"
-    return SPACE_MARKER + piece if after_blank else piece
+    after_space = piece[0].isalnum() and unicodedata.category(piece[0]) != "Lo"
+    return SPACE_MARKER + piece if after_space else piece
 
 
 def unknown_piece(model: Mapping[str, Any]) -> str | None:

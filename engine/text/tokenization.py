@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -25,6 +25,7 @@ from engine.text import character_offsets
 from engine.text.token_bytes import (
     BYTE_TO_CHARACTER,
     SPACE_MARKER,
+    check_token_bytes,
     is_byte_piece,
     kind_of,
     part_types,
@@ -33,8 +34,14 @@ from engine.text.token_bytes import (
     unknown_piece,
 )
 
+#: Ids whose bytes are compared with what they decode to when a tokenizer is loaded; takes milliseconds.
+CHECKED_IDS = 512
+
 #: The id of a role that a tokenizer does not have.
 NO_ROLE = -1
+
+#: Stands for an answer in a rendering: a character of private use.
+_ANSWER = "\U00100000"
 
 #: Where each token begins and ends, in characters of the text.
 Offsets = Sequence[tuple[int, int]]
@@ -76,14 +83,15 @@ class PassageTokenizer:
             NO_ROLE if role is None else int(role)
             for role in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         )
-        self.turn_end_id = _turn_end(tokenizer)
+        self.special_tokens = [token for token in layout["added_tokens"] if token["special"]]
+        self.turn_end_id = _turn_end(tokenizer, self.special_tokens)
         self.adds_bos = self.bos_id != NO_ROLE and tokenizer("a")["input_ids"][0] == self.bos_id
         self.normalizer_types = part_types(layout.get("normalizer"), "normalizers")
         pieces = self.backend.get_vocab(with_added_tokens=True)
-        self.token_bytes = token_bytes(layout, self._kind, pieces)
+        self.token_bytes = token_bytes(layout, self._kind, pieces, self.backend)
+        check_token_bytes(self.token_bytes, self._kind, self.backend, name, CHECKED_IDS)
         self.vocab_size = len(self.token_bytes)
         self._added = [token["id"] for token in layout["added_tokens"]]
-        self.special_tokens = [token for token in layout["added_tokens"] if token["special"]]
         self._specials = {token["id"] for token in self.special_tokens}
         self._specials -= {self.backend.token_to_id(unknown_piece(layout["model"]) or "")}
         self._has_byte = np.zeros(256, bool)  # a byte-level vocabulary may lack bytes, which it then drops
@@ -287,15 +295,20 @@ def _loaded(checkpoint: Checkpoint) -> PassageTokenizer:
     return PassageTokenizer(tokenizer, str(checkpoint), backend)
 
 
-def _turn_end(tokenizer: Any) -> int:
-    """The special token that the chat template puts behind an assistant's message; ``NO_ROLE`` without a template."""
+def _turn_end(tokenizer: Any, special_tokens: Sequence[Mapping[str, Any]]) -> int:
+    """The first special token after an answer in the chat template's rendering; ``NO_ROLE`` if there is none.
+
+    Args:
+        special_tokens: those of tokenizer.json; the tokenizer's configuration names only some of them.
+    """
     if not getattr(tokenizer, "chat_template", None):
         return NO_ROLE
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
     try:
-        ids: Sequence[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        rendering: str = tokenizer.apply_chat_template(messages, tokenize=False)
     except Exception:  # a template is a program that may refuse anything, a conversation among them
         return NO_ROLE
-    special = set(tokenizer.all_special_ids)
-    behind = next((token for token in reversed(ids) if token in special), None)
-    return NO_ROLE if behind is None else int(behind)
+    _, answer, after = rendering.rpartition(_ANSWER)
+    ids = {token["content"]: int(token["id"]) for token in special_tokens}
+    places = [(after.index(content), -len(content), token) for content, token in ids.items() if content in after]
+    return min(places)[2] if answer and places else NO_ROLE

@@ -124,7 +124,7 @@ def tokens_of(tokenizer: PassageTokenizer, text: Text) -> TextTokens:
         ids, end_bytes = tokenizer.encode(text)
         num_bytes = np.diff(end_bytes, prepend=0)
         return TextTokens(np.array(bos, np.int32), ids, num_bytes, np.arange(len(ids)) >= 1 - len(bos))
-    rendering = ChatTemplate(tokenizer).encode(text)  # it begins with BOS if the template has it
+    rendering = ChatTemplate.of(tokenizer).encode(text)  # it begins with BOS if the template has it
     num_bytes, is_scored = np.zeros(len(rendering.token_ids), np.int64), np.zeros(len(rendering.token_ids), bool)
     for first, last in rendering.answers:
         ends = rendering.end_bytes[first : last + 1]

@@ -166,4 +166,4 @@ def _check_chat_templates(spec: FusionSpec, faults: list[Fault]) -> None:
         checkpoints[f"evaluation.models.{label}"] = Checkpoint(path)
     remedy = "give a Jinja chat template, or save one with the tokenizer"
     for where, checkpoint in checkpoints.items():
-        _collect(faults, where, lambda found: ChatTemplate(PassageTokenizer.load(found)), checkpoint, remedy)
+        _collect(faults, where, lambda found: ChatTemplate.of(PassageTokenizer.load(found)), checkpoint, remedy)

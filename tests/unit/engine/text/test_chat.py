@@ -1,17 +1,20 @@
 """Conversations: the rendering as transformers tokenizes it, answers found to the byte, and what is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from engine.corpus.cutting import ConversationCutter
 from engine.errors import RecordError, TokenizerError
 from engine.model_files.checkpoint import Checkpoint
 from engine.text.chat import ChatTemplate, beginnings, content_of
 from engine.text.tokenization import PassageTokenizer
-from tests.support.tiny_tokenizers import tokenizer_folders
+from tests.support.tiny_tokenizers import byte_level_with_bos, tokenizer_folders
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -98,7 +101,7 @@ def test_special_strings_in_contents_are_text(templates):
     [
         ("{% for m in messages %}{{ m.content | upper }}{{ eos_token }}{% endfor %}", "changes the contents"),
         ("{{ messages[0].content }}{{ eos_token }}", "leaves out an answer"),
-        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "no special token behind"),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "no special token after"),
         ("{{ raise_exception('no systems here') }}", "refuses a plain conversation"),
         (
             "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no systems') }}{% endif %}"
@@ -137,3 +140,43 @@ def test_a_conversation_is_cut_after_an_answer(folders, templates):
     with pytest.raises(RecordError, match=f"{one[0]} tokens for .*byte-level-with-bos.*, which takes {one[0] - 1}"):
         cut(one[0] - 3, one[1])
     assert content_of(MESSAGES[:3]) == MESSAGES[2]["content"]
+
+
+@pytest.mark.parametrize("entry", ["gap", "mark"])
+def test_special_tokens_keep_their_ids_in_a_vocabulary_with_gaps_or_with_the_marks(entry):
+    wrapped = byte_level_with_bos()
+    layout = json.loads(wrapped.backend_tokenizer.to_str())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    if entry == "gap":
+        layout["model"]["vocab"]["Y"] = len(layout["model"]["vocab"]) + 1
+    else:
+        token = len(layout["model"]["vocab"])
+        layout["model"]["vocab"]["\U00100000"] = token
+        layout["added_tokens"].append({"id": token, "content": "\U00100000", **flags})
+    loaded = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(layout)), bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    loaded.chat_template = (TEMPLATES / "chatml.jinja").read_text()
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
+    rendering = ChatTemplate(PassageTokenizer(loaded, entry)).encode(messages)
+    expected = loaded.apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert rendering.token_ids.tolist() == expected[: len(rendering.token_ids)]
+    assert rendering.token_ids[rendering.answers[-1][1]] == loaded.eos_token_id
+
+
+def test_a_process_has_one_template_of_a_tokenizer(folders):
+    found = tokenizer(folders["byte-level-with-bos"], TEMPLATES / "chatml.jinja")
+    assert ChatTemplate.of(found) is ChatTemplate.of(found)
+
+
+@pytest.mark.parametrize("behind", ["", "{{ eos_token }}"])
+def test_answers_end_with_their_turn(behind):
+    """As in Gemma 3 and Phi 3: the configuration does not name the turn's end; EOS ends the whole conversation."""
+    plain = byte_level_with_bos().backend_tokenizer
+    plain.add_special_tokens(["<turn>", "<end>"])
+    loaded = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="</s>")
+    turns = "{% for m in messages %}<turn>{{ m.role }}\n{{ m.content }}<end>\n{% endfor %}"
+    loaded.chat_template = "{{ bos_token }}" + turns + behind
+    rendering = ChatTemplate(PassageTokenizer(loaded, "turns")).encode(MESSAGES)
+    ends = [int(rendering.token_ids[last]) for _, last in rendering.answers]
+    assert ends == [plain.token_to_id("<end>")] * 2

@@ -17,6 +17,7 @@ from engine.method.fusion import fuse
 from engine.method.rows import SourceRows, TargetRows
 from engine.method.vocabulary import UNMAPPED, build_mapping
 from engine.spec import FusionRuleSpec
+from engine.text.token_bytes import check_token_bytes
 from engine.text.tokenization import PassageTokenizer
 from tests import oracles
 from tests.support import real_tokenizers
@@ -170,6 +171,12 @@ def target_rows(target: PassageTokenizer, text: str) -> TargetRows:
 def source_tokens(ids: np.ndarray, ends: np.ndarray) -> SimpleNamespace:
     """The tokens of one passage as a matcher takes them."""
     return SimpleNamespace(token_ids=ids, end_bytes=ends, offsets=np.array([0, len(ids)]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bytes_of_all_ids_are_what_they_decode_to(name):
+    tokenizer = real_tokenizers.load(name)
+    check_token_bytes(tokenizer.token_bytes, tokenizer._kind, tokenizer.backend, name, most=tokenizer.vocab_size)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,10 +7,11 @@ import json
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import TokenizerError
+from engine.text.token_bytes import check_token_bytes
 from engine.text.tokenization import NO_ROLE, PassageTokenizer
 from tests.support.tiny_tokenizers import SENTENCES, byte_level_with_bos, byte_level_without_bos, sentencepiece_like
 
@@ -153,7 +154,7 @@ def test_a_kind_whose_tokens_are_no_bytes_is_refused():
     words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.train_from_iterator(SENTENCES, trainers.WordLevelTrainer(special_tokens=["[UNK]"]))
-    with pytest.raises(TokenizerError, match="cannot be told as bytes"):
+    with pytest.raises(TokenizerError, match="cannot be read as bytes"):
         PassageTokenizer(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]"), "words")
 
 
@@ -179,6 +180,62 @@ def test_a_turns_end_is_what_the_chat_template_puts_behind_a_message():
     assert chat.turn_end_id == chat.pad_id
     wrapped.chat_template = "{{ raise_exception('no') }}"
     assert PassageTokenizer(wrapped, "odd").turn_end_id == NO_ROLE
+
+
+def gemma_like() -> Tokenizer:
+    """Gemma's kind: spaces as markers, runs of them as added tokens that are not special."""
+    layout = json.loads(sentencepiece_like().backend_tokenizer.to_str())
+    first = len(layout["model"]["vocab"])
+    layout["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    layout["decoder"]["decoders"] = layout["decoder"]["decoders"][:3]
+    for index, content in enumerate(("▁▁", "▁▁▁▁", "<table>", "\n\n")):
+        layout["model"]["vocab"][content] = first + index
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        layout["added_tokens"].append({"id": first + index, "content": content, **flags})
+    return Tokenizer.from_str(json.dumps(layout))
+
+
+def test_added_tokens_stand_for_what_they_decode_to():
+    tokenizer = PassageTokenizer(PreTrainedTokenizerFast(tokenizer_object=gemma_like()), "gemma")
+    found = {content: tokenizer.token_bytes[tokenizer.backend.token_to_id(content)] for content in ("▁▁", "▁▁▁▁")}
+    assert found == {"▁▁": b"  ", "▁▁▁▁": b"    "}
+    assert tokenizer.token_bytes[tokenizer.backend.token_to_id("<table>")] == b"<table>"
+    assert tokenizer.token_bytes[tokenizer.backend.token_to_id("\n\n")] == b"\n\n"
+    assert tokenizer.tokens_within(b"    ") and tokenizer.id_of_bytes[b"    "] == tokenizer.backend.token_to_id("▁▁▁▁")
+    check_token_bytes(tokenizer.token_bytes, "space_marker", tokenizer.backend, "gemma", most=tokenizer.vocab_size)
+
+
+def test_added_tokens_in_letters_of_the_byte_alphabet_stand_for_themselves():
+    wrapped = byte_level_without_bos()
+    wrapped.add_tokens(["é", "<▁hole▁>", "   "])
+    tokenizer = PassageTokenizer(wrapped, "letters")
+    for content in ("é", "<▁hole▁>", "   "):
+        assert tokenizer.token_bytes[tokenizer.backend.token_to_id(content)] == content.encode()
+    text = "a é <▁hole▁>   b"
+    assert tokenizer.encode(text)[1][-1] == len(text.encode())
+
+
+def test_bytes_that_decode_to_others_are_refused():
+    plain = byte_level_without_bos().backend_tokenizer
+    plain.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("e", "E")])
+    with pytest.raises(
+        TokenizerError, match=r"other: the token '.*e.*' \(\d+\) should stand for b'.*', and decodes to"
+    ):
+        PassageTokenizer(PreTrainedTokenizerFast(tokenizer_object=plain), "other")
+
+
+TURNS = "{% for m in messages %}<turn>{{ m.role }}\n{{ m.content }}<end>\n{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [TURNS, TURNS + "{{ eos_token }}"])
+def test_a_turn_ends_with_the_special_token_that_follows_it(template):
+    """As Gemma 3, whose configuration does not name it, and as Phi 3, which ends the conversation with EOS besides."""
+    wrapped = byte_level_with_bos()
+    plain = wrapped.backend_tokenizer
+    plain.add_special_tokens(["<turn>", "<end>"])
+    named = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="</s>")
+    named.chat_template = template
+    assert PassageTokenizer(named, "turns").turn_end_id == plain.token_to_id("<end>")
 
 
 def test_the_fingerprint_follows_what_matters(tokenizers):
