@@ -30,7 +30,8 @@ experiment: $(INSTALLED)
 test: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile tests/house tests/unit tests/golden
+	$(RUN) -m pytest tests/integration tests/chaos
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check --fix .

@@ -10,6 +10,11 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUM
     os.environ[_name] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+# Each process of pytest-xdist keeps its own compiled kernels: numba's cache is not made for two writers at once.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    _cache = os.path.expanduser("~/.cache/knowledge-fusion-engine")
+    os.environ["NUMBA_CACHE_DIR"] = f"{_cache}/kernels-{os.environ['PYTEST_XDIST_WORKER']}"
+
 
 @pytest.fixture(scope="module")
 def process_group(tmp_path_factory):
