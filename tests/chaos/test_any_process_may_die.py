@@ -36,7 +36,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The curve of a run that nobody disturbs, made once for each set of overrides."""
+    """The curve of an undisturbed run, made once for each set of overrides."""
     curves = {}
 
     def curve(*overrides: str) -> list[tuple[float, ...]]:

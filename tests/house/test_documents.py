@@ -1,4 +1,4 @@
-"""The documents name what exists: every path, and in the README's file map every folder.
+"""The documents name what exists: every path, and in the README's file map every folder; old phrases stay away.
 
 The map is the fenced block under the README's heading "Where things are". Each of its lines begins with a path: a
 folder (``engine/text/``), a top-level file (``Makefile``), or ``folder/…/``, which stands for all folders below
@@ -15,6 +15,9 @@ import pytest
 from tests.support.paths import ROOT
 
 ALL_BELOW = "…"
+
+#: Phrases that readers stumbled over, and what stands in their place.
+GONE = {"likeliest": "top", "insist_on_": "check_", "goes on no longer": "has stopped"}
 
 
 def tracked_paths() -> list[PurePosixPath]:
@@ -59,3 +62,11 @@ def test_every_path_in_backticks_exists(document):
     named = set(re.findall(r"`((?:engine|actors|pipelines|tests|requirements)/[\w./-]*)`", text))
     assert named
     assert sorted(path for path in named if not (ROOT / path).exists()) == []
+
+
+def test_old_phrases_stay_away():
+    texts = [path for path in tracked_paths() if path.suffix in (".py", ".md", ".yaml", ".html")]
+    texts = [path for path in texts if path.name not in ("LOG.md", "test_documents.py")]
+    assert len(texts) > 200
+    found = [(str(path), old) for path in texts for old in GONE if old in (ROOT / path).read_text(encoding="utf8")]
+    assert found == []

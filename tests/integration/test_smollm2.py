@@ -87,7 +87,7 @@ def start(base: Path, program: str, *arguments: str) -> subprocess.Popen:
 
 
 def outputs_of(*processes: subprocess.Popen) -> list[str]:
-    """What each prints; when one fails, none is left behind."""
+    """The output of each process; when one fails, all are ended."""
     try:
         printed = [process.communicate(timeout=180) for process in processes]
     finally:

@@ -145,16 +145,16 @@ def test_vllm_equals_transformers(scored):
         assert found.topk_ids.shape == found.topk_logprobs.shape == (len(prompt) - 1, TOP_K)
         np.testing.assert_allclose(found.token_logprobs, expected.token_logprobs, rtol=0, atol=TOLERANCE)
         np.testing.assert_allclose(found.topk_logprobs, expected.topk_logprobs, rtol=0, atol=TOLERANCE)
-        assert (np.diff(found.topk_logprobs, axis=1) <= 0).all(), "likeliest first"
+        assert (np.diff(found.topk_logprobs, axis=1) <= 0).all(), "in descending order"
 
 
-def test_the_likeliest_tokens_are_the_same_wherever_the_order_is_certain(scored):
+def test_the_top_tokens_are_the_same_wherever_the_order_is_certain(scored):
     compared, entries = 0, 0
     for found, expected in zip(scored["dense"], scored["oracle"], strict=True):
         gaps = -np.diff(expected.topk_logprobs, axis=1)
         before = np.pad(gaps, [(0, 0), (1, 0)], constant_values=np.inf)
-        behind = np.pad(gaps, [(0, 0), (0, 1)])  # the entry behind the last is not known: the last is never certain
-        certain = np.minimum(before, behind) > 2 * TOLERANCE
+        after = np.pad(gaps, [(0, 0), (0, 1)])  # the entry after the last is not known: the last is never certain
+        certain = np.minimum(before, after) > 2 * TOLERANCE
         assert np.array_equal(found.topk_ids[certain], expected.topk_ids[certain])
         compared, entries = compared + certain.sum(), entries + certain.size
     assert compared > 0.8 * entries
