@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +15,13 @@ from engine.errors import Fault, SpecError
 from engine.spec.checks import cross_field_faults
 from engine.spec.presets import with_preset
 from engine.spec.sections import FusionSpec
+from engine.spec.yaml_text import read_yaml
+
+#: Shows as much of a value as a message has room for.
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlevel = 4
 
 
 def load_spec(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> FusionSpec:
@@ -27,7 +35,7 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     Raises:
         SpecError: lists every fault with its dotted path, the value seen and the values allowed.
     """
-    document = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
+    document = dict(source) if isinstance(source, Mapping) else _read_document(Path(source))
     for override in overrides:
         document = _with_override(document, override)
     return parse(with_preset(document))
@@ -63,19 +71,15 @@ def parse(document: Mapping[str, Any]) -> FusionSpec:
     return FusionSpec(**sections)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_document(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise SpecError(
-            [Fault(str(path), f"cannot be read: {error.strerror}", "give the path of a YAML spec")]
-        ) from None
+        text = path.read_text(encoding="utf8")
     except UnicodeDecodeError as error:
         raise SpecError([Fault(str(path), f"is not UTF-8 text (byte {error.start})", "save it as UTF-8")]) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        raise SpecError([Fault(where, f"is not YAML: {getattr(error, 'problem', error)}")]) from None
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise SpecError([Fault(str(path), f"cannot be read: {reason}", "give the path of a YAML spec")]) from None
+    document = read_yaml(text, str(path))
     if not isinstance(document, dict):
         raise SpecError([Fault(str(path), f"holds {_shown(document)}", "a spec is a mapping of sections")])
     return document
@@ -86,10 +90,7 @@ def _with_override(document: dict[str, Any], override: str) -> dict[str, Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise SpecError([Fault(override, "is not an override", "write section.field=value")])
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError([Fault(override, f"has a value that is not YAML: {error}")]) from None
+    value = read_yaml(text, override)
     try:
         return _replaced(document, path.split("."), value)
     except (IndexError, ValueError, TypeError):
@@ -163,7 +164,8 @@ def _description_at(keys: Sequence[str | int]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    """At most 80 characters of a value; aliases of YAML can make one that has no end."""
+    text = _SHORT.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

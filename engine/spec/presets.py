@@ -45,7 +45,7 @@ def with_preset(document: Mapping[str, Any]) -> dict[str, Any]:
     if "preset" not in own:
         return own
     name = own.pop("preset")
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise SpecError([Fault("preset", f"{name!r} is no preset", f"allowed: {', '.join(PRESETS)}")])
     for section, values in PRESETS[name].items():
         given = own.get(section, {})

@@ -240,9 +240,13 @@ def _config_files(workshop: Workshop, random_numbers: random.Random) -> Iterator
     yield broken(SOURCE, "rope_type is unknown", _set("rope_parameters", "rope_type", to="spiral"), True)
     yield broken(SOURCE, "rope_type lacks its factor", _set("rope_parameters", "rope_type", to="yarn"))
     yield broken(SOURCE, "needs code of its own", _set("auto_map", to={"AutoConfig": "configuration_x.X"}))
-    yield broken(TARGET, "has a duplicate key", lambda data: data.replace(b"{", b'{"vocab_size": 3, "vocab_size": 5,', 1))
+    yield broken(
+        TARGET, "has a duplicate key", lambda data: data.replace(b"{", b'{"vocab_size": 3, "vocab_size": 5,', 1)
+    )
     for method in ("gptq", "awq", "bitsandbytes", "aqlm", "no-such-method", None):
-        settings = {"quant_method": method, "bits": 4, "group_size": 128, "load_in_4bit": True}
+        settings = {"quant_method": method, "bits": 4, "group_size": 128}
+        if method == "bitsandbytes":
+            settings["load_in_4bit"] = True
         refused = True if method in ("gptq", "awq", "bitsandbytes", "no-such-method") else None
         yield broken(SOURCE, f"is quantised by {method}", _set("quantization_config", to=settings), refused)
     yield broken(TARGET, "target is quantised by gptq", _set("quantization_config", to={"quant_method": "gptq"}), True)
@@ -256,9 +260,10 @@ def _tokenizer_files(workshop: Workshop) -> Iterator[BrokenInput]:
         words = (file, "tokenizer", "checkpoint", "token")
         return workshop.with_checkpoint("tokenizer", f"{file} {name}", model, {file: edit}, words, refused)
 
-    def added(token: int, content: str) -> dict[str, Any]:
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        return {"id": token, "content": content, **flags}
+    def more(special: bool) -> Edit:
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+        tokens = [{"id": 100_000 + number, "content": f"<more-{number}>", **flags} for number in range(3)]
+        return _json(lambda value: value["added_tokens"].extend(tokens))
 
     file = "tokenizer.json"
     for number, (name, edit) in enumerate(BROKEN_JSON.items()):
@@ -276,12 +281,14 @@ def _tokenizer_files(workshop: Workshop) -> Iterator[BrokenInput]:
     yield broken(SOURCE, file, "has an unknown decoder", _set("decoder", to={"type": "None"}))
     yield broken(SOURCE, file, "has added_tokens of null", _set("added_tokens", to=None))
     yield broken(SOURCE, file, "has added_tokens that are texts", _set("added_tokens", to=["<s>"]))
-    more = _json(lambda value: value["added_tokens"].extend(added(100_000 + i, f"<more-{i}>") for i in range(3)))
-    yield broken(SOURCE, file, "has ids far beyond the embedding", more, True)
-    yield broken(TARGET, file, "has ids far beyond the embedding", more, True)
+    yield broken(SOURCE, file, "has ids far beyond the embedding", more(special=False), True)
+    yield broken(TARGET, file, "has ids far beyond the embedding", more(special=False), True)
+    yield broken(TARGET, file, "has special ids beyond the embedding", more(special=True))
     gap = _json(lambda value: value["model"]["vocab"].update({"gap": 5_000_000}))
     yield broken(SOURCE, file, "has an id of five million", gap, True)
-    yield broken(SOURCE, file, "has a negative id", _json(lambda value: value["model"]["vocab"].update({"a": -1})), True)
+    yield broken(
+        SOURCE, file, "has a negative id", _json(lambda value: value["model"]["vocab"].update({"a": -1})), True
+    )
     lower = _set("normalizer", to={"type": "Lowercase"})
     yield broken(SOURCE, file, "loses capitals", lower)
     words = {"type": "WordLevel", "vocab": {"the": 0, "<unk>": 1}, "unk_token": "<unk>"}
@@ -301,7 +308,9 @@ def _tokenizer_files(workshop: Workshop) -> Iterator[BrokenInput]:
     yield broken(SOURCE, file, "has a chat template that is a number", _set("chat_template", to=5))
     yield broken(SOURCE, file, "has a length that is a text", _set("model_max_length", to="long"))
     yield broken(SOURCE, file, "has tokens by no number", _set("added_tokens_decoder", to={"x": {"content": "y"}}))
-    yield broken(SOURCE, file, "needs code of its own", _set("auto_map", to={"AutoTokenizer": ["tokenization_x.X", None]}))
+    yield broken(
+        SOURCE, file, "needs code of its own", _set("auto_map", to={"AutoTokenizer": ["tokenization_x.X", None]})
+    )
 
 
 def safetensors_file(header: dict[str, Any], data: bytes) -> bytes:
@@ -364,11 +373,13 @@ def _weight_files(workshop: Workshop) -> Iterator[BrokenInput]:
         yield broken(model, "no weights", {file: _content(None)})
         yield broken(model, "weights are a Git LFS pointer", {file: _content(LFS_POINTER)})
         yield broken(model, "weights are cut short", {file: lambda data: data[: len(data) // 2]})
-        yield broken(model, "the index names shards that are not there", shard({"weight_map": {"a": "model-1.safetensors"}}))
+        yield broken(
+            model, "the index names shards that are not there", shard({"weight_map": {"a": "model-1.safetensors"}})
+        )
         yield broken(model, "a tensor is missing", {file: _header(drop)})
         yield broken(model, "a tensor has another shape", {file: _header(turn)})
         yield broken(model, "another model's names", {file: _header(rename)})
-        yield broken(model, "all weights are NaN", {file: filled(b"\xff\x7f")}, True if model == SOURCE else None)
+        yield broken(model, "all weights are NaN", {file: filled(b"\xff\x7f")}, None)
     yield broken(SOURCE, "weights are empty", {file: _content(b"")})
     yield broken(SOURCE, "weights are eight bytes", {file: _content(b"\0" * 8)})
     yield broken(SOURCE, "the header is longer than the file", {file: lambda data: b"\xff" * 8 + data[8:]})
@@ -377,7 +388,7 @@ def _weight_files(workshop: Workshop) -> Iterator[BrokenInput]:
     yield broken(SOURCE, "a tensor is smaller than its bytes", {file: _header(halve)})
     yield broken(SOURCE, "a tensor has an unknown type", {file: _header(unknown_type)})
     yield broken(SOURCE, "bytes behind the last tensor", {file: lambda data: data + b"\0" * 100})
-    yield broken(SOURCE, "all weights are zero", {file: filled(b"\0\0")})
+    yield broken(SOURCE, "all weights are zero", {file: filled(b"\0\0")}, None)
     yield broken(SOURCE, "the index is no JSON", {file: _content(None), index: _content(b"{torn")})
     yield broken(SOURCE, "the index is a list", shard([]))
     yield broken(SOURCE, "the index has no weight_map", shard({"metadata": {}}))
@@ -385,7 +396,9 @@ def _weight_files(workshop: Workshop) -> Iterator[BrokenInput]:
     yield broken(SOURCE, "the weight_map names numbers", shard({"weight_map": {"a": 5}}))
     yield broken(SOURCE, "the weight_map leaves the folder", shard({"weight_map": {"a": "../../../etc/passwd"}}))
     yield broken(SOURCE, "the index is a Git LFS pointer", {file: _content(None), index: _content(LFS_POINTER)})
-    yield broken(SOURCE, "a pickle that is none", {file: _content(None), "pytorch_model.bin": _content(b"not a pickle")})
+    yield broken(
+        SOURCE, "a pickle that is none", {file: _content(None), "pytorch_model.bin": _content(b"not a pickle")}
+    )
     yield broken(SOURCE, "a pickle that is cut short", {file: _content(None), "pytorch_model.bin": _content(b"PK\3\4")})
     other = (QUICKSTART / "models" / "gpt2-code" / file).read_bytes()
     yield broken(SOURCE, "another architecture's weights", {file: _content(other)})
@@ -413,7 +426,7 @@ def _spec_texts(workshop: Workshop) -> Iterator[BrokenInput]:
         "names a key twice": good.replace("  max_steps: 2", "  max_steps: 2\n  max_steps: 3"),
         "names a key of a list twice": good.replace("  dtype: float32", "  dtype: float32\n  dtype: auto"),
         "has two documents": good + "---\n" + good,
-        "has a Python object": good + 'x: !!python/object/apply:os.getcwd []\n',
+        "has a Python object": good + "x: !!python/object/apply:os.getcwd []\n",
         "has an unknown tag": good.replace("name: broken", "name: !secret broken"),
         "has an unknown alias": good.replace("name: broken", "name: *nobody"),
         "holds itself": good.replace("run:\n", "run: &run\n  more: *run\n"),
@@ -433,7 +446,13 @@ def _spec_texts(workshop: Workshop) -> Iterator[BrokenInput]:
         "has half of a surrogate pair": good.replace("name: broken", 'name: "\\ud800"'),
     }
     for name, text in texts.items():
-        yield BrokenInput("spec", f"the file {name}", workshop.write(text), ("spec.yaml", "run", "training", "fusion", "source_models", "a"), True)
+        yield BrokenInput(
+            "spec",
+            f"the file {name}",
+            workshop.write(text),
+            ("spec.yaml", "run", "training", "fusion", "source_models", "a"),
+            True,
+        )
 
 
 def _spec_values(workshop: Workshop) -> Iterator[BrokenInput]:
@@ -472,6 +491,7 @@ def _spec_values(workshop: Workshop) -> Iterator[BrokenInput]:
         ("evaluation__stride_tokens", 4096),
         ("cluster__object_store_bytes", 1),
         ("preset", "fusellm_harder"),
+        ("preset", ["fusellm_hard"]),
     ]
     for place, value in values:
         words = (place.split("__")[-1],)

@@ -1,0 +1,222 @@
+"""What the files of a local checkpoint say before a library loads them.
+
+A download that stopped, a Git LFS pointer in the place of weights, a tokenizer of another model: the libraries report
+these late, each in its own way, or go on with random weights. Nothing here needs torch or transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engine.errors import Fault
+
+#: The first line of the file that Git leaves in the place of a large one that was not fetched.
+LFS_BEGINNING = b"version https://git-lfs.github.com/spec/"
+
+#: Longest file that may be such a pointer.
+LFS_BYTES = 1024
+
+#: Files of a checkpoint that must hold a JSON object where they are there.
+_OBJECTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")
+
+#: Forms of weights that transformers reads, in its order: one file, or the index of several.
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+#: Files that hold weights, also in forms that transformers does not read.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+
+#: Ends of the names that architectures give their input embedding.
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+)
+
+_FETCH = "fetch it again"
+
+
+def is_lfs_pointer(path: str) -> bool:
+    """Whether a local file is a Git LFS pointer and not the file that it stands for."""
+    if os.path.getsize(path) > LFS_BYTES:
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(LFS_BEGINNING)) == LFS_BEGINNING
+
+
+def folder_faults(where: str, folder: str) -> list[Fault]:
+    """Everything that is wrong with the files of a checkpoint's folder.
+
+    Args:
+        where: dotted path of the spec's field.
+        folder: a local folder that a spec names as a checkpoint.
+    """
+    files = _files_of(folder)
+    if "config.json" not in files:
+        return [_no_configuration(where, folder, files)]
+    pointers = [name for name in files if is_lfs_pointer(os.path.join(folder, name))]
+    if pointers:
+        return [_pointers(where, folder, pointers)]
+    values: dict[str, Any] = {}
+    faults = [fault for name in _OBJECTS if name in files for fault in _read_object(where, folder, name, values)]
+    shapes: dict[str, tuple[int, ...]] = {}
+    faults += _weight_faults(where, folder, files, shapes)
+    rows = _embedding_rows(values.get("config.json", {}), shapes)
+    if rows and "tokenizer.json" in values:
+        roles = _roles(values.get("tokenizer_config.json", {}))
+        faults += _ids_beyond(where, folder, values["tokenizer.json"], roles, rows)
+    return faults
+
+
+def adapter_faults(where: str, folder: str) -> list[Fault]:
+    """Everything that is wrong with the files of a LoRA adapter's local folder."""
+    files = _files_of(folder)
+    if "adapter_config.json" not in files:
+        reason = f"{folder} has no adapter_config.json, so it is not an adapter"
+        return [Fault(where, reason, "give a folder that peft saved")]
+    pointers = [name for name in files if is_lfs_pointer(os.path.join(folder, name))]
+    if pointers:
+        return [_pointers(where, folder, pointers)]
+    faults = list(_read_object(where, folder, "adapter_config.json", {}))
+    if not {"adapter_model.safetensors", "adapter_model.bin"} & set(files):
+        faults.append(Fault(where, f"{folder} has no weights (adapter_model.safetensors)", _FETCH))
+    if "adapter_model.safetensors" in files:
+        faults += _header_faults(where, os.path.join(folder, "adapter_model.safetensors"), {})
+    return faults
+
+
+def _files_of(folder: str) -> list[str]:
+    """Names of the folder's files; a link to nothing is not one."""
+    return sorted(name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name)))
+
+
+def _no_configuration(where: str, folder: str, files: list[str]) -> Fault:
+    converted = [name for name in files if name.endswith(".gguf")]
+    if converted:
+        return Fault(where, f"{folder} has no config.json", f"give the path of {converted[0]} in it")
+    if "adapter_config.json" in files:
+        return Fault(
+            where, f"{folder} is a LoRA adapter, not a model", "name it as adapter, and its base as checkpoint"
+        )
+    return Fault(where, f"{folder} has no config.json", "give a Hugging Face folder or a .gguf file")
+
+
+def _pointers(where: str, folder: str, names: list[str]) -> Fault:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    reason = f"{names[0]}{more} in {folder}: Git LFS pointers stand in the place of the files"
+    return Fault(where, reason, "fetch them with `git lfs pull`")
+
+
+def _read_object(where: str, folder: str, name: str, values: dict[str, Any]) -> Iterator[Fault]:
+    """Read a JSON object into ``values``, or say why it cannot be."""
+    path = os.path.join(folder, name)
+    try:
+        with open(path, encoding="utf8") as file:
+            value = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        yield Fault(where, f"{path} is not JSON: {error or type(error).__name__}", _FETCH)
+        return
+    if not isinstance(value, dict):
+        yield Fault(where, f"{path} holds {type(value).__name__}, not a JSON object", _FETCH)
+        return
+    values[name] = value
+
+
+def _weight_faults(where: str, folder: str, files: list[str], shapes: dict[str, tuple[int, ...]]) -> Iterator[Fault]:
+    """Faults of the weights; the tensors of safetensors files go into ``shapes``."""
+    if _SINGLE in files:
+        yield from _header_faults(where, os.path.join(folder, _SINGLE), shapes)
+    elif _INDEX in files:
+        yield from _shard_faults(where, folder, files, shapes)
+    elif not any(name.endswith(_WEIGHTS) for name in files) and _PICKLES[1] not in files:
+        yield Fault(where, f"{folder} has no weights (model.safetensors, or its parts and their index)", _FETCH)
+
+
+def _shard_faults(where: str, folder: str, files: list[str], shapes: dict[str, tuple[int, ...]]) -> Iterator[Fault]:
+    """Faults of weights in several files: the index, files that are missing, tensors that no file has."""
+    values: dict[str, Any] = {}
+    yield from _read_object(where, folder, _INDEX, values)
+    if _INDEX not in values:
+        return
+    index, places = os.path.join(folder, _INDEX), values[_INDEX].get("weight_map")
+    if not isinstance(places, Mapping) or not all(isinstance(name, str) for name in places.values()):
+        yield Fault(where, f"{index} has no weight_map from tensors to files", _FETCH)
+        return
+    shards = sorted(set(places.values()))
+    missing = [name for name in shards if name not in files]
+    if missing:
+        reason = f"{len(missing)} of {len(shards)} files that {index} names are missing, such as {missing[0]}"
+        yield Fault(where, reason, "fetch them")
+        return
+    for name in shards:
+        yield from _header_faults(where, os.path.join(folder, name), shapes)
+
+
+def _header_faults(where: str, path: str, shapes: dict[str, tuple[int, ...]]) -> Iterator[Fault]:
+    """Read the header of a safetensors file, which says what its bytes are, into ``shapes``."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        yield Fault(where, f"{path} ({os.path.getsize(path):,} bytes) is cut short or damaged: {reason}", _FETCH)
+
+
+def _embedding_rows(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Rows of the input embedding, as its tensor has them, else as the configuration says; 0: neither does."""
+    rows = [shape[0] for name, shape in shapes.items() if name.endswith(_EMBEDDINGS) and len(shape) == 2]
+    if rows:
+        return max(rows)
+    text_config = config.get("text_config")
+    said = (text_config if isinstance(text_config, Mapping) else config).get("vocab_size")
+    return said if isinstance(said, int) else 0
+
+
+def _roles(config: Mapping[str, Any]) -> set[str]:
+    """The texts of the tokens that begin and end a text."""
+    found = [config.get(role) for role in ("bos_token", "eos_token")]
+    return {str(token.get("content")) if isinstance(token, Mapping) else str(token) for token in found if token}
+
+
+def _ids_beyond(where: str, folder: str, tokenizer: Mapping[str, Any], roles: set[str], rows: int) -> Iterator[Fault]:
+    """A fault if a text can have ids that the embedding has no row for.
+
+    Special tokens are left out: as text they are taken apart. Gemma 3's text models have one for images, and no row.
+    """
+    ids = _ids_of_texts(tokenizer, roles)
+    beyond = {piece: token for piece, token in ids.items() if token >= rows}
+    if beyond:
+        piece = min(beyond, key=lambda text: beyond[text])
+        reason = (
+            f"the tokenizer of {folder} has {len(beyond)} ids beyond the {rows:,} rows of the embedding, such as "
+            f"{beyond[piece]} for {piece!r}"
+        )
+        yield Fault(where, reason, "take the model's own tokenizer, or resize its embedding (resize_token_embeddings)")
+
+
+def _ids_of_texts(tokenizer: Mapping[str, Any], roles: set[str]) -> dict[str, int]:
+    """Token to id, without special tokens that have no role; what is not of this form is the library's to refuse."""
+    model = tokenizer.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
+    ids: dict[str, int] = {}
+    if isinstance(vocabulary, Mapping):
+        ids = {piece: token for piece, token in vocabulary.items() if isinstance(token, int)}
+    elif isinstance(vocabulary, list):  # Unigram: pairs of a piece and its score, the id is the place
+        ids = {str(entry[0]): place for place, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
+    added = tokenizer.get("added_tokens")
+    for token in added if isinstance(added, list) else ():
+        if not isinstance(token, Mapping) or not isinstance(token.get("id"), int):
+            continue
+        content = str(token.get("content"))
+        if token.get("special") and content not in roles:
+            ids.pop(content, None)
+        else:
+            ids[content] = token["id"]
+    return ids
