@@ -80,6 +80,13 @@ def printable(text: str) -> str:
     return text.encode("utf8", "backslashreplace").decode("utf8")
 
 
+def first_line(error: BaseException, most_characters: int = 240) -> str:
+    """The first line of an error's message, with the next where it only introduces that; its type without a message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    return text if len(text) <= most_characters else text[: most_characters - 3] + "..."
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """The error and everything inside it, outermost first, each once. Ray has ways of its own to carry errors."""
     seen: set[int] = set()
@@ -109,10 +116,3 @@ def _raised_while_made(error: BaseException) -> FusionError | None:
     if not (isinstance(kind, type) and issubclass(kind, FusionError)) or issubclass(kind, _FaultsError):
         return None
     return kind(text[last.end() :].strip())
-
-
-def first_line(error: BaseException, most_characters: int = 240) -> str:
-    """The first line of an error's message, with the next where it only introduces that; its type without a message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    text = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
-    return text if len(text) <= most_characters else text[: most_characters - 3] + "..."

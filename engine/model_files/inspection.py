@@ -12,12 +12,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine.errors import Fault
+from engine.model_files.checkpoint import Checkpoint
 
 #: The first line of the file that Git leaves in the place of a large one that was not fetched.
 LFS_BEGINNING = b"version https://git-lfs.github.com/spec/"
 
 #: Longest file that may be such a pointer.
 LFS_BYTES = 1024
+
+GGUF_BEGINNING = b"GGUF"
 
 #: Files of a checkpoint that must hold a JSON object where they are there.
 _OBJECTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")
@@ -47,6 +50,37 @@ def is_lfs_pointer(path: str) -> bool:
         return False
     with open(path, "rb") as file:
         return file.read(len(LFS_BEGINNING)) == LFS_BEGINNING
+
+
+def checkpoint_faults(where: str, checkpoint: Checkpoint) -> list[Fault]:
+    """Everything that is wrong with a checkpoint's files on this machine; a URL or a name of the hub has none here.
+
+    Args:
+        where: dotted path of the spec's section, or of its field if that is the checkpoint's path.
+    """
+    field = field_of(where)
+    path = os.path.expanduser(checkpoint.path)
+    faults: list[Fault] = []
+    if os.path.isdir(path):
+        faults += folder_faults(field, path)
+    elif os.path.isfile(path):
+        faults += _file_faults(field, path)
+    adapter = os.path.expanduser(checkpoint.adapter)
+    if os.path.isdir(adapter):
+        faults += adapter_faults(f"{where}.adapter", adapter)
+    return faults
+
+
+def field_of(where: str) -> str:
+    """The dotted path of a checkpoint's path, from that of its section; of an evaluation's model it is the same."""
+    return where if where.startswith("evaluation") else f"{where}.checkpoint"
+
+
+def quantisation(folder: str) -> str:
+    """The method by which a sound folder's weights are quantised; empty: they are not."""
+    with open(os.path.join(folder, "config.json"), encoding="utf8") as file:
+        settings = json.load(file).get("quantization_config")
+    return str(settings.get("quant_method", "unknown")) if isinstance(settings, Mapping) else ""
 
 
 def folder_faults(where: str, folder: str) -> list[Fault]:
@@ -88,6 +122,16 @@ def adapter_faults(where: str, folder: str) -> list[Fault]:
     if "adapter_model.safetensors" in files:
         faults += _header_faults(where, os.path.join(folder, "adapter_model.safetensors"), {})
     return faults
+
+
+def _file_faults(where: str, path: str) -> list[Fault]:
+    """Faults of a checkpoint that is one file, which only a GGUF file can be."""
+    if is_lfs_pointer(path):
+        return [_pointers(where, os.path.dirname(path), [os.path.basename(path)])]
+    with open(path, "rb") as file:
+        if file.read(len(GGUF_BEGINNING)) == GGUF_BEGINNING and path.endswith(".gguf"):
+            return []
+    return [Fault(where, f"{path} is not a GGUF file", "give a Hugging Face folder or a .gguf file")]
 
 
 def _files_of(folder: str) -> list[str]:

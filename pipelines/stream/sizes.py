@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from actors.sources.backends.vllm import BATCHED_TOKENS
 from engine.corpus.files import CorpusUnit, find_files, units_of
 from engine.corpus.sample import sample
 from engine.corpus.windows import scoring_window, text_window
-from engine.errors import Fault, FusionError, PreflightError
+from engine.errors import Fault, PreflightError
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import context_limit, load_configuration
+from engine.model_files.inspection import field_of
 from engine.spec import FusionSpec, SourceModelSpec
 from engine.text.chat import ChatTemplate
 from engine.text.tokenization import PassageTokenizer
+from pipelines.stream.model_checks import collect, model_faults
 
 #: Steps of its own that an engine is kept busy for by one batch: the last one is partly empty, so that a single one
 #: would be wasteful. With three sources at K=128 (768 bytes a row) a GPU's batch stays below 100 MB.
@@ -27,8 +30,6 @@ STEPS_IN_A_BATCH = 8
 
 READER_CPUS = 0.5
 ALIGNER_CPUS = 1.0
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,16 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
     faults: list[Fault] = []
     files, missing = find_files(spec.corpus.paths, "corpus.paths")
     faults += missing
-    windows = [_collect(faults, "target_model.checkpoint", _target_window, spec)]
+    window_of_block = partial(scoring_window, limit=spec.training.block_length)
+    windows = [_window(faults, "target_model", Checkpoint.of(spec.target_model), window_of_block)]
     for index, source in enumerate(spec.source_models):
-        windows.append(_collect(faults, f"source_models.{index}.checkpoint", _source_window, source))
-        if windows[-1] is not None and source.tensor_parallel_size > 1:
-            faults += _uneven_heads(f"source_models.{index}.tensor_parallel_size", source)
-    for label, checkpoint in spec.evaluation.models.items():
-        _collect(faults, f"evaluation.models.{label}", _evaluation_window(spec), Checkpoint(checkpoint))
-    if spec.corpus.messages_column and not faults:
-        _check_chat_templates(spec, faults)
+        where, look = f"source_models.{index}", partial(_source_window, limit=source.max_context_tokens)
+        windows.append(_window(faults, where, Checkpoint.of(source), look, source.backend))
+        if windows[-1] is not None:
+            faults += [*_uneven_heads(where, source), *_few_tokens(source, spec.fusion.top_k)]
+    for label, path in spec.evaluation.models.items():
+        _window(faults, f"evaluation.models.{label}", Checkpoint(path), window_of_block)
+    _check_chat_templates(spec, faults)
     if faults:
         raise PreflightError(faults)
     replicas = sum(source.replicas for source in spec.source_models)
@@ -117,53 +119,63 @@ def _batch_blocks(spec: FusionSpec) -> int:
     return workers * max(1, budget // (workers * spec.training.block_length))
 
 
-def _collect(
+def _window(
     faults: list[Fault],
     where: str,
-    look: Callable[[Any], Result],
-    subject: Any,
-    remedy: str = "give a Hugging Face folder, its URL, a hub name, or a .gguf file",
-) -> Result | None:
-    """``look(subject)``, its failure turned into a fault at ``where``."""
-    try:
-        return look(subject)
-    except (OSError, ValueError, ImportError, FusionError) as error:  # a protocol's package may not be installed
-        faults.append(Fault(where, str(error).strip().splitlines()[0], remedy))
-        return None
+    checkpoint: Checkpoint,
+    look: Callable[[Checkpoint], int],
+    backend: str = "transformers",
+) -> int | None:
+    """The window of a model, or None and its faults."""
+    found = model_faults(where, checkpoint, backend)
+    faults += found
+    return None if found else collect(faults, field_of(where), "configuration", look, checkpoint)
 
 
-def _evaluation_window(spec: FusionSpec) -> Callable[[Checkpoint], int]:
-    return lambda checkpoint: scoring_window(checkpoint, spec.training.block_length)
-
-
-def _target_window(spec: FusionSpec) -> int:
-    return scoring_window(Checkpoint.of(spec.target_model), spec.training.block_length)
-
-
-def _source_window(source: SourceModelSpec) -> int:
-    checkpoint = Checkpoint.of(source)
-    limit = context_limit(load_configuration(checkpoint), source.max_context_tokens, generated_tokens=1)
-    return text_window(checkpoint, limit)
+def _source_window(checkpoint: Checkpoint, limit: int) -> int:
+    return text_window(checkpoint, context_limit(load_configuration(checkpoint), limit, generated_tokens=1))
 
 
 def _uneven_heads(where: str, source: SourceModelSpec) -> list[Fault]:
     """A fault if the GPUs of one replica cannot share its attention heads evenly, which vLLM asks for."""
+    if source.tensor_parallel_size == 1:
+        return []
     size, config = source.tensor_parallel_size, load_configuration(Checkpoint.of(source)).get_text_config()
     heads = getattr(config, "num_attention_heads", size)  # without attention there is nothing to share
     if heads % size == 0:
         return []
     divisors = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
     reason = f"{size} GPUs cannot share the {heads} attention heads of {source.checkpoint} evenly"
-    return [Fault(where, reason, f"choose one of {divisors}")]
+    return [Fault(f"{where}.tensor_parallel_size", reason, f"choose one of {divisors}")]
+
+
+def _few_tokens(source: SourceModelSpec, top_k: int) -> list[Fault]:
+    """A fault if a source has fewer tokens than entries are kept of each of its rows."""
+    tokens = load_configuration(Checkpoint.of(source)).get_text_config().vocab_size
+    if tokens >= top_k:
+        return []
+    return [Fault("fusion.top_k", f"{top_k} is more than the {tokens} tokens of {source.name}", "lower it")]
 
 
 def _check_chat_templates(spec: FusionSpec, faults: list[Fault]) -> None:
-    """Every model that reads conversations needs a chat template that can be learned from."""
-    checkpoints = {"target_model.chat_template": Checkpoint.of(spec.target_model)}
+    """A template that a spec names must be there; every model of a conversation needs one that can be learned from."""
+    checkpoints = {"target_model": Checkpoint.of(spec.target_model)}
     for index, source in enumerate(spec.source_models):
-        checkpoints[f"source_models.{index}.chat_template"] = Checkpoint.of(source)
-    for label, path in spec.evaluation.models.items() if spec.evaluation.corpora else ():
-        checkpoints[f"evaluation.models.{label}"] = Checkpoint(path)
+        checkpoints[f"source_models.{index}"] = Checkpoint.of(source)
+    unread = {fault.where for fault in faults}
     remedy = "give a Jinja chat template, or save one with the tokenizer"
     for where, checkpoint in checkpoints.items():
-        _collect(faults, where, lambda found: ChatTemplate.of(PassageTokenizer.load(found)), checkpoint, remedy)
+        if f"{where}.checkpoint" in unread:
+            continue
+        if spec.corpus.messages_column:
+            collect(faults, f"{where}.chat_template", "chat template", _load_chat_template, checkpoint, remedy)
+        elif checkpoint.chat_template:
+            collect(faults, f"{where}.chat_template", "chat template", PassageTokenizer.load, checkpoint, remedy)
+    for label, path in spec.evaluation.models.items() if spec.evaluation.corpora else ():
+        where = f"evaluation.models.{label}"
+        if spec.corpus.messages_column and where not in unread:
+            collect(faults, where, "chat template", _load_chat_template, Checkpoint(path), remedy)
+
+
+def _load_chat_template(checkpoint: Checkpoint) -> ChatTemplate:
+    return ChatTemplate.of(PassageTokenizer.load(checkpoint))

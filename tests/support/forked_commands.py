@@ -107,8 +107,6 @@ def _fork(command: list[str], output: Path) -> int:
 
 
 def _load_libraries() -> None:
-    import actors.sources.backends.transformers
-    import actors.sources.source_model
     import pipelines.planning.plan  # noqa: F401
 
 

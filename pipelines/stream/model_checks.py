@@ -1,0 +1,75 @@
+"""What must be true of a model before a run starts: its files are whole, it loads, its tokenizer is its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TypeVar
+
+from engine.errors import Fault, FusionError, first_line
+from engine.model_files.checkpoint import Checkpoint
+from engine.model_files.configuration import load_configuration
+from engine.model_files.inspection import checkpoint_faults, field_of, quantisation
+from engine.model_files.rehearsal import loading_faults
+from engine.text.tokenization import PassageTokenizer
+
+CHECKPOINT_REMEDY = "give a Hugging Face folder, its URL, a hub name, or a .gguf file"
+
+Result = TypeVar("Result")
+
+#: Errors whose messages are written for a person.
+_WORDED = (OSError, ValueError, ImportError, FusionError)
+
+
+def model_faults(where: str, checkpoint: Checkpoint, backend: str = "transformers") -> list[Fault]:
+    """Everything that keeps a model from being read, as far as this machine can see without reading its weights.
+
+    Args:
+        where: dotted path of the spec's section, or of its field if that is the checkpoint's path.
+        backend: of a source. vLLM has its own code for quantised weights, which transformers may lack.
+    """
+    faults = checkpoint_faults(where, checkpoint)
+    if faults:
+        return faults
+    field, folder = field_of(where), os.path.expanduser(checkpoint.path)
+    method = quantisation(folder) if os.path.isdir(folder) else ""
+    if method and backend == "vllm":
+        faults += _package_faults(field, folder, method)
+    elif os.path.isdir(folder):
+        faults += loading_faults(field, folder)
+    if not faults:
+        collect(faults, field, "configuration", load_configuration, checkpoint)
+    plain = replace(checkpoint, chat_template="", adapter="")  # a template that is missing is another fault
+    collect(faults, field, "tokenizer", PassageTokenizer.load, plain)
+    return faults
+
+
+def collect(
+    faults: list[Fault],
+    where: str,
+    part: str,
+    read: Callable[[Checkpoint], Result],
+    checkpoint: Checkpoint,
+    remedy: str = CHECKPOINT_REMEDY,
+) -> Result | None:
+    """``read(checkpoint)``, or None and a fault that names the part if the error's message does not."""
+    try:
+        return read(checkpoint)
+    except _WORDED as error:  # a protocol's package may not be installed
+        reason = first_line(error)
+        if checkpoint.path not in reason:
+            reason = f"the {part} of {checkpoint} cannot be read: {reason}"
+    except Exception as error:  # a damaged file can end a library anywhere
+        reason = f"the {part} of {checkpoint} cannot be read: {type(error).__name__}: {first_line(error)}"
+    faults.append(Fault(where, reason, remedy))
+    return None
+
+
+def _package_faults(where: str, folder: str, method: str) -> list[Fault]:
+    """A fault if vLLM reads this quantisation by a package that is not installed."""
+    if method != "bitsandbytes" or find_spec("bitsandbytes"):
+        return []
+    reason = f"{folder} is quantised by bitsandbytes, which needs the package bitsandbytes"
+    return [Fault(where, reason, "install it, or take another form")]
