@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import fsspec
 import pyarrow.parquet
 
-from engine.errors import Fault, printable
+from engine.errors import Fault, first_line, printable
+from engine.model_files.inspection import is_lfs_pointer
 
 SUFFIXES = (".parquet", ".jsonl", ".txt")
 COMPRESSIONS = (".gz", ".zst")
@@ -31,37 +33,74 @@ class CorpusUnit:
     corpus_pass: int = 0
 
 
-def find_files(patterns: Sequence[str], where: str) -> tuple[list[str], list[Fault]]:
+def find_files(patterns: Sequence[str], where: str, may_be_elsewhere: bool = False) -> tuple[list[str], list[Fault]]:
     """Expand globs and check that every file exists, is of a kind that can be read and is named once.
 
     Args:
         patterns: paths, globs or URLs, each naming at least one file.
         where: dotted path of the spec's field, for the faults.
+        may_be_elsewhere: pass over URLs, and over paths that lead to nothing on this machine.
 
     Returns:
         The files, each once, pattern by pattern, sorted within one; and the faults of the patterns.
     """
-    files: dict[str, int] = {}  # to the index of the pattern that named it first
+    files: dict[str, tuple[str, int]] = {}  # to the first name of a file and the index of its pattern
     faults: list[Fault] = []
     for index, pattern in enumerate(patterns):
-        try:
-            filesystem, path = fsspec.core.url_to_fs(pattern)
-            found = [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(path))]
-        except Exception as error:  # every filesystem has its own errors, and all of them belong to this path
-            faults.append(Fault(f"{where}.{index}", f"{pattern!r} cannot be listed: {type(error).__name__}: {error}"))
+        place = f"{where}.{index}"
+        if may_be_elsewhere and "://" in pattern:
             continue
-        found = [name.removeprefix("file://") for name in found]
-        if not found:
-            faults.append(Fault(f"{where}.{index}", f"no file is at {pattern!r}", "give an existing path or glob"))
-        faults += [_unknown_kind(f"{where}.{index}", name) for name in found if kind_of_file(name) not in SUFFIXES]
-        faults += [_not_utf8(f"{where}.{index}", name) for name in found if printable(name) != name]
-        again = [name for name in found if name in files]
+        try:
+            found = _matches(pattern)
+        except Exception as error:  # every filesystem has its own errors, and all of them belong to this path
+            faults.append(Fault(place, f"{pattern!r} cannot be listed: {type(error).__name__}: {first_line(error)}"))
+            continue
+        if not found and not may_be_elsewhere:
+            faults.append(Fault(place, f"no file is at {pattern!r}", "give an existing path or glob"))
+        again = []
+        for name, kind in found:
+            faults += _file_faults(place, name, kind)
+            first = files.setdefault(_identity(name), (name, index))
+            if first != (name, index):
+                again.append((name, *first))
         if again:
-            first = files[again[0]]
-            faults.append(_named_again(f"{where}.{index}", again, f"{where}.{first} ({patterns[first]!r})"))
-        for name in found:
-            files.setdefault(name, index)
-    return list(files), faults
+            name, before, earlier = again[0]
+            named = f"{where}.{earlier} ({patterns[earlier]!r}) has named" + (
+                f" as {before!r}" if before != name else ""
+            )
+            faults.append(_named_again(place, name, named, len(again)))
+    return [name for name, _ in files.values()], faults
+
+
+def _matches(pattern: str) -> list[tuple[str, str]]:
+    """Names and types (``file``, ``directory``) of the files at a path or glob, sorted.
+
+    Brackets may be part of a name: a path with such a name is no glob, and where the brackets of a glob choose between
+    characters without finding a file, they are taken as they are.
+    """
+    filesystem, path = fsspec.core.url_to_fs(pattern)
+    found = {path: filesystem.info(path)} if filesystem.exists(path) else filesystem.glob(path, detail=True)
+    if not found and "[" in path:
+        found = filesystem.glob(path.replace("[", "[[]"), detail=True)
+    names = {filesystem.unstrip_protocol(name).removeprefix("file://"): info for name, info in found.items()}
+    return [(name, names[name]["type"]) for name in sorted(names)]
+
+
+def _identity(name: str) -> str:
+    """One text for all names of a file: a path without links and ``..``, or the URL."""
+    return name if "://" in name else os.path.realpath(name)
+
+
+def _file_faults(where: str, name: str, kind: str) -> list[Fault]:
+    """Everything that keeps a file from being read as a part of the corpus, as far as its name and its type show."""
+    if kind == "directory":
+        return [Fault(where, f"{name!r} is a folder", f"give the files in it, such as {name}/*.jsonl")]
+    faults = [] if kind_of_file(name) in SUFFIXES else [_unknown_kind(where, name)]
+    if printable(name) != name:
+        faults.append(_not_utf8(where, name))
+    if "://" not in name and is_lfs_pointer(name):
+        faults.append(Fault(where, f"{name!r} is a Git LFS pointer, not the file", "fetch it with `git lfs pull`"))
+    return faults
 
 
 def units_of(path: str) -> list[CorpusUnit]:
@@ -82,10 +121,10 @@ def _not_utf8(where: str, path: str) -> Fault:
     return Fault(where, f"the name of {printable(path)} is not UTF-8", "rename the file")
 
 
-def _named_again(where: str, paths: Sequence[str], earlier: str) -> Fault:
-    more = f" (the first of {len(paths)} files that are named before)" if len(paths) > 1 else ""
+def _named_again(where: str, name: str, earlier: str, count: int) -> Fault:
+    more = f" (the first of {count} files that are named before)" if count > 1 else ""
     passes = "; corpus.passes repeats the whole corpus" if where.startswith("corpus.paths") else ""
-    return Fault(where, f"names {paths[0]!r} again, which {earlier} has named{more}", "name every file once" + passes)
+    return Fault(where, f"names {name!r} again, which {earlier}{more}", "name every file once" + passes)
 
 
 def _unknown_kind(where: str, path: str) -> Fault:

@@ -1,0 +1,35 @@
+"""Check a spec and the files that it names on this machine; loads no library of models."""
+
+from __future__ import annotations
+
+import os
+
+from engine.corpus.files import find_files
+from engine.errors import PreflightError
+from engine.model_files.checkpoint import Checkpoint
+from engine.model_files.inspection import checkpoint_faults
+from engine.spec import FusionSpec
+from engine.spec.loading import as_located_spec
+from pipelines.run.output_folder import output_folder_faults
+
+
+def check(spec: FusionSpec) -> None:
+    """Look at the files that a spec names, as far as they are on this machine: a spec may be checked on another one.
+
+    Raises:
+        PreflightError: lists every checkpoint whose files are damaged or do not fit each other, every path of a corpus
+            that can be no file of it, and an output folder that no run could write.
+    """
+    spec = as_located_spec(spec)
+    _, faults = find_files(spec.corpus.paths, "corpus.paths", may_be_elsewhere=True)
+    for domain, paths in spec.evaluation.corpora.items():
+        faults += find_files(paths, f"evaluation.corpora.{domain}", may_be_elsewhere=True)[1]
+    faults += checkpoint_faults("target_model", Checkpoint.of(spec.target_model))
+    for index, source in enumerate(spec.source_models):
+        faults += checkpoint_faults(f"source_models.{index}", Checkpoint.of(source))
+    for label, path in spec.evaluation.models.items():
+        faults += checkpoint_faults(f"evaluation.models.{label}", Checkpoint(path))
+    if os.path.exists(os.path.dirname(spec.run.output_dir)) or "://" in spec.run.output_dir:
+        faults += output_folder_faults(spec.run.output_dir)
+    if faults:
+        raise PreflightError(faults)

@@ -1,0 +1,73 @@
+"""Whether a run can write its output folder: by fsspec, and by Ray Train, which has filesystems of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+
+import fsspec
+
+from engine.errors import Fault, first_line
+
+WHERE = "run.output_dir"
+
+#: Protocols that mean the same to fsspec and to pyarrow.fs, by which Ray Train writes its state.
+PROTOCOLS = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+
+#: Characters of a URL that both read as they are; pyarrow refuses others, or decodes %20 where fsspec does not.
+_PLAIN = re.compile(r"[A-Za-z0-9._~/:@!$&'()*+,;=-]*")
+
+
+def output_folder_faults(folder: str) -> list[Fault]:
+    """A fault if a run could not write its output folder; nothing stays behind.
+
+    Args:
+        folder: path or fsspec URL. A folder of a store is only looked at: its owner may charge for every write.
+    """
+    protocol, _, rest = folder.rpartition("://")
+    if not protocol:
+        return _local_faults(folder)
+    if protocol not in PROTOCOLS:
+        reason = f"{folder}: Ray Train cannot write by {protocol}://, which lives in one process or in no store it knows"
+        return [Fault(WHERE, reason, f"give a path, or a URL of {', '.join(PROTOCOLS)}")]
+    if not _PLAIN.fullmatch(rest):
+        odd = next(character for character in rest if not _PLAIN.fullmatch(character))
+        reason = f"{folder} has {odd!r}, which fsspec and Ray Train read in different ways in a URL"
+        return [Fault(WHERE, reason, "give a plain path, or a URL of letters, digits and ._~/:@!$&'()*+,;=-")]
+    if protocol == "file":
+        return _local_faults(rest)
+    try:
+        fsspec.core.url_to_fs(folder)
+    except Exception as error:  # every filesystem has its own errors, and its package may not be installed
+        reason = f"{folder} cannot be used: {type(error).__name__}: {first_line(error)}"
+        return [Fault(WHERE, reason, "install the protocol's fsspec package on every node, or choose another folder")]
+    return []
+
+
+def _local_faults(folder: str) -> list[Fault]:
+    """A fault if a local folder cannot be made, or a file in it. What is made on the way is removed again."""
+    made: list[str] = []
+    try:
+        path = os.path.abspath(os.path.expanduser(folder))
+        missing = _missing(path)
+        for place in missing:
+            os.mkdir(place)
+            made.append(place)
+        with tempfile.TemporaryFile(dir=path):
+            return []
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        return [Fault(WHERE, f"{folder} cannot be made or written: {reason}", "choose another folder")]
+    finally:
+        for place in reversed(made):
+            os.rmdir(place)
+
+
+def _missing(path: str) -> list[str]:
+    """The folders that a path still needs, outermost first."""
+    missing = []
+    while not os.path.lexists(path):
+        missing.insert(0, path)
+        path = os.path.dirname(path)
+    return missing

@@ -1,0 +1,49 @@
+"""The paths of a corpus name files as a person means them: each once, whatever characters are in the names."""
+
+import pytest
+
+from engine.corpus.documents import Document, read
+from engine.corpus.files import find_files, units_of
+
+
+def faults_of(*patterns: object) -> list[str]:
+    return [str(fault) for fault in find_files([str(pattern) for pattern in patterns], "corpus.paths")[1]]
+
+
+@pytest.mark.parametrize("pattern", ["web [cleaned]/part [1].jsonl", "web [cleaned]/*.jsonl", "web [[]cleaned]/part*"])
+def test_brackets_may_be_part_of_a_name(tmp_path, pattern):
+    (tmp_path / "web [cleaned]").mkdir()
+    path = tmp_path / "web [cleaned]" / "part [1].jsonl"
+    path.write_text('{"text": "hello"}\n')
+    files, faults = find_files([str(tmp_path / pattern)], "corpus.paths")
+    assert (files, faults) == ([str(path)], [])
+    assert list(read(units_of(files[0])[0], "text", "")) == [Document(str(path), 1, "hello")]
+
+
+def test_brackets_choose_between_characters_where_that_finds_files(tmp_path):
+    for name in ("a1.txt", "a2.txt", "a3.txt"):
+        (tmp_path / name).write_text("x")
+    files, faults = find_files([str(tmp_path / "a[12].txt")], "corpus.paths")
+    assert (files, faults) == ([str(tmp_path / "a1.txt"), str(tmp_path / "a2.txt")], [])
+
+
+def test_a_file_has_one_name(tmp_path):
+    path, link, around = tmp_path / "a.txt", tmp_path / "link.txt", f"{tmp_path}/x/../a.txt"
+    path.write_text("x")
+    link.symlink_to(path)
+    (tmp_path / "x").mkdir()
+    for other in (link, around):
+        (fault,) = faults_of(path, other)
+        assert fault.startswith(f"corpus.paths.1: names '{other}' again, which corpus.paths.0 ('{path}') has named as")
+    (fault,) = faults_of(tmp_path / "*.txt")
+    assert fault.startswith(f"corpus.paths.0: names '{link}' again, which corpus.paths.0")
+
+
+def test_a_folder_and_a_git_lfs_pointer_are_no_files_of_a_corpus(tmp_path):
+    (tmp_path / "x.jsonl").mkdir()
+    (tmp_path / "pointer.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 5\n")
+    folder, pointer = faults_of(tmp_path / "x.jsonl", tmp_path / "pointer.parquet")
+    assert folder.startswith(f"corpus.paths.0: '{tmp_path}/x.jsonl' is a folder; give the files in it")
+    assert pointer == (
+        f"corpus.paths.1: '{tmp_path}/pointer.parquet' is a Git LFS pointer, not the file; fetch it with `git lfs pull`"
+    )
