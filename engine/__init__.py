@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from engine.history.result import RunResult
     from engine.spec import FusionSpec
     from engine.spec.loading import load_spec
+    from pipelines.planning.check import check
     from pipelines.planning.plan import Plan, plan
     from pipelines.run.runner import evaluate, run
 
-__all__ = ["FusionError", "FusionSpec", "Plan", "RunResult", "evaluate", "load_spec", "plan", "run"]
+__all__ = ["FusionError", "FusionSpec", "Plan", "RunResult", "check", "evaluate", "load_spec", "plan", "run"]
 
 _HOME = {
     "FusionError": "engine.errors",
     "FusionSpec": "engine.spec",
     "Plan": "pipelines.planning.plan",
     "RunResult": "engine.history.result",
+    "check": "pipelines.planning.check",
     "evaluate": "pipelines.run.runner",
     "load_spec": "engine.spec.loading",
     "plan": "pipelines.planning.plan",

@@ -15,7 +15,7 @@ from engine.errors import FusionError, SpecError
 from engine.spec.loading import dump_spec
 
 VERBS = {
-    "check": "check the spec and print it with all defaults; starts nothing and reads no model",
+    "check": "check the spec and its files on this machine, print it with all defaults; loads no model",
     "plan": "read models, tokenizers and a sample of the corpus; show what the run would do and need",
     "run": "run it: score, align, fuse, train, export, report",
     "evaluate": "held-out bits per byte and tasks of the target, the sources, the export and evaluation.models",
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _carry_out(parsed: argparse.Namespace, spec: engine.FusionSpec) -> None:
     if parsed.verb == "check":
+        engine.check(spec)
         print(dump_spec(spec), end="")
     elif parsed.verb == "plan":
         print(engine.plan(spec, score=not parsed.without_scoring))

@@ -41,6 +41,8 @@ _EMBEDDINGS = (
     "tok_embeddings.weight",
 )
 
+TOKENIZER_REMEDY = "take the model's own tokenizer, or resize its embedding (resize_token_embeddings)"
+
 _FETCH = "fetch it again"
 
 
@@ -242,7 +244,7 @@ def _ids_beyond(where: str, folder: str, tokenizer: Mapping[str, Any], roles: se
             f"the tokenizer of {folder} has {len(beyond)} ids beyond the {rows:,} rows of the embedding, such as "
             f"{beyond[piece]} for {piece!r}"
         )
-        yield Fault(where, reason, "take the model's own tokenizer, or resize its embedding (resize_token_embeddings)")
+        yield Fault(where, reason, TOKENIZER_REMEDY)
 
 
 def _ids_of_texts(tokenizer: Mapping[str, Any], roles: set[str]) -> dict[str, int]:

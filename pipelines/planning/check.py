@@ -10,7 +10,7 @@ from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.inspection import checkpoint_faults
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
-from pipelines.run.output_folder import output_folder_faults
+from pipelines.stream.output_folder import output_folder_faults
 
 
 def check(spec: FusionSpec) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
+from pipelines.evaluation.models import comparison_faults
 from pipelines.planning.costs import ModelCost, model_costs
 from pipelines.planning.plan_text import BYTES_PER_ENTRY, cost_lines, fusion_line, length_line, survey_lines
 from pipelines.planning.survey import SourceSurvey, sample_passages, survey
+from pipelines.stream.output_folder import output_folder_faults
 from pipelines.stream.sizes import FlowPlan, derive_flow
 
 
@@ -70,6 +72,7 @@ def plan(spec: FusionSpec | Mapping[str, Any] | str | Path, score: bool = True) 
         PreflightError: lists every model that cannot be loaded and every path without files.
     """
     located = as_located_spec(spec)
-    flow = derive_flow(located)
+    further = [*comparison_faults(located, trains_first=True), *output_folder_faults(located.run.output_dir)]
+    flow = derive_flow(located, further)
     texts = [passage.text for passage in sample_passages(located, flow)]
     return Plan(located, flow, survey(located, flow, score), model_costs(located, texts))

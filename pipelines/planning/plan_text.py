@@ -89,7 +89,7 @@ def _score_lines(source: SourceSurvey, top_k: int) -> list[str]:
     if source.scores is None:
         return ["  distributions: not scored (--without-scoring): no nats per byte, no lost mass"]
     if source.scores.problem:
-        return [f"  distributions: unknown, the model cannot be scored here: {source.scores.problem}"]
+        return [f"  distributions: unknown, {source.scores.problem}"]
     scores = source.scores
     return [
         f"  distributions, {scores.rows:,} rows, {scores.num_bytes:,} bytes",
@@ -103,7 +103,7 @@ def _target_nats(scores: Scores | None) -> str:
     if scores is None:
         return ""
     if scores.problem:
-        return f"target: unknown, it cannot be scored here: {scores.problem}"
+        return f"target: unknown, {scores.problem}"
     return f"target: {scores.nats_per_byte:.4f}"
 
 

@@ -18,7 +18,7 @@ from engine.corpus.cutting import ConversationCutter, DocumentCutter
 from engine.corpus.documents import Conversation, Document, Unreadable, read
 from engine.corpus.files import CorpusUnit
 from engine.corpus.windows import SMALLEST_WINDOW
-from engine.errors import RecordError, TokenizerError
+from engine.errors import RecordError, SourceModelError, TokenizerError, first_line
 from engine.method.vocabulary import UNMAPPED, load_or_build
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import load_configuration
@@ -201,19 +201,19 @@ def _spread(items: Sequence, most: int) -> list:
 def _scores(
     section: SourceModelSpec, top_k: int, passages: Sequence[SampledPassage], mapping: np.ndarray | None
 ) -> Scores:
-    """Load one model on the CPU and score passages with it; an error becomes ``problem``."""
+    """Load one model on the CPU, probe it as a run would, and score passages; an error becomes ``problem``."""
     from actors.sources.source_model import SourceModel
 
     if not passages:
-        return Scores(problem="the corpus has no text that can be read")
+        return Scores(problem="it cannot be scored here: the corpus has no text that can be read")
+    section = section.model_copy(update={"backend": "transformers", "num_gpus": 0.0})
     try:
-        model = SourceModel(
-            section.model_copy(update={"backend": "transformers", "num_gpus": 0.0, "probe": "off"}), top_k
-        )
+        model = SourceModel(section, top_k)
         return scores_of(model(_table(passages)), section.name, top_k, mapping)
+    except SourceModelError as error:
+        return Scores(problem=f"a run would refuse it: {first_line(error)}")
     except Exception as error:  # every library that reads weights has its own errors; the plan continues without them
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return Scores(problem=lines[0])
+        return Scores(problem=f"it cannot be scored here: {first_line(error)}")
 
 
 def scores_of(batch: pa.Table, name: str, top_k: int, mapping: np.ndarray | None) -> Scores:
@@ -260,7 +260,7 @@ def _table(passages: Sequence[SampledPassage]) -> pa.Table:
 def _target_section(spec: FusionSpec) -> SourceModelSpec:
     """The target as if it were a source."""
     target = spec.target_model
-    return SourceModelSpec(name="target", checkpoint=target.checkpoint, chat_template=target.chat_template)
+    return SourceModelSpec(name="target", checkpoint=target.checkpoint, chat_template=target.chat_template, probe="off")
 
 
 def _embedding_rows(checkpoint: Checkpoint) -> int:

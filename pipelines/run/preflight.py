@@ -7,11 +7,12 @@ from typing import Any
 
 import fsspec
 
-from engine.errors import Fault, PreflightError
+from engine.errors import Fault
 from engine.reporting.trackers import tracker_faults
 from engine.spec import EvaluationSpec, FusionSpec
 from engine.spec.loading import dump_spec, load_spec
 from pipelines.evaluation.models import comparison_faults
+from pipelines.stream.output_folder import output_folder_faults
 from pipelines.stream.sizes import FlowPlan, derive_flow
 
 SPEC_FILE = "spec.yaml"
@@ -53,17 +54,9 @@ def preflight(spec: FusionSpec) -> FlowPlan:
     Raises:
         PreflightError: lists everything that is missing or in the way.
     """
-    faults: list[Fault] = []
-    flow = None
-    try:
-        flow = derive_flow(spec)
-    except PreflightError as error:
-        faults += error.faults
-    faults += comparison_faults(spec, trains_first=True)
-    faults += tracker_faults(spec)
-    faults += _occupied(spec)
-    if faults or flow is None:
-        raise PreflightError(faults)
+    further = [*comparison_faults(spec, trains_first=True), *tracker_faults(spec)]
+    further += output_folder_faults(spec.run.output_dir) or _occupied(spec)
+    flow = derive_flow(spec, further)
     _write_spec(spec)
     return flow
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from engine.errors import Fault, FusionError, first_line
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import load_configuration
-from engine.model_files.inspection import checkpoint_faults, field_of, quantisation
+from engine.model_files.inspection import TOKENIZER_REMEDY, checkpoint_faults, field_of, quantisation
 from engine.model_files.rehearsal import loading_faults
 from engine.text.tokenization import PassageTokenizer
 
@@ -39,11 +39,26 @@ def model_faults(where: str, checkpoint: Checkpoint, backend: str = "transformer
         faults += _package_faults(field, folder, method)
     elif os.path.isdir(folder):
         faults += loading_faults(field, folder)
-    if not faults:
-        collect(faults, field, "configuration", load_configuration, checkpoint)
-    plain = replace(checkpoint, chat_template="", adapter="")  # a template that is missing is another fault
-    collect(faults, field, "tokenizer", PassageTokenizer.load, plain)
+    plain = replace(checkpoint, adapter="", chat_template="")  # a template that is missing is another fault
+    config = None if faults else collect(faults, field, "configuration", load_configuration, plain)
+    if config is None:
+        return faults
+    if checkpoint.adapter:
+        collect(faults, f"{where}.adapter", "adapter", load_configuration, checkpoint, "give a folder that peft saved")
+    tokenizer = collect(faults, field, "tokenizer", PassageTokenizer.load, plain)
+    if tokenizer is not None:
+        faults += _ids_without_row(field, tokenizer, config.get_text_config().vocab_size)
     return faults
+
+
+def _ids_without_row(where: str, tokenizer: PassageTokenizer, rows: int) -> list[Fault]:
+    """A fault if a text, its BOS or its EOS can have ids that the model's embedding has no row for."""
+    texts = [token for token, data in enumerate(tokenizer.token_bytes) if data is not None]
+    beyond = sorted(token for token in {*texts, tokenizer.bos_id, tokenizer.eos_id} if token >= rows)
+    if not beyond:
+        return []
+    reason = f"the tokenizer of {tokenizer.name} has {len(beyond)} ids from {beyond[0]} on, the embedding {rows:,} rows"
+    return [Fault(where, reason, TOKENIZER_REMEDY)]
 
 
 def collect(

@@ -6,7 +6,7 @@ theirs before the first task runs, and a task that finds none left waits for eve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -58,11 +58,14 @@ class FlowPlan:
     gpus: float
 
 
-def derive_flow(spec: FusionSpec) -> FlowPlan:
-    """Look at the models' configurations and the corpus' files and derive all sizes.
+def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
+    """Look at the models' files and the corpus' files and derive all sizes.
+
+    Args:
+        further: faults found elsewhere, to be listed with those found here.
 
     Raises:
-        PreflightError: lists every model that cannot be loaded and every path without files.
+        PreflightError: lists every model that cannot be loaded, every path without files, and ``further``.
     """
     faults: list[Fault] = []
     files, missing = find_files(spec.corpus.paths, "corpus.paths")
@@ -77,8 +80,8 @@ def derive_flow(spec: FusionSpec) -> FlowPlan:
     for label, path in spec.evaluation.models.items():
         _window(faults, f"evaluation.models.{label}", Checkpoint(path), window_of_block)
     _check_chat_templates(spec, faults)
-    if faults:
-        raise PreflightError(faults)
+    if faults or further:
+        raise PreflightError([*faults, *further])
     replicas = sum(source.replicas for source in spec.source_models)
     training = spec.training
     corpus_units = tuple(asdict(unit) for path in files for unit in units_of(path))

@@ -247,7 +247,7 @@ def _config_files(workshop: Workshop, random_numbers: random.Random) -> Iterator
         settings = {"quant_method": method, "bits": 4, "group_size": 128}
         if method == "bitsandbytes":
             settings["load_in_4bit"] = True
-        refused = True if method in ("gptq", "awq", "bitsandbytes", "no-such-method") else None
+        refused = True if method in ("gptq", "awq", "bitsandbytes") else None
         yield broken(SOURCE, f"is quantised by {method}", _set("quantization_config", to=settings), refused)
     yield broken(TARGET, "target is quantised by gptq", _set("quantization_config", to={"quant_method": "gptq"}), True)
     pairs = [(model, key, value) for model, keys in CONFIG_KEYS.items() for key in keys for value in CONFIG_VALUES]
@@ -618,8 +618,8 @@ def _output_paths(workshop: Workshop) -> Iterator[BrokenInput]:
     yield output("is an archive", f"zip://out::{folder}/x.zip")
     yield output("has a name too long", str(folder / ("x" * 300)))
     yield output("has a null byte", str(folder) + "/x\0y")
-    yield output("holds a folder named spec.yaml", str(folder / "holds a folder"))
-    yield output("holds a spec that is none", str(folder / "holds a list"))
+    yield output("holds a folder named spec.yaml", str(folder / "holds a folder"), None)
+    yield output("holds a spec that is none", str(folder / "holds a list"), None)
     yield workshop.made(
         "paths", "cache_dir lies under a file", ("cache_dir",), True, alignment__cache_dir=str(folder / "file" / "x")
     )

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import pickle
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import engine
 from engine.__main__ import main
 from engine.corpus.files import CorpusUnit
+from engine.errors import PreflightError
 from engine.method.vocabulary import UNMAPPED, build_mapping
 from engine.model_files.checkpoint import Checkpoint
 from engine.text.tokenization import PassageTokenizer
@@ -58,7 +61,7 @@ def _line(text: str) -> str:
 
 def spec_of(folder: Path, *overrides: str) -> engine.FusionSpec:
     sources = [
-        {"name": name, "checkpoint": str(folder / name), "dtype": "float32", "max_context_tokens": 96}
+        {"name": name, "checkpoint": str(folder / name), "dtype": "float32", "max_context_tokens": 96, "probe": "off"}
         for name in ("plain", "pieces")
     ]
     document = {
@@ -286,19 +289,36 @@ def test_without_text_or_sources_the_survey_is_empty(folder, tmp_path):
     assert engine.plan(spec_of(folder, "source_models=[]", "objective.lm_loss_weight=1.0")).sources == ()
 
 
-def test_weights_that_cannot_be_loaded_are_a_problem_in_their_block(folder, tmp_path):
+def test_weights_that_cannot_be_loaded_are_faults_of_the_plan(folder, tmp_path):
     for name in ("plain", "target"):
-        (tmp_path / name).mkdir()
-        for file in (folder / name).iterdir():
-            (tmp_path / name / file.name).write_bytes(file.read_bytes())
+        shutil.copytree(folder / name, tmp_path / name)
     (tmp_path / "plain" / "model.safetensors").unlink()
     (tmp_path / "target" / "model.safetensors").write_bytes(b"torn")
-    spec = spec_of(folder, f"target_model.checkpoint={tmp_path}/target", f"source_models.0.checkpoint={tmp_path}/plain")
+    with pytest.raises(PreflightError) as caught:
+        engine.plan(
+            spec_of(
+                folder, f"target_model.checkpoint={tmp_path}/target", f"source_models.0.checkpoint={tmp_path}/plain"
+            )
+        )
+    target, source = (str(fault) for fault in caught.value.faults)
+    assert target.startswith(f"target_model.checkpoint: {tmp_path}/target/model.safetensors (4 bytes) is cut short")
+    assert source.startswith(f"source_models.0.checkpoint: {tmp_path}/plain has no weights")
+
+
+def test_a_plan_probes_a_source_as_a_run_would(folder, tmp_path):
+    shutil.copytree(folder / "plain", tmp_path / "plain")
+    weights = load_file(tmp_path / "plain" / "model.safetensors")
+    save_file(
+        {name: torch.full_like(tensor, math.nan) for name, tensor in weights.items()},
+        tmp_path / "plain" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    spec = spec_of(folder, f"source_models.0.checkpoint={tmp_path}/plain", "source_models.0.probe=refuse")
     plan = engine.plan(spec)
-    assert plan.sources[0].scores.problem and math.isnan(plan.sources[0].scores.nats_per_byte)
-    assert math.isfinite(plan.sources[1].scores.nats_per_byte)
-    assert f"unknown, the model cannot be scored here: {plan.sources[0].scores.problem}" in str(plan)
-    assert f"target: unknown, it cannot be scored here: {plan.sources[1].target_scores.problem}" in str(plan)
+    name = spec.source_models[0].name
+    assert f"distributions: unknown, a run would refuse it: {name}: it predicts a plain text at nan nats" in str(plan)
+    assert math.isnan(plan.sources[0].scores.nats_per_byte)
+    assert math.isfinite(plan.sources[0].target_scores.nats_per_byte)
     assert str(pickle.loads(pickle.dumps(plan.sources))) == str(plan.sources)
 
 

@@ -28,11 +28,11 @@ def output_folder_faults(folder: str) -> list[Fault]:
     protocol, _, rest = folder.rpartition("://")
     if not protocol:
         return _local_faults(folder)
-    if protocol not in PROTOCOLS:
-        reason = f"{folder}: Ray Train cannot write by {protocol}://, which lives in one process or in no store it knows"
+    if protocol in set(fsspec.available_protocols()) - set(PROTOCOLS):
+        reason = f"{folder} is of a protocol by which Ray Train cannot write its state"
         return [Fault(WHERE, reason, f"give a path, or a URL of {', '.join(PROTOCOLS)}")]
-    if not _PLAIN.fullmatch(rest):
-        odd = next(character for character in rest if not _PLAIN.fullmatch(character))
+    odd = next((character for character in rest if not _PLAIN.fullmatch(character)), "")
+    if odd:
         reason = f"{folder} has {odd!r}, which fsspec and Ray Train read in different ways in a URL"
         return [Fault(WHERE, reason, "give a plain path, or a URL of letters, digits and ._~/:@!$&'()*+,;=-")]
     if protocol == "file":

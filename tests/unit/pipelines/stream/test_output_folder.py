@@ -1,0 +1,39 @@
+"""A folder that a run could not write is a fault before the run, and looking leaves nothing behind."""
+
+import pytest
+
+from pipelines.stream.output_folder import output_folder_faults
+
+
+def faults_of(folder: object) -> str:
+    return "\n".join(map(str, output_folder_faults(str(folder))))
+
+
+def test_a_folder_that_can_be_made_is_not_made_yet(tmp_path):
+    assert faults_of(tmp_path / "a" / "b b" / "c") == ""
+    assert faults_of(f"file://{tmp_path}/a") == ""
+    assert faults_of(tmp_path) == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_and_a_folder_that_cannot_be_made_are_faults(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    for folder in ("file", "file/out", "lost/out", "x" * 300, "a/x\0y", "b/" + "x" * 300):
+        fault = faults_of(tmp_path / folder)
+        assert fault.startswith(f"run.output_dir: {tmp_path / folder} cannot be made or written: "), fault
+    assert "cannot be made or written" in faults_of("/proc/nothing/out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "lost"]
+
+
+@pytest.mark.parametrize("url", ["memory://out", "az://c/x", "s3a://b/x", "webhdfs://h/x", "zip://x::/a.zip"])
+def test_a_protocol_that_ray_train_does_not_write_is_a_fault(url):
+    assert faults_of(url).startswith(f"run.output_dir: {url} is of a protocol by which Ray Train cannot write")
+
+
+@pytest.mark.parametrize(
+    ("url", "odd"),
+    [("s3://b/my runs/x", "' '"), ("file:///a%20b", "'%'"), ("gs://b/öut", "'ö'"), ("s3://b/x?y", "'?'")],
+)
+def test_a_url_that_two_libraries_read_in_two_ways_is_a_fault(url, odd):
+    assert faults_of(url).startswith(f"run.output_dir: {url} has {odd}, which fsspec and Ray Train read")
