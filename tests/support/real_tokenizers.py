@@ -1,7 +1,8 @@
 """Tokenizers of real models and kinds, for the tests that must not trust tiny ones.
 
 Mistral's two come with ``mistral-common``, SmolLM2's and Gemma's with packages that carry their GGUF files, Qwen's and
-DeepSeek's with packages of their own (none of their code is used); the others are trained here, on the quickstart's corpus.
+DeepSeek's with packages of their own (none of their code is used); the others are trained here, on the quickstart's
+corpus.
 """
 
 from __future__ import annotations
