@@ -1,1 +1,1 @@
-"""Source models: each scores passages behind its own tokenizer and engine."""
+"""Source models: each scores passages with its own tokenizer and engine."""

@@ -1,4 +1,4 @@
-"""What is asked of a source model before it may score, and of every row that it returns.
+"""Checks of a source model before it may score, and of every row that it returns.
 
 A model that is fed or read wrongly does not fail: it gives plausible numbers. So a short known text is scored when a
 replica starts, and every batch has to agree with itself.
@@ -75,10 +75,10 @@ def probe(backend: Backend, tokenizer: PassageTokenizer, adds_bos: bool, context
 
 
 def settled_bos(found: Probe, name: str, adds_bos: bool, correct: bool) -> bool:
-    """Whether BOS precedes every passage, after the probe has been heard.
+    """Whether BOS precedes every passage, by the probe's result.
 
     Args:
-        correct: whether a mistake about BOS is mended; otherwise it is refused.
+        correct: whether a mistake about BOS is corrected; otherwise it is refused.
 
     Raises:
         SourceModelError: the other way is better by ``BOS_MARGIN``, or the model predicts no better than chance, or
@@ -99,9 +99,9 @@ def settled_bos(found: Probe, name: str, adds_bos: bool, correct: bool) -> bool:
         return adds_bos
     if correct:
         return not adds_bos
-    told = "with BOS" if adds_bos else "without BOS"
+    way = "with BOS" if adds_bos else "without BOS"
     raise SourceModelError(
-        f"{name}: {told} it predicts a plain text at {found.as_configured:.2f} nats per token, the other way at "
+        f"{name}: {way} it predicts a plain text at {found.as_configured:.2f} nats per token, the other way at "
         f"{found.otherwise:.2f}; set source_models bos: {'never' if adds_bos else 'always'}, or probe: correct"
     )
 
@@ -119,7 +119,7 @@ def is_no_better_than_chance(found: Probe, rows: Sequence[PromptRows]) -> bool:
 def check_same_model(name: str, before: Probe, now: Probe) -> None:
     """Refuse a model that no longer predicts ``PROBE_TEXT`` as it did.
 
-    Weights that go wrong later (a broken device, a file that was written over while it was mapped) stop nothing by
+    Weights that go wrong later (a broken device, a file that was written over while it was mapped) stop no run by
     themselves; the source would only lose every comparison.
 
     Raises:
@@ -161,7 +161,7 @@ def check_distributions(
 
 
 def _fault(prompt: np.ndarray, row: PromptRows, vocab_size: int, dtype: str) -> str:
-    """What is wrong with the rows of one prompt; nothing if all is well."""
+    """The fault of one prompt's rows; empty if all is well."""
     finite = np.isfinite(row.token_logprobs).all() and not np.isnan(row.topk_logprobs).any()
     if not finite or (row.topk_logprobs > 1e-3).any():
         return f"log-probabilities that are not finite or above 0; look at the weights and at dtype {dtype!r}"

@@ -35,7 +35,7 @@ Encoded = tuple[np.ndarray, np.ndarray, slice | np.ndarray]
 class SourceModel:
     """One replica of a source model: its tokenizer and its engine.
 
-    Every passage is scored with EOS behind it, whether or not the document ends there: the row of the last text token
+    Every passage is scored with EOS after it, whether or not the document ends there: the row of the last text token
     needs a successor to exist. The row of EOS itself does not exist, so S is one less than the number of tokens. A
     conversation is scored as the model's chat template renders it, and begins with BOS if that has it.
 

@@ -4,7 +4,7 @@ A remote folder is copied; a GGUF file is converted and an adapter merged (``eng
 everything else knows one form.
 
 A folder of the cache appears by one rename, under a lock, so that it is whole or not there. Its name holds a hash of
-what it was made from, so that a changed checkpoint gets a new one; nothing here deletes the old one, which a run may
+what it was made from, so that a changed checkpoint gets a new one; the old one stays, for a run may
 still be reading. What a killed process has left half made goes when the next folder is made.
 """
 
@@ -239,7 +239,7 @@ def _made_once(cache_dir: str, origin: str, marks: Sequence[Any], make: Callable
 
 
 def _sweep(cache_dir: str) -> None:
-    """Delete the half-made folders that nobody is at work on: whoever made them was killed, and may never come back."""
+    """Delete the half-made folders that no process is at work on: those that made them were killed."""
     for part in Path(cache_dir).glob("*.part"):
         with open(part.with_suffix(".lock"), "a") as lock:
             try:

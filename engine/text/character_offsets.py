@@ -1,6 +1,6 @@
 """From a tokenizer's character offsets to byte end offsets, where its tokens' own bytes are not the text.
 
-That is so where a tokenizer normalises the text, marks what it does not know, or drops blanks. Offsets are the
+That is so where a tokenizer normalises the text, marks what it does not know, or drops spaces. Offsets are the
 library's, in characters of the original text. A token that ends inside a character ends with it here; it comes before
 the token that really ends there, and of tokens with one end only the last counts (``engine.method.alignment``).
 """
@@ -11,7 +11,7 @@ import unicodedata
 
 import numpy as np
 
-#: Categories of characters that a tokenizer may leave out: blanks, controls, formats, marks; BERT's kind leaves out
+#: Categories of characters that a tokenizer may leave out: spaces, controls, formats, marks; BERT's kind leaves out
 #: U+FFFD as well. They belong to the token that follows. Leaving out anything else would lose text.
 _DROPPABLE = ("Z", "C", "M")
 _REPLACEMENT = "\ufffd"

@@ -4,14 +4,14 @@ What two renderings of one conversation have in common is what its messages say.
 a whole passage is elsewhere (``engine.method.answers``): its content is the text, the rendering before it takes the
 place of BOS, and the turn's end takes the place of EOS. Byte offsets count from the answer's beginning, and everything
 that holds for passages holds for answers: rows with the same offset describe the same situation, the row after the last
-token of the content learns the turn's end, and a first token that begins with a blank of the template's is aligned only
+token of the content learns the turn's end, and a first token that begins with a space of the template's is aligned only
 with one that does so too. Rows inside the template, the system's and the user's messages belong to no answer: no source
 sends them, none is aligned, and no loss is taken there.
 
 Three decisions:
 
-- Contents are stripped of blanks around them, as Llama's templates do, so that all models read the same. A template
-  that changes contents otherwise is refused for the conversations where it does.
+- Contents are stripped of white space around them, as Llama's templates do, so that all models read the same. A
+  template that changes contents otherwise is refused for the conversations where it does.
 - A rendering is tokenized whole, as in use, so that tokens merge across a content's borders where the model's own do.
   Special tokens are recognised in what the template has written; the same strings in a content are text.
 - A conversation is cut after an answer, before the first one that does not fit every model.
@@ -50,7 +50,7 @@ class Rendering:
         token_ids: int32 [T].
         end_bytes: int32 [T], bytes of an answer's content consumed after each of its tokens; 0 between answers.
         answers: for each answer the token whose row predicts its first token, and the token that ends its turn. Where
-            nothing precedes the first token, no row predicts it, and it takes its row's place.
+            the first token is the rendering's first, no row predicts it, and it takes its row's place.
     """
 
     token_ids: np.ndarray
@@ -70,7 +70,7 @@ class ChatTemplate:
     """The chat template of one model's tokenizer.
 
     Raises:
-        TokenizerError: there is none, or it puts no special token behind an answer, so that no model could learn to
+        TokenizerError: there is none, or it puts no special token after an answer, so that no model could learn to
             stop.
     """
 
@@ -94,7 +94,7 @@ class ChatTemplate:
         """Render a conversation and find its answers.
 
         Args:
-            messages: contents without blanks around them, at least one of them an answer.
+            messages: contents without white space around them, at least one of them an answer.
 
         Raises:
             TokenizerError: the template refuses the conversation, changes contents, or does not end an answer's turn.
@@ -106,7 +106,7 @@ class ChatTemplate:
         for begin, end in spans:
             first, last = self._answer(data, token_ids, ends, begin, end)
             if answers and first <= answers[-1][1]:
-                raise TokenizerError(f"{self._tokenizer.name}: its chat template puts nothing between two answers")
+                raise TokenizerError(f"{self._tokenizer.name}: its chat template leaves no room between two answers")
             end_bytes[first : last + 1] = np.clip(ends[first : last + 1] - begin, 0, end - begin)
             answers.append((first, last))
         length = answers[-1][1] + 1
@@ -174,7 +174,7 @@ class ChatTemplate:
         if not len(turn_ends) or ends[last - 1] < end or data[end : ends[last - 1]].strip():
             turn_end = self._tokenizer.hugging_face.convert_ids_to_tokens(self._tokenizer.turn_end_id)
             raise TokenizerError(
-                f"{self._tokenizer.name}: its chat template does not put {turn_end!r} behind every answer, so that "
+                f"{self._tokenizer.name}: its chat template does not put {turn_end!r} after every answer, so that "
                 f"where an answer ends is not learned; give another one as chat_template"
             )
         return first, last
@@ -199,7 +199,7 @@ class ChatTemplate:
 
     @cached_property
     def _tokenizer_of_marks(self) -> Any:
-        """The tokenizer that takes marks as it takes special strings elsewhere, blanks around them included."""
+        """The tokenizer that takes marks as it takes special strings elsewhere, spaces around them included."""
         from tokenizers import AddedToken, Tokenizer
 
         backend = Tokenizer.from_str(self._tokenizer.backend.to_str())

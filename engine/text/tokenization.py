@@ -1,8 +1,8 @@
 """Tokenizers to ids and exact UTF-8 byte end offsets; special tokens by role.
 
 Bytes are the one scale that all tokenizers share. A token's bytes come from its vocabulary entry, not from the
-character offsets of the library: those cannot tell the three tokens of a split emoji apart. Only where the tokens'
-bytes are not the text, because the tokenizer normalises it, marks what it does not know or drops blanks, do character
+character offsets of the library: those are the same for all three tokens of a split emoji. Only where the tokens'
+bytes are not the text, because the tokenizer normalises it, marks what it does not know or drops spaces, do character
 offsets serve (``engine.text.character_offsets``). Every encoding is checked against the text, so that a tokenizer that
 loses anything is refused, not trusted.
 """
@@ -55,7 +55,7 @@ class PassageTokenizer:
         token_bytes: the bytes of each id; None for special tokens and ids that stand for no text.
         vocab_size: number of ids, added tokens included.
         bos_id, eos_id, pad_id, turn_end_id: ids by role, ``NO_ROLE`` where the model has none. A turn's end is what the
-            model's own chat template puts behind an assistant's message.
+            model's own chat template puts after an assistant's message.
         adds_bos: whether the tokenizer puts BOS in front of a text by itself.
         normalizer_types: names of the parts of its normalizer, in order.
         fingerprint: changes with everything that changes ids or bytes.
@@ -100,7 +100,7 @@ class PassageTokenizer:
         self._byte_lengths = np.array(lengths, np.int32)
         roles = f"{self.bos_id} {self.eos_id} {self.pad_id} {self.turn_end_id}".encode()
         self.fingerprint = hashlib.sha256(serialized.encode() + roles).hexdigest()
-        self._dummy_prefix_before = {blank: self._joined(blank + "a") == f" {blank}a".encode() for blank in ("", " ")}
+        self._dummy_prefix_before = {space: self._joined(space + "a") == f" {space}a".encode() for space in ("", " ")}
 
     @staticmethod
     def load(checkpoint: Checkpoint) -> PassageTokenizer:
@@ -113,7 +113,7 @@ class PassageTokenizer:
         return _loaded(replace(checkpoint, adapter=""))
 
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Tokenize ``text``, special strings in it as plain text, nothing added.
+        """Tokenize ``text``, special strings in it as plain text, without roles.
 
         Returns:
             ids int32 [n]; end_bytes int32 [n]: UTF-8 bytes of the text consumed after each token. Of several tokens
@@ -163,7 +163,7 @@ class PassageTokenizer:
         joined = b"".join([self.token_bytes[token] or b"" for token in tokens])
         if joined == data:
             return np.cumsum(self._byte_lengths[ids], dtype=np.int32)
-        if joined == b" " + data and self._kind == "space_marker":  # a dummy prefix: a blank that is not in the text
+        if joined == b" " + data and self._kind == "space_marker":  # a dummy prefix: a space that is not in the text
             return np.cumsum(self._byte_lengths[ids], dtype=np.int32) - 1
         kept = np.flatnonzero(self._has_byte[np.frombuffer(data, np.uint8)])
         if joined and len(kept) == len(joined) and bytes(data[place] for place in kept) == joined:
@@ -174,7 +174,7 @@ class PassageTokenizer:
         return self._ends_by_characters(text, tokens, offsets)
 
     def encode_with_roles(self, text: str, add_bos: bool, ends_document: bool) -> tuple[np.ndarray, np.ndarray]:
-        """As ``encode``, with BOS in front (end 0) and EOS behind (end = all bytes) where wanted and there is one."""
+        """As ``encode``, with BOS before (end 0) and EOS after it (end = all bytes) where wanted and there is one."""
         ids, end_bytes = self.encode(text)
         before = [self.bos_id] if add_bos and self.bos_id != NO_ROLE else []
         after = [self.eos_id] if ends_document and self.eos_id != NO_ROLE else []
@@ -185,7 +185,7 @@ class PassageTokenizer:
         )
 
     def has_dummy_prefix(self, text: str) -> bool:
-        """Whether ``encode`` begins ``text`` with a blank that is not in it; some kinds add none before a blank."""
+        """Whether ``encode`` begins ``text`` with a space that is not in it; some kinds add none before a space."""
         return self._dummy_prefix_before[" " if text.startswith(" ") else ""]
 
     def tokens_within(self, data: bytes) -> list[int]:
@@ -224,7 +224,7 @@ class PassageTokenizer:
 
     @cached_property
     def pieces(self) -> list[str]:
-        """Every id as written in the vocabulary, blanks as ``▁`` in all kinds; empty for ids that do not exist."""
+        """Every id as written in the vocabulary, spaces as ``▁`` in all kinds; empty for ids that do not exist."""
         added = set(self._added)
         return [
             piece if token in added or not piece else unified_piece(piece, self._kind, self._model)
@@ -233,7 +233,7 @@ class PassageTokenizer:
 
     @cached_property
     def decoded(self) -> list[str]:
-        """Every id decoded alone: incomplete characters as U+FFFD, SentencePiece's leading blank stripped."""
+        """Every id decoded alone: incomplete characters as U+FFFD, SentencePiece's leading space stripped."""
         texts = [
             piece if data is None else data.decode("utf8", errors="replace")
             for piece, data in zip(self._raw_pieces, self.token_bytes, strict=True)

@@ -27,11 +27,11 @@ Text = str | Sequence[Message]
 
 
 class ScoredText(NamedTuple):
-    """What one model says about one text, T tokens of it scored.
+    """One model's scores of one text, T tokens of it scored.
 
     Attributes:
         boundaries: int64 [T+1], ascending: bytes of the text before the first scored token, and after each. They begin
-            at 0; for a model without BOS, which cannot be asked for the first token, behind that token.
+            at 0; for a model without BOS, which has no row for the first token, after that token.
         nats: float64 [T], ``-ln p`` of each scored token, given the tokens before it in its window.
     """
 
@@ -45,7 +45,7 @@ class TextTokens(NamedTuple):
     Attributes:
         bos: int32 [0 or 1], in front of every window.
         ids: int32 [T]. num_bytes: int64 [T], bytes of the text that each consumes; 0 for what a chat template writes.
-        is_scored: bool [T]: neither a first token with nothing before it, nor what the assistant does not say.
+        is_scored: bool [T]: not a first token without BOS before it, and not words of others than the assistant.
     """
 
     bos: np.ndarray
@@ -60,7 +60,7 @@ class Window(NamedTuple):
     Attributes:
         begin: place of its first token in the text, BOS not counted.
         first: place of the first token that is scored here; those before it are context, scored before.
-        end: place behind its last token.
+        end: place after its last token.
     """
 
     begin: int

@@ -13,7 +13,7 @@ What the number means, and what not:
   best model there; over a text it can beat all of them, which is the point.
 - A model's span counts in the one way in which its tokenizer writes it; all other ways to the same bytes would add
   probability. So each model is a little better than it looks, as it is in bits per byte altogether.
-- Where the common places lie is read off the text, the one ahead included. With equal tokenizers that says nothing.
+- Where the common places lie is read off the text, the one ahead included. With equal tokenizers that says no more.
   With different ones it is knowledge that a decoder does not have: over all possible texts the ensemble's probabilities
   may add up to more than 1. The number then describes the models, a little on the bright side; it is not the length of
   a code, and neither an upper nor a lower bound of one.
@@ -39,7 +39,7 @@ def ensemble(members: Sequence[ScoredText]) -> ScoredText:
 
     Returns:
         The same text with the common boundaries of all members; ``nats`` are those of the spans between them. Bytes
-        before the first boundary of a model without BOS are scored by nobody.
+        before the first boundary of a model without BOS are not scored.
     """
     common = reduce(np.intersect1d, [member.boundaries for member in members], members[0].boundaries)
     nats = np.stack([np.diff(_nats_before(member, common)) for member in members])

@@ -64,7 +64,7 @@ def _documents(spec: FusionSpec, paths: Sequence[str]) -> list[Text]:
                 elif isinstance(document, Document):
                     texts.append(document.text)
                 elif spec.corpus.on_error == "fail":
-                    raise RecordError(f"{document}; mend it, or set corpus.on_error: skip to go on without it")
+                    raise RecordError(f"{document}; correct it, or set corpus.on_error: skip to go on without it")
     return texts
 
 

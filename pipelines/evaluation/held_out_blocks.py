@@ -56,7 +56,7 @@ def _pieces(tokenizer: PassageTokenizer, text: Text, places: int, stride: int) -
 
 
 def _blocks(pieces: Sequence[_Piece], length: int) -> HeldOutBlocks:
-    """The windows packed by best fit; positions stay at 0 behind the last, where the model may have no more of them."""
+    """The windows packed by best fit; positions stay at 0 after the last, where the model may have no more of them."""
     bins = best_fit([len(piece.ids) for piece in pieces], length)
     blocks = HeldOutBlocks(
         input_ids=np.zeros((len(bins), length), np.int32),

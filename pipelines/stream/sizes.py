@@ -1,4 +1,4 @@
-"""The numbers of a run that follow from its spec, its models and its corpus: nobody sets them, ``plan`` shows them.
+"""The numbers of a run that follow from its spec, its models and its corpus; ``plan`` shows them.
 
 Logical CPUs are counted here because too few of them do not slow a stream down, they stop it: actor pools reserve
 theirs before the first task runs, and a task that finds none left waits for ever, without a word.
@@ -107,7 +107,7 @@ def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
 
 
 def mapping_sample(spec: FusionSpec, flow: FlowPlan) -> list[str]:
-    """The text that a statistical vocabulary mapping is counted on; nothing for the other mappings."""
+    """The text that a statistical vocabulary mapping is counted on; empty for the other mappings."""
     if spec.alignment.vocabulary != "statistical":
         return []
     units = [CorpusUnit(**unit) for unit in flow.corpus_units]
@@ -144,7 +144,7 @@ def _uneven_heads(where: str, source: SourceModelSpec) -> list[Fault]:
     if source.tensor_parallel_size == 1:
         return []
     size, config = source.tensor_parallel_size, load_configuration(Checkpoint.of(source)).get_text_config()
-    heads = getattr(config, "num_attention_heads", size)  # without attention there is nothing to share
+    heads = getattr(config, "num_attention_heads", size)  # a model without attention has no heads to share
     if heads % size == 0:
         return []
     divisors = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)

@@ -4,7 +4,7 @@
 import vLLM. ``transformers.py`` is the oracle, and serves where vLLM does not know an architecture.
 
 Row convention (the most probable silent bug here): row s is the distribution of the token *after* token s. A
-prompt of n tokens therefore has n-1 rows, and nothing is shifted anywhere else.
+prompt of n tokens therefore has n-1 rows, and no other place shifts them.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def test_special_strings_in_contents_are_text(templates):
         ),
         (
             "{% for m in messages %}{{ m.content }}{{ eos_token if loop.last else '|' }}{% endfor %}",
-            "does not put '</s>' behind every answer",
+            "does not put '</s>' after every answer",
         ),
     ],
 )
