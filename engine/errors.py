@@ -1,11 +1,10 @@
-"""The errors that a person meets: each says what is wrong, where, the value seen, the values allowed and what to do.
+"""Errors with a message for a person: what is wrong, where, the value seen, the values allowed and what to do.
 
-They cross process borders (Ray pickles them), so every one can be rebuilt from its arguments alone.
+They cross processes: Ray pickles them.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -29,22 +28,35 @@ class Fault:
 
 
 class FusionError(Exception):
-    """Base of every error that the engine raises on purpose."""
+    """Base of every error that the engine raises on purpose.
+
+    Ray Data appends advice of its own to ``args`` of an error that passes through it; ``message`` stays as it was.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.message,)
 
 
 class _FaultsError(FusionError):
-    """An error that lists all faults at once, so that a person mends them in one go."""
+    """An error that lists all faults at once, so that a person can correct them together."""
 
     headline = "something is wrong"
 
     def __init__(self, faults: Iterable[Fault]):
         self.faults = tuple(faults)
-        super().__init__(self.faults)
+        plural = "" if len(self.faults) == 1 else "s"
+        headline = f"{self.headline} ({len(self.faults)} fault{plural}):"
+        super().__init__("\n".join([headline, *(f"  - {fault}" for fault in self.faults)]))
 
-    def __str__(self) -> str:
-        count = len(self.faults)
-        lines = [f"{self.headline} ({count} fault{'s' if count != 1 else ''}):"]
-        return "\n".join(lines + [f"  - {fault}" for fault in self.faults])
+    def __reduce__(self) -> tuple:
+        return type(self), (self.faults,)
 
 
 class SpecError(_FaultsError, ValueError):
@@ -88,7 +100,7 @@ def first_line(error: BaseException, most_characters: int = 240) -> str:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything inside it, outermost first, each once. Ray has ways of its own to carry errors."""
+    """The error and all errors inside it, outermost first, each once; Ray's errors carry others in attributes."""
     seen: set[int] = set()
     waiting: list[BaseException] = [error]
     while waiting:
@@ -100,19 +112,4 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         inside = [getattr(current, "cause", None), current.__cause__, current.__context__]
         inside.append(getattr(current, "controller_failure", None))  # Ray Train's controller
         inside += list((getattr(current, "worker_failures", None) or {}).values())  # Ray Train: one for each rank
-        inside.append(_raised_while_made(current))
         waiting += [item for item in inside if isinstance(item, BaseException)]
-
-
-#: Where a traceback says which of our errors ended it; the message follows.
-_OURS = re.compile(r"^engine\.errors\.(\w+): ", re.MULTILINE)
-
-
-def _raised_while_made(error: BaseException) -> FusionError | None:
-    """What one of our classes has raised in an actor's constructor: Ray hands over the text of the traceback alone."""
-    text = str(error) if getattr(error, "actor_init_failed", False) else ""
-    *_, last = (None, *_OURS.finditer(text))
-    kind = globals().get(last[1]) if last else None
-    if not (isinstance(kind, type) and issubclass(kind, FusionError)) or issubclass(kind, _FaultsError):
-        return None
-    return kind(text[last.end() :].strip())

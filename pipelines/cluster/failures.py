@@ -1,39 +1,38 @@
-"""From Ray's nested errors to the one sentence that a person can act on."""
+"""From Ray's nested errors to one sentence that a person can act on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engine.errors import FusionError, causes
+from ray.exceptions import RayError
 
-#: Ray Data appends to the message of a stage's error how to have it tried again, which would not help here.
-_RAY_DATA_ADVICE = "\nFailed to apply UDF transform"
+from engine.errors import FusionError, causes
 
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Let a ``FusionError`` from any process of the run arrive as itself; name the root of any other failure.
+    """Raise a ``FusionError`` of any process of the run as itself, and any other failure by the name of its root.
 
     Raises:
-        FusionError: whatever failed, with Ray's own error as its cause.
+        FusionError: of every failure, with Ray's own error as its cause.
     """
     try:
         yield
-    except FusionError as error:
-        raise _innermost(error) from None
     except Exception as error:
-        found = next((cause for cause in causes(error) if isinstance(cause, FusionError)), None)
-        if found is not None:
-            raise _innermost(found) from error
+        refusal = refusal_inside(error)
+        if refusal is error:
+            raise
+        if refusal is not None:
+            raise refusal from error
         *_, root = causes(error)
         raise FusionError(f"the run failed: {type(root).__name__}: {str(root).strip() or 'no message'}") from error
 
 
-def _innermost(error: FusionError) -> FusionError:
-    """The error as it was raised: Ray hands over a class of its own that carries it as ``cause``."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, FusionError):
-        return _innermost(cause)
-    first = error.args[0] if error.args else None
-    return type(error)(first.split(_RAY_DATA_ADVICE)[0]) if isinstance(first, str) else error
+def refusal_inside(error: BaseException) -> FusionError | None:
+    """The first ``FusionError`` inside an error, as it was raised; None if there is none.
+
+    Ray raises a task's error as a class that is both a ``RayError`` and the error's own; the original is inside.
+    """
+    found = (cause for cause in causes(error) if isinstance(cause, FusionError) and not isinstance(cause, RayError))
+    return next(found, None)
