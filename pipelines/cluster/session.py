@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,9 @@ LOCAL = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that watches for machines that a cloud takes back
 }
 
+#: Seconds within which the host and port of RAY_ADDRESS must accept a connection. Ray itself would try for minutes.
+CONNECT_SECONDS = 10.0
+
 #: Ray Train's name for the state that the dashboard's Train tab shows; it takes a process.
 TRAIN_TAB = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 
@@ -37,24 +41,26 @@ def ray_session(spec: FusionSpec, logical_cpus: float, gpus: float) -> Iterator[
     """Connect to Ray for as long as the block lasts.
 
     Joins the Ray that this process already uses, or the one that ``RAY_ADDRESS`` names (a submitted job has it), and
-    otherwise starts a local one.
+    otherwise starts a local one; an empty ``RAY_ADDRESS`` names none.
 
     Args:
         spec: of the run; its section ``cluster``.
         logical_cpus, gpus: reserved at once by all stages.
 
     Raises:
-        PreflightError: the cluster cannot reserve what the run needs, so that the stream would wait for ever.
+        PreflightError: no Ray answers at ``RAY_ADDRESS``; a local Ray does not start; or the cluster cannot reserve
+            what the run needs, so that the stream would wait for ever.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     owns_connection = not ray.is_initialized()
-    starts_ray = owns_connection and "RAY_ADDRESS" not in os.environ
+    address = os.environ.get("RAY_ADDRESS", "")
+    starts_ray = owns_connection and address in ("", "local")
     os.environ[TRAIN_TAB] = "0" if starts_ray and not spec.cluster.dashboard else "1"
     if starts_ray:
         _start(spec, logical_cpus)
     elif owns_connection:
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        _join(address)
     try:
         _check_room(logical_cpus, gpus)
         yield
@@ -69,6 +75,18 @@ def spilled_bytes() -> int:
     return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)
 
 
+def _join(address: str) -> None:
+    try:
+        if "://" not in address and ":" in address:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # Ray's own, a socket's, or that of a port that is no number
+        reason = f"no Ray answers at {address!r}: {type(error).__name__}: {error}"
+        remedy = "set it to HOST:PORT of a running cluster, or unset it to start a local Ray"
+        raise PreflightError([Fault("environment variable RAY_ADDRESS", reason, remedy)]) from error
+
+
 def _start(spec: FusionSpec, logical_cpus: float) -> None:
     for name, value in LOCAL.items():
         os.environ.setdefault(name, value)
@@ -76,15 +94,20 @@ def _start(spec: FusionSpec, logical_cpus: float) -> None:
         # Ray protects a local cluster by a token; given one, it does not write its own into the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         AuthenticationTokenLoader.instance().reset_cache()  # this process may have used another Ray before
-    ray.init(
-        address="local",
-        # Logical CPUs are admission tickets, not cores: with fewer than the pools reserve, the stream would hang.
-        num_cpus=max(os.cpu_count() or 1, int(-(-logical_cpus // 1))),
-        object_store_memory=spec.cluster.object_store_bytes,
-        include_dashboard=spec.cluster.dashboard,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    try:
+        ray.init(
+            address="local",
+            # Logical CPUs are admission tickets, not cores: with fewer than the pools reserve, the stream would hang.
+            num_cpus=max(os.cpu_count() or 1, int(-(-logical_cpus // 1))),
+            object_store_memory=spec.cluster.object_store_bytes,
+            include_dashboard=spec.cluster.dashboard,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except Exception as error:  # of a socket's path, of memory, of a process that Ray could not start
+        remedy = "if a path is too long, set RAY_TMPDIR to a short folder; else read the logs in Ray's temporary folder"
+        reason = f"a local Ray does not start: {type(error).__name__}: {error}"
+        raise PreflightError([Fault("cluster", reason, remedy)]) from error
 
 
 def _check_room(logical_cpus: float, gpus: float) -> None:

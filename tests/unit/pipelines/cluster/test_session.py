@@ -1,11 +1,14 @@
-"""The settings of a local Ray: Ray ignores a name that it does not know without a message."""
+"""Ray for a run: settings that Ray knows, and refusals where it cannot be reached or started."""
 
+import time
 from pathlib import Path
 
 import pytest
 import ray
 
-from pipelines.cluster.session import LOCAL, QUIET, TRAIN_TAB
+from engine.errors import PreflightError
+from engine.spec import FusionSpec
+from pipelines.cluster.session import CONNECT_SECONDS, LOCAL, QUIET, TRAIN_TAB, ray_session
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -16,3 +19,41 @@ def test_this_ray_reads_every_setting():
     texts = [path.read_bytes() for path in (folder / "core/src/ray/raylet/raylet", *sources)]
     settings = {*QUIET, *LOCAL, TRAIN_TAB} - {"TOKENIZERS_PARALLELISM"}  # of another library
     assert not [name for name in settings if not any(name.encode() in text for text in texts)]
+
+
+def spec(folder: Path) -> FusionSpec:
+    return FusionSpec.model_validate(
+        {
+            "run": {"name": "none", "output_dir": str(folder)},
+            "corpus": {"paths": ["unused"]},
+            "target_model": {"checkpoint": "unused"},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1:1", "ConnectionRefusedError"),
+        ("127.0.0.1:none", "ValueError: invalid literal"),
+        ("nonsense", "ValueError"),
+        ("no-such-host.invalid:6379", "gaierror"),
+    ],
+)
+def test_an_address_where_no_ray_answers_is_refused_at_once(tmp_path, monkeypatch, address, reason):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    started = time.monotonic()
+    with pytest.raises(PreflightError) as refused, ray_session(spec(tmp_path), 1, 0):
+        pass
+    assert time.monotonic() - started < 2 * CONNECT_SECONDS
+    assert f"environment variable RAY_ADDRESS: no Ray answers at '{address}': {reason}" in str(refused.value)
+    assert not ray.is_initialized()
+
+
+def test_an_empty_address_starts_a_local_ray_whose_folder_must_be_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 30)))
+    sentence = r"a local Ray does not start: .*; .*set RAY_TMPDIR to a short folder"
+    with pytest.raises(PreflightError, match=sentence), ray_session(spec(tmp_path), 1, 0):
+        pass
+    assert not ray.is_initialized()
