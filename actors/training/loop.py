@@ -68,7 +68,8 @@ def train_worker(
     if target.step != journal.saved_step:  # a finished run that is started again keeps its only checkpoint as it is
         commit(target, journal, writer)
     writer.finish()
-    if not (spec.evaluation.patience and best_step(spec, journal.history)):  # else the best weights are exported
+    is_exported = spec.evaluation.patience and best_step(spec, journal.history)
+    if journal.history and not is_exported:
         _export(target, spec)
     return tuple(journal.history)
 

@@ -1,4 +1,4 @@
-"""Everything that must be true before work starts; all faults are collected and raised once."""
+"""The checks before a run starts; all faults are collected and raised once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import fsspec
 
+from actors.training.checkpoint_index import checkpoints_folder, latest
 from engine.errors import Fault
 from engine.reporting.trackers import tracker_faults
 from engine.spec import EvaluationSpec, FusionSpec
@@ -17,7 +18,7 @@ from pipelines.stream.sizes import FlowPlan, derive_flow
 
 SPEC_FILE = "spec.yaml"
 
-#: Where and how fast a run goes on may change between two starts of it; what it computes may not.
+#: Fields that may change between two starts of a run: where and how fast it works, not what it computes.
 PLACEMENT: dict[str, Any] = {
     "cluster": True,
     "run": {"tensorboard", "wandb_project"},
@@ -49,7 +50,7 @@ PLACEMENT: dict[str, Any] = {
 
 
 def preflight(spec: FusionSpec) -> FlowPlan:
-    """Check models, corpora and the output folder; write the resolved spec.
+    """Check models, corpora and the output folder; nothing is written.
 
     Raises:
         PreflightError: lists everything that is missing or in the way.
@@ -57,12 +58,14 @@ def preflight(spec: FusionSpec) -> FlowPlan:
     further = [*comparison_faults(spec, trains_first=True), *tracker_faults(spec)]
     further += output_folder_faults(spec.run.output_dir) or _occupied(spec)
     flow = derive_flow(spec, further)
-    _write_spec(spec)
     return flow
 
 
 def _occupied(spec: FusionSpec) -> list[Fault]:
-    """A fault if the output folder holds another run, whose checkpoints this one must not go on from."""
+    """A fault if the output folder holds another run that has learned something: this one must not go on from there.
+
+    A run that has failed before its first checkpoint may be started again with a corrected spec.
+    """
     try:
         filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
         path = os.path.join(folder, SPEC_FILE)
@@ -72,7 +75,7 @@ def _occupied(spec: FusionSpec) -> list[Fault]:
     except Exception as error:  # any filesystem's own error, none installed, or a spec that is no longer one
         reason = f"{spec.run.output_dir} cannot be used: {type(error).__name__}: {error}"
         return [Fault("run.output_dir", reason, "choose another folder")]
-    if _essence(earlier) == _essence(spec):
+    if _essence(earlier) == _essence(spec) or latest(checkpoints_folder(spec.run.output_dir)) is None:
         return []
     reason = f"{spec.run.output_dir} holds another run ({_first_difference(earlier, spec)})"
     return [Fault("run.output_dir", reason, "choose another folder, or remove that run")]
@@ -97,7 +100,8 @@ def _first_difference(earlier: FusionSpec, spec: FusionSpec) -> str:
     return f"its {section}.{name} is {before[section].get(name)!r}, not {now[section][name]!r}"
 
 
-def _write_spec(spec: FusionSpec) -> None:
+def write_spec(spec: FusionSpec) -> None:
+    """Write the resolved spec to the output folder."""
     filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
     filesystem.makedirs(folder, exist_ok=True)
     filesystem.pipe_file(os.path.join(folder, SPEC_FILE), dump_spec(spec).encode("utf8"))

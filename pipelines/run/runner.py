@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.monitor import RunMonitor
-from engine.errors import PreflightError
+from engine.errors import FusionError, PreflightError
 from engine.history.result import EvaluationResult, Progress, RunResult, StepRecord
 from engine.history.stopping import exported_step, reached
 from engine.history.totals import seconds_of_earlier_starts, source_totals
@@ -33,7 +33,8 @@ from pipelines.cluster.ray_metrics import RayMetrics
 from pipelines.cluster.session import ray_session, spilled_bytes
 from pipelines.evaluation.evaluate import evaluate_models
 from pipelines.evaluation.models import comparison_faults, export_dir
-from pipelines.run.preflight import SPEC_FILE, preflight
+from pipelines.run.lease import lease
+from pipelines.run.preflight import SPEC_FILE, preflight, write_spec
 from pipelines.stream.sizes import FlowPlan, derive_flow
 from pipelines.stream.training import train
 
@@ -55,19 +56,15 @@ def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
     started = time.monotonic()
     spec = as_located_spec(spec)
     flow = preflight(spec)
-    with ray_session(spec, flow.logical_cpus, flow.gpus), readable_errors():
-        check_places(spec)
-        spilled_before = spilled_bytes()
-        result = _train(spec, flow)
-        result = replace(
-            result,
-            evaluation=evaluate_models(spec),
-            spilled_bytes=spilled_bytes() - spilled_before,
-            wall_seconds=result.wall_seconds + time.monotonic() - started,
-        )
-    write_evaluation(spec, result.evaluation)
-    write_model_card(spec, result)
-    write_report(spec, result, result.report_path)
+    with lease(spec.run.output_dir):
+        write_spec(spec)
+        with ray_session(spec, flow.logical_cpus, flow.gpus), readable_errors():
+            check_places(spec)
+            result = _train_and_evaluate(spec, flow)
+        result = replace(result, wall_seconds=result.wall_seconds + time.monotonic() - started)
+        write_evaluation(spec, result.evaluation)
+        write_model_card(spec, result)
+        write_report(spec, result, result.report_path)
     show_summary(result)
     return result
 
@@ -92,9 +89,13 @@ def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> EvaluationRes
     return evaluation
 
 
-def _train(spec: FusionSpec, flow: FlowPlan) -> RunResult:
-    """Stream the corpus through the source models into training, watched by all observers; the totals so far."""
-    monitor = _run_monitor()
+def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan) -> RunResult:
+    """Stream the corpus through the source models into training, watched by all observers; then evaluate.
+
+    Raises:
+        FusionError: nothing was learned.
+    """
+    spilled_before, monitor = spilled_bytes(), _run_monitor()
 
     def snapshot(since_step: int = 0) -> Progress:
         return ray.get(monitor.snapshot.remote(since_step))
@@ -103,7 +104,22 @@ def _train(spec: FusionSpec, flow: FlowPlan) -> RunResult:
     observers = [display, RayMetrics(spec), *chosen_trackers(spec)]
     with Watch(snapshot, observers, display.say):
         history = train(spec, flow, monitor)
-    return _result(spec, history, snapshot())
+    progress = snapshot()
+    if not history:
+        raise FusionError(_nothing_learned(spec, progress))
+    result = _result(spec, history, progress)
+    return replace(result, evaluation=evaluate_models(spec), spilled_bytes=spilled_bytes() - spilled_before)
+
+
+def _nothing_learned(spec: FusionSpec, progress: Progress) -> str:
+    """The message about a run whose corpus holds nothing to learn."""
+    skipped = progress.skipped
+    first = f", the first one {skipped[0].path}, row {skipped[0].row}: {skipped[0].reason}" if skipped else ""
+    return (
+        f"nothing was learned: the corpus {', '.join(spec.corpus.paths)} gave no passage; "
+        f"{len(skipped)} files or rows were skipped{first}. No model was exported; correct corpus.paths, "
+        f"corpus.text_column or corpus.messages_column"
+    )
 
 
 def _run_monitor() -> ActorHandle:

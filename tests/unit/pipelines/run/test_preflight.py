@@ -6,23 +6,43 @@ import pytest
 
 from engine import load_spec
 from engine.errors import PreflightError
-from pipelines.run.preflight import preflight
+from pipelines.run.preflight import preflight, write_spec
 
 pytestmark = pytest.mark.timeout(60)
 
 
 def check(tmp_path, *overrides: str) -> None:
-    preflight(load_spec("pipelines/specs/quickstart.yaml", [f"run.output_dir={tmp_path / 'out'}", *overrides]))
+    spec = load_spec("pipelines/specs/quickstart.yaml", [f"run.output_dir={tmp_path / 'out'}", *overrides])
+    preflight(spec)
+    write_spec(spec)
+
+
+def learn_something(tmp_path) -> None:
+    """Leave a complete checkpoint in the output folder."""
+    checkpoint = tmp_path / "out" / "checkpoints" / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text('{"step": 1, "history": [], "learned": []}')
 
 
 def test_an_output_folder_of_another_run_is_refused(tmp_path):
     check(tmp_path)
+    learn_something(tmp_path)
     with pytest.raises(PreflightError, match=r"holds another run \(its training.block_length is 256, not 128\)"):
         check(tmp_path, "training.block_length=128")
 
 
+def test_a_corrected_spec_is_accepted_where_nothing_was_learned(tmp_path):
+    check(tmp_path)
+    check(tmp_path, "source_models.0.bos=always")
+    learn_something(tmp_path)
+    check(tmp_path, "source_models.0.bos=always")
+    with pytest.raises(PreflightError, match="holds another run"):
+        check(tmp_path)
+
+
 def test_a_run_may_go_on_elsewhere_and_otherwise_placed(tmp_path):
     check(tmp_path)
+    learn_something(tmp_path)
     check(tmp_path, "training.num_workers=1", "training.max_restarts=0", "source_models.0.replicas=3")
 
 
