@@ -1,12 +1,13 @@
 """Command line: ``python -m engine check|plan|run|evaluate SPEC [section.field=value ...]``.
 
-Exit codes: 0 done, 1 the run failed, 2 the spec or the command line is wrong.
+Exit codes: 0 done, 1 the run failed or was stopped (Ctrl-C, SIGTERM), 2 the spec or the command line is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,8 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out one verb; returns the exit code."""
     parsed = _parse(arguments)
+    # A scheduler stops a run by SIGTERM; it ends as by Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         spec = engine.load_spec(parsed.spec, parsed.overrides)
         _carry_out(parsed, spec)

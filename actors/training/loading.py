@@ -27,6 +27,8 @@ def empty_causal_lm(spec: TargetModelSpec) -> PreTrainedModel:
         TrainingError: ``lora.target_modules`` names no module, or one that must not have an adapter.
     """
     config = load_configuration(Checkpoint.of(spec))
+    if hasattr(config, "quantization_config"):  # of the checkpoint's weights; training and export have plain ones
+        del config.quantization_config
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if spec.lora.rank:

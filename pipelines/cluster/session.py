@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -57,10 +59,11 @@ def ray_session(spec: FusionSpec, logical_cpus: float, gpus: float) -> Iterator[
     address = os.environ.get("RAY_ADDRESS", "")
     starts_ray = owns_connection and address in ("", "local")
     os.environ[TRAIN_TAB] = "0" if starts_ray and not spec.cluster.dashboard else "1"
-    if starts_ray:
-        _start(spec, logical_cpus)
-    elif owns_connection:
-        _join(address)
+    with _own_sigterm():
+        if starts_ray:
+            _start(spec, logical_cpus)
+        elif owns_connection:
+            _join(address)
     try:
         _check_room(logical_cpus, gpus)
         yield
@@ -73,6 +76,18 @@ def spilled_bytes() -> int:
     """Bytes that Ray has moved from shared memory to disk since the cluster started; a healthy stream spills none."""
     state = get_state_from_address(ray.get_runtime_context().gcs_address)
     return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM; Ray's would end the process at once, wherever its threads are."""
+    is_main = threading.current_thread() is threading.main_thread()  # Python sets handlers there alone, and so does Ray
+    handler = signal.getsignal(signal.SIGTERM) if is_main else None
+    try:
+        yield
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _join(address: str) -> None:

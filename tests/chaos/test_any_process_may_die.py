@@ -93,9 +93,23 @@ def replaced(run: InterruptedRun, stage: str) -> list[str]:
 def interrupt(run: InterruptedRun) -> None:
     """Ctrl-C, as a terminal sends it."""
     kill_group(run.process, signal.SIGINT)
+    check_stopped(run)
+
+
+def check_stopped(run: InterruptedRun) -> None:
+    """The run has ended with a sentence."""
     assert run.wait() == 1, run.log
     assert "stopped; the same command goes on from the last checkpoint" in run.log
     assert "Traceback" not in run.log
+    assert "Fatal Python error" not in run.log
+
+
+def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path):
+    no_sources = ("source_models=[]", "objective.lm_loss_weight=1.0")
+    with InterruptedRun(tmp_path, *no_sources).start() as run:
+        run.wait_for_step(2)
+        os.kill(run.process.pid, signal.SIGTERM)
+        check_stopped(run)
 
 
 def test_ctrl_c_and_then_the_driver(tmp_path, undisturbed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +93,16 @@ def test_recomputation_keeps_fewer_activations(tmp_path):
 
     plain, recomputed = kept_bytes(), kept_bytes(activation_checkpointing=True)
     assert recomputed < 0.5 * plain
+
+
+def test_the_export_of_an_fp8_checkpoint_does_not_claim_to_be_fp8(tmp_path, checkpoint):
+    path = Path(checkpoint) / "config.json"
+    fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": fp8}))
+    export(target(checkpoint), Checkpoint(checkpoint), str(tmp_path / "export"))
+    assert "quantization_config" not in json.loads((tmp_path / "export" / "config.json").read_text())
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert {parameter.dtype for parameter in exported.parameters()} == {torch.float32}
 
 
 def test_adapters_alone_are_trained_and_stored_and_the_export_has_them_merged(tmp_path, checkpoint):
