@@ -1,4 +1,4 @@
-"""Refusals of a stage's worker, raised by its first call."""
+"""Errors of a worker's constructor, raised by its first call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.errors import FusionError
 
 
 class Deferred:
-    """A worker of a stage whose constructor may refuse; its refusal is raised by the first call instead.
+    """A worker of a stage, made at once; an error of its constructor is raised by the first call.
 
     Ray carries an error of a call as an object. Of an error in an actor's constructor it keeps only a traceback's text,
     which it also prints on the driver's terminal.
@@ -20,18 +20,20 @@ class Deferred:
     """
 
     def __init__(self, make: Callable[..., Callable], **arguments: Any):
-        self._refusal: FusionError | None = None
+        self._error: Exception | None = None
         try:
             self._worker = make(**arguments)
-        except FusionError as error:
-            self._refusal = error
+        except (FusionError, OSError) as error:  # after an OSError Ray Train tries again: a store may come back
+            self._error = error
+        except Exception as error:  # such as a package that is missing: it would come again
+            self._error = FusionError(f"{make.__name__} cannot start: {type(error).__name__}: {error}")
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the worker.
 
         Raises:
-            FusionError: the worker's constructor has refused.
+            FusionError, OSError: the constructor has failed.
         """
-        if self._refusal is not None:
-            raise self._refusal
+        if self._error is not None:
+            raise self._error
         return self._worker(*arguments)

@@ -26,7 +26,7 @@ from engine.corpus.cutting import Cutter
 from engine.history.ledger import Ledger
 from engine.spec import FusionSpec
 from pipelines.stream.sizes import FlowPlan, mapping_sample
-from pipelines.stream.stages import ONE_BATCH, AlignerStage, SourceModelStage, pool
+from pipelines.stream.stages import ONE_BATCH, AlignerStage, PassageReaderStage, SourceModelStage, pool
 
 
 def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: ActorHandle) -> Dataset:
@@ -40,8 +40,9 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
     """
     stream = ray.data.from_items(_shares_of_corpus(spec, flow), override_num_blocks=flow.reader_replicas)
     stream = stream.map_batches(
-        PassageReader,
+        PassageReaderStage,
         fn_constructor_kwargs={
+            "read": PassageReader,
             "corpus": spec.corpus,
             "target_checkpoint": flow.checkpoints[0],
             "cut": Cutter(flow.checkpoints, flow.windows, spec.corpus.overlap_bytes),

@@ -1,4 +1,4 @@
-"""The processes between reader and training as Ray Data runs them: one row in, which is a batch, and rows out.
+"""The processes of the stream as Ray Data runs them: one row in, which is a share or a batch, and rows out.
 
 Ray's dashboard and a process list show the names of these classes.
 """
@@ -12,14 +12,32 @@ import pyarrow as pa
 from ray.data import ActorPoolStrategy
 
 from actors.aligner import Aligner
+from actors.reader import PassageReader
 from actors.sources.optional_source import OptionalSource
 from actors.sources.source_model import SourceModel
 from engine.blocks.packing import Packer
 from engine.records.batches import as_row, of_row, shares
 from engine.spec import SourceModelSpec
+from pipelines.stream.deferred import Deferred
 
 #: How a stage takes the stream: one row at a time, which is a batch.
 ONE_BATCH = {"batch_size": 1, "batch_format": "pyarrow"}
+
+
+class PassageReaderStage:
+    """One reader: reads its share of the corpus and yields batches of passages.
+
+    Args:
+        read: the class that reads, which is made here, in the reader's process.
+        arguments: of ``read``.
+    """
+
+    def __init__(self, read: type[PassageReader], **arguments: Any):
+        self._read = Deferred(read, **arguments)
+
+    def __call__(self, share: pa.Table) -> Iterator[pa.Table]:
+        """The batches of the share, one row each."""
+        return self._read(share)
 
 
 class SourceModelStage:
@@ -31,7 +49,7 @@ class SourceModelStage:
     """
 
     def __init__(self, score: type[SourceModel | OptionalSource], **arguments: Any):
-        self._score = score(**arguments)
+        self._score = Deferred(score, **arguments)
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """The same batch with the source's columns."""
@@ -52,7 +70,7 @@ class AlignerStage:
     """
 
     def __init__(self, align_and_fuse: type[Aligner], pack: Packer, share_out_among: int, **arguments: Any):
-        self._align_and_fuse = align_and_fuse(**arguments)
+        self._align_and_fuse = Deferred(align_and_fuse, **arguments)
         self._pack = pack
         self._num_workers = share_out_among
 

@@ -1,7 +1,6 @@
 """The training loop of one worker: what it reports and saves, and how long a step took."""
 
 import os
-import time
 
 import numpy as np
 import pytest
@@ -50,6 +49,18 @@ def spec(tmp_path):
     )
 
 
+class Clock:
+    """Stands in for ``time`` in the module under test; a test moves ``now``."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def perf_counter(self):
+        return self.now
+
+    monotonic = perf_counter
+
+
 def held_out_domains():
     """Two blocks of one window each."""
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (2, LENGTH)).astype(np.int32)
@@ -85,18 +96,21 @@ def test_a_finished_run_that_is_started_again_leaves_its_checkpoint_alone(spec, 
 
 
 def test_a_step_that_waits_for_the_data_of_another_worker_counts_the_wait_once(monkeypatch):
+    clock = Clock()
+
     class Target:
         step, device = 1, torch.device("cpu")
 
         def train_step(self, table):
-            time.sleep(0.05)
+            clock.now += 0.25
             return StepLosses(1.0, 1.0, 1.0, 1.0, 0.1, 1, 1)
 
     def others_come_later(counts: StepCounts, wait_seconds: float, device: torch.device):
-        time.sleep(0.4)
-        return counts, wait_seconds + 0.4
+        clock.now += 0.5
+        return counts, wait_seconds + 0.5
 
+    monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(loop, "over_workers", others_come_later)
-    record = learn(Target(), (training_blocks(seed=1), 0.1), 2, Journal())
-    assert record.wait_seconds == pytest.approx(0.5)
-    assert 0.55 <= record.seconds < 0.8, "0.1 s for its own data, 0.4 s for another's, 0.05 s of work"
+    record = learn(Target(), (training_blocks(seed=1), 0.125), 2, Journal())
+    assert record.wait_seconds == 0.625
+    assert record.seconds == 0.875, "0.125 s for its own data, 0.5 s for another's, 0.25 s of work"
