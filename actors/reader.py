@@ -23,6 +23,9 @@ from engine.records.batches import as_row
 from engine.spec import CorpusSpec
 from engine.text.tokenization import PassageTokenizer
 
+#: Rows that a reader reads before its share of skipped rows means something; at the end of its corpus any number does.
+FEWEST_ROWS = 1000
+
 
 class PassageReader:
     """Reads its share of the corpus and yields batches of passages.
@@ -56,6 +59,8 @@ class PassageReader:
         self._arrangement = arrange
         self._learned = drop
         self._meter = meter
+        self._rows = self._skipped = 0
+        self._last_skipped: Unreadable | None = None
 
     def __call__(self, shares: pa.Table) -> Iterator[pa.Table]:
         """Shares of the corpus to batches of ``records.PASSAGE``, each as one row (``records.batches``).
@@ -64,7 +69,8 @@ class PassageReader:
             shares: columns ``share``, its number, and ``units``, a list of the fields of ``CorpusUnit``.
 
         Raises:
-            RecordError: a file or row cannot be read and ``corpus.on_error`` is ``fail``; names both and the reason.
+            RecordError: a file or row cannot be read and ``corpus.on_error`` is ``fail``, or more rows cannot be read
+                than ``corpus.most_skipped`` allows; names file, row and reason.
         """
         for share in shares.to_pylist():
             documents = self._read(share["units"])
@@ -83,10 +89,12 @@ class PassageReader:
         for fields in units:
             unit = CorpusUnit(**fields)
             for document in read(unit, self._corpus.text_column, self._corpus.messages_column):
+                self._rows += 1
                 if isinstance(document, Unreadable):
                     self._refuse_or_skip(document)
                 else:
                     yield document, unit.corpus_pass
+        self._check_skipped(fewest_rows=1)
 
     def _cut(self, documents: Iterable[tuple[Document | Conversation, int]]) -> Iterator[Passage]:
         for document, corpus_pass in documents:
@@ -108,3 +116,16 @@ class PassageReader:
         if self._corpus.on_error == "fail":
             raise RecordError(f"{unreadable}; fix it, or set corpus.on_error: skip to leave it out")
         self._meter.skip(SkippedRow(unreadable.path, unreadable.row, unreadable.reason))
+        self._skipped += 1
+        self._last_skipped = unreadable
+        self._check_skipped(FEWEST_ROWS)
+
+    def _check_skipped(self, fewest_rows: int) -> None:
+        """Refuse a corpus of which too much cannot be read, once there are ``fewest_rows``."""
+        bound = self._corpus.most_skipped
+        if self._rows >= fewest_rows and self._skipped > bound * self._rows:
+            raise RecordError(
+                f"{self._skipped} of {self._rows} rows of the corpus cannot be read, corpus.most_skipped allows "
+                f"{bound:.1%}; the last one is {self._last_skipped}; correct the files or the column's name, or raise "
+                f"corpus.most_skipped"
+            )

@@ -50,6 +50,9 @@ class CorpusSpec(Section):
     model reads its own chat template's rendering, and only the assistant's answers are learned."""
     on_error: Literal["fail", "skip"] = "fail"
     """Handling of a file or row that cannot be read: stop with an error (fail), or leave it out and count it (skip)."""
+    most_skipped: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
+    """Largest share of its rows that a reader may skip; with more the run fails. A file that cannot be read counts as
+    one row."""
     passes: Annotated[int, Field(ge=1)] = 1
     """How many times the corpus is read, all within one execution."""
     overlap_bytes: Annotated[int, Field(ge=0)] = 0

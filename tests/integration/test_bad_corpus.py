@@ -3,7 +3,7 @@
 import pytest
 
 from engine import run
-from engine.errors import PreflightError, RecordError
+from engine.errors import FusionError, PreflightError, RecordError
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -36,7 +36,9 @@ def test_fail_names_file_row_and_remedy(tmp_path):
 
 
 def test_skip_goes_on_and_counts(tmp_path):
-    result = run(spec(tmp_path, "skip"))
+    skipping = spec(tmp_path, "skip")
+    skipping["corpus"]["most_skipped"] = 1.0
+    result = run(skipping)
     skipped = {(row.path.rsplit("/", 1)[1], row.row): row.reason for row in result.skipped}
     assert set(skipped) == {("rows.jsonl", row) for row in (2, 3, 4, 5)} | {("torn.jsonl.gz", 0)}
     assert "invalid UTF-8" in skipped["rows.jsonl", 3]
@@ -47,6 +49,20 @@ def test_skip_goes_on_and_counts(tmp_path):
     assert result.stopped_by == "corpus"
     assert result.bytes == len("a good document") + len("many words in one long document " * 100)
     assert result.passages > 5
+
+
+def test_too_many_bad_rows_end_the_run(tmp_path):
+    with pytest.raises(RecordError, match=r"rows of the corpus cannot be read, corpus\.most_skipped allows 5\.0%"):
+        run(spec(tmp_path, "skip"))
+
+
+def test_a_run_that_learned_nothing_fails_and_exports_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.run.preflight.SAMPLED_UNITS", 0)
+    nothing = spec(tmp_path, "skip")
+    nothing["corpus"] |= {"most_skipped": 1.0, "text_column": "body"}
+    with pytest.raises(FusionError, match=r"nothing was learned: .* No model was exported"):
+        run(nothing)
+    assert not (tmp_path / "skip" / "export").exists()
 
 
 def test_a_missing_file_is_found_before_anything_starts(tmp_path):

@@ -108,7 +108,7 @@ def passages(checkpoints: list[Checkpoint], path: Path, window: int, on_error: s
     windows = [window] * len(checkpoints)
     arrangement = Arrangement(0, 0, block_length=1000, batch_blocks=1, checkpoint_blocks=1)
     reader = PassageReader(
-        corpus=CorpusSpec(paths=[str(path)], messages_column="messages", on_error=on_error),
+        corpus=CorpusSpec(paths=[str(path)], messages_column="messages", on_error=on_error, most_skipped=1.0),
         target_checkpoint=checkpoints[0],
         cut=Cutter(checkpoints, windows),
         arrange=arrangement,

@@ -104,7 +104,9 @@ def test_a_very_long_document_costs_linear_work(tokenizers):
     assert work[200] < 1.2 * work[20]
 
 
-def reader(checkpoints, path, on_error="fail", learned=(), skipped=None, held=0) -> tuple[Callable, pa.Table]:
+def reader(
+    checkpoints, path, on_error="fail", learned=(), skipped=None, held=0, most_skipped=1.0
+) -> tuple[Callable, pa.Table]:
     """A reader's batches, and the one share of the corpus to read."""
 
     class Recorder:
@@ -123,7 +125,7 @@ def reader(checkpoints, path, on_error="fail", learned=(), skipped=None, held=0)
     shares = pa.Table.from_pylist([{"share": 0, "units": [unit]}])
     arrangement = Arrangement(held, 0, block_length=32, batch_blocks=2, checkpoint_blocks=8)
     read = PassageReader(
-        corpus=CorpusSpec(paths=[str(path)], on_error=on_error),
+        corpus=CorpusSpec(paths=[str(path)], on_error=on_error, most_skipped=most_skipped),
         target_checkpoint=checkpoints[0],
         cut=Cutter(checkpoints, WINDOWS),
         arrange=arrangement,
@@ -172,6 +174,22 @@ def test_a_bad_row_stops_or_is_counted(checkpoints, tmp_path):
     read, units = reader(checkpoints, path, on_error="skip", skipped=skipped)
     assert [row["text"] for table in read(units) for row in table.to_pylist()] == ["one", "three"]
     assert [(row.path, row.row, row.reason) for row in skipped] == [(str(path), 2, "the document is empty")]
+
+
+@pytest.mark.parametrize("fewest_rows", [10, 1000])
+def test_more_bad_rows_than_the_spec_allows_are_refused(checkpoints, tmp_path, monkeypatch, fewest_rows):
+    """While it reads, once enough rows were read, or else at the end."""
+    monkeypatch.setattr("actors.reader.FEWEST_ROWS", fewest_rows)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "good"}\n' * 18 + '{"text": ""}\n' * 2)
+    read, units = reader(checkpoints, path, on_error="skip", skipped=[], most_skipped=0.1)
+    assert sum(len(table) for table in read(units)) == 18, "as many as are allowed"
+    read, units = reader(checkpoints, path, on_error="skip", skipped=[], most_skipped=0.09)
+    sentence = (
+        r"2 of 20 rows of the corpus cannot be read, corpus.most_skipped allows 9.0%; the last one is .*, row 20:"
+    )
+    with pytest.raises(RecordError, match=sentence):
+        list(read(units))
 
 
 def test_a_document_whose_text_a_tokenizer_loses_is_a_bad_row(checkpoints, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from engine import load_spec
@@ -44,6 +46,19 @@ def test_a_run_may_go_on_elsewhere_and_otherwise_placed(tmp_path):
     check(tmp_path)
     learn_something(tmp_path)
     check(tmp_path, "training.num_workers=1", "training.max_restarts=0", "source_models.0.replicas=3")
+
+
+def test_a_corpus_of_which_no_row_can_be_read_is_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
+    corpus = f"corpus={{paths: [{tmp_path / 'rows.jsonl'}], on_error: skip}}"
+    with pytest.raises(PreflightError, match=r"corpus: none of the first 2 rows can be read; .*'text'"):
+        check(tmp_path, corpus)
+
+
+def test_a_corpus_without_rows_is_refused(tmp_path):
+    parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "rows.parquet")
+    with pytest.raises(PreflightError, match=r"corpus\.paths: .*rows\.parquet hold no row; name files that do"):
+        check(tmp_path, f"corpus={{paths: [{tmp_path / 'rows.parquet'}]}}")
 
 
 @pytest.mark.parametrize(
