@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import grpc
 import ray
+from ray._private.grpc_utils import init_grpc_channel
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from ray._raylet import AuthenticationTokenLoader
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from engine.errors import Fault, PreflightError
 from engine.spec import FusionSpec
@@ -31,7 +34,7 @@ LOCAL = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that watches for machines that a cloud takes back
 }
 
-#: Seconds within which the host and port of RAY_ADDRESS must accept a connection. Ray itself would try for minutes.
+#: Seconds within which Ray must answer at RAY_ADDRESS. Ray itself would try for many minutes.
 CONNECT_SECONDS = 10.0
 
 #: Ray Train's name for the state that the dashboard's Train tab shows; it takes a process.
@@ -93,13 +96,20 @@ def _own_sigterm() -> Iterator[None]:
 def _join(address: str) -> None:
     try:
         if "://" not in address and ":" in address:
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+            _check_alive(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except Exception as error:  # Ray's own, a socket's, or that of a port that is no number
+    except Exception as error:  # of many kinds: of a name, of the connection, of another version of Ray
         reason = f"no Ray answers at {address!r}: {type(error).__name__}: {error}"
         remedy = "set it to HOST:PORT of a running cluster, or unset it to start a local Ray"
         raise PreflightError([Fault("environment variable RAY_ADDRESS", reason, remedy)]) from error
+
+
+def _check_alive(address: str) -> None:
+    try:
+        with init_grpc_channel(address) as channel:
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=CONNECT_SECONDS)
+    except grpc.RpcError as error:
+        raise ConnectionError(f"{error.code().name}: {error.details()}") from error
 
 
 def _start(spec: FusionSpec, logical_cpus: float) -> None:
