@@ -109,7 +109,7 @@ def by_pip(*what: str) -> str:
 
 
 def torch_in_use(device: str) -> str:
-    """What .venv's PyTorch says about itself, which shows that it imports."""
+    """The version that .venv's PyTorch reports, which shows that it imports."""
     code = "import torch; print(torch.__version__, torch.cuda.device_count())"
     done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True)
     if done.returncode:

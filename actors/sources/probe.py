@@ -55,7 +55,7 @@ class Probe:
 
     @property
     def best(self) -> float:
-        """Of the two ways to begin a passage."""
+        """The lower cost of the two ways to begin a passage."""
         return min(value for value in (self.as_configured, self.otherwise, math.inf) if not math.isnan(value))
 
 

@@ -1,4 +1,4 @@
-"""What the files of a local checkpoint say before a library loads them.
+"""Read the files of a local checkpoint before a library loads them.
 
 A download that stopped, a Git LFS pointer in the place of weights, a tokenizer of another model: the libraries report
 these late, each in its own way, or go on with random weights. Nothing here needs torch or transformers.

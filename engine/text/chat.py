@@ -211,7 +211,7 @@ class ChatTemplate:
 
 
 def content_of(messages: Sequence[Message]) -> str:
-    """What is learned of a conversation: the contents of its answers, one after the other."""
+    """The text that is learned of a conversation: the contents of its answers, one after the other."""
     return "".join(message["content"] for message in messages if message["role"] == ASSISTANT)
 
 

@@ -32,7 +32,7 @@ from pipelines.evaluation.bits_per_byte import ScoredText
 
 
 def ensemble(members: Sequence[ScoredText]) -> ScoredText:
-    """What the ensemble of some models says about a text that each of them has scored.
+    """The ensemble's score of a text that each of its models has scored.
 
     Args:
         members: one text, scored by each model; at least one.

@@ -80,7 +80,7 @@ def _unloadable(where: str, member: str, labels: set[str]) -> list[Fault]:
 
 
 def _unmergeable(spec: FusionSpec, label: str, models: Mapping[str, Checkpoint]) -> list[Fault]:
-    """What stands against a merge."""
+    """The faults of a merge."""
     where = f"evaluation.merges.{label}"
     parts = parts_of(spec.evaluation.merges[label])
     faults = [fault for part in parts for fault in _unloadable(where, part, set(models))]

@@ -1,4 +1,4 @@
-"""What must be true of a model before a run starts: its files are whole, it loads, its tokenizer is its own."""
+"""Checks of a model before a run starts: its files are whole, it loads, its tokenizer is its own."""
 
 from __future__ import annotations
 

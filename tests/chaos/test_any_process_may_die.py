@@ -72,7 +72,7 @@ def kill_one(run: InterruptedRun, victim: str) -> set[int]:
 
 
 def wait_for_replacement(run: InterruptedRun, victim: str, earlier: set[int]) -> None:
-    """Until a process that is none of the ``earlier`` ones has started, which is when the run monitor is told."""
+    """Wait until a process that is none of the ``earlier`` ones has started, which it reports to the run monitor."""
     new = run.wait_for(lambda: [item for item in run.processes(REPLACED[victim]) if item.pid not in earlier])
     run.wait_for(lambda: not is_being_made(new[0]))
 

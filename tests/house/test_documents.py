@@ -17,7 +17,15 @@ from tests.support.paths import ROOT
 ALL_BELOW = "…"
 
 #: Phrases that readers stumbled over, and what stands in their place.
-GONE = {"likeliest": "top", "insist_on_": "check_", "goes on no longer": "has stopped"}
+GONE = {
+    "likeliest": "top",
+    "insist_on_": "check_",
+    "goes on no longer": "has stopped",
+    "has been heard": "has run",
+    "anew": "again",
+    "nobody": "no process, no person",
+    "mended": "fixed",
+}
 
 
 def tracked_paths() -> list[PurePosixPath]:

@@ -80,18 +80,18 @@ def worker(rank: int, runs: Sequence[Run], model: str, base: str, results: Queue
 
 
 def refused(rank: int, model: str, store: str, results: Queue) -> None:
-    """What two workers are told of a row without a number on the second, and of a gradient without one."""
+    """The errors of two workers for a row and for a gradient on the second that are not finite."""
     torch.set_num_threads(1)
     target, good = begin(rank, Run(2, 1), model, store), training_blocks(2 + rank)
     infinite = patch.object(torch.nn.utils, "clip_grad_norm_", return_value=torch.tensor(math.inf))
-    told = []
+    errors = []
     with pytest.raises(TrainingError) as error:
         target.train_step(with_bad_probability(good) if rank else good)
-    told.append(str(error.value))
+    errors.append(str(error.value))
     with infinite, pytest.raises(TrainingError) as error:
         target.train_step(good if rank else None)
-    told.append(str(error.value))
-    results.put((rank, told))
+    errors.append(str(error.value))
+    results.put((rank, errors))
     dist.destroy_process_group()
 
 

@@ -1,7 +1,7 @@
 """A published model as a source: SmolLM2-135M, quantised, from its GGUF file, fused into the quickstart's target.
 
-What vLLM says about eight passages, told by the run itself, is what a plain forward pass of transformers over the same
-file says.
+vLLM's scores of eight passages, as the run itself reports them, are those of a plain forward pass of transformers
+over the same file.
 """
 
 import importlib.util

@@ -25,7 +25,7 @@ TEXTS = [
     "Ein Satz mit Umlauten: äöüß, und ein Gedankenstrich \u2013 so.",
     "emoji 🙂👩‍👩‍👧‍👦 and flags 🇩🇪 in a row",
     "the string </s> is text here, and so are <s> and <|endoftext|> and <unk>",
-    "   leading and trailing blanks   \n\n\n",
+    "   leading and trailing spaces   \n\n\n",
     "日本語のテキストと English と עברית mixed",
     "combining: e\u0301 a\u0308 n\u0303; precomposed: é ä ñ",
     "tabs\tand\tvertical\x0b and nul \x00 and bell \x07",

@@ -1,7 +1,7 @@
 """Checkpoints, specs and paths with one thing wrong in each, made from the small good ones of the quickstart.
 
 ``broken_inputs`` writes them all below one folder, the same ones every time. A file that is not edited is a hard link
-to the good one: whoever edits a file here writes a new one in its place.
+to the good one: an edit here writes a new file in its place.
 """
 
 from __future__ import annotations
@@ -387,7 +387,7 @@ def _weight_files(workshop: Workshop) -> Iterator[BrokenInput]:
     yield broken(SOURCE, "the header is cut short", {file: lambda data: data[:100]})
     yield broken(SOURCE, "a tensor is smaller than its bytes", {file: _header(halve)})
     yield broken(SOURCE, "a tensor has an unknown type", {file: _header(unknown_type)})
-    yield broken(SOURCE, "bytes behind the last tensor", {file: lambda data: data + b"\0" * 100})
+    yield broken(SOURCE, "bytes after the last tensor", {file: lambda data: data + b"\0" * 100})
     yield broken(SOURCE, "all weights are zero", {file: filled(b"\0\0")}, None)
     yield broken(SOURCE, "the index is no JSON", {file: _content(None), index: _content(b"{torn")})
     yield broken(SOURCE, "the index is a list", shard([]))
@@ -428,7 +428,7 @@ def _spec_texts(workshop: Workshop) -> Iterator[BrokenInput]:
         "has two documents": good + "---\n" + good,
         "has a Python object": good + "x: !!python/object/apply:os.getcwd []\n",
         "has an unknown tag": good.replace("name: broken", "name: !secret broken"),
-        "has an unknown alias": good.replace("name: broken", "name: *nobody"),
+        "has an unknown alias": good.replace("name: broken", "name: *nowhere"),
         "holds itself": good.replace("run:\n", "run: &run\n  more: *run\n"),
         "has laughs by the billion": good + laughs,
         "has a key that is a list": good + "[a, b]: 5\n",

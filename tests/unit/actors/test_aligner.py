@@ -24,7 +24,7 @@ TEXTS = [
     "The cat sat on the mat.",
     "def main():\r\n\tfor index in range(10):\n\n    print(index)\x00",
     "日本語 and emoji 🙂👩‍👩‍👧, e\u0301 and é",
-    "   blanks in front, </s> and <|endoftext|> and <bos> inside   ",
+    "   spaces in front, </s> and <|endoftext|> and <bos> inside   ",
     "\n",
     "x",
     "2024.",

@@ -108,14 +108,14 @@ def test_the_meter_counts_passages_and_own_tokens(checkpoint):
         def start_or_refuse(self):
             pass
 
-        def record(self, **told):
-            self.told = told
+        def record(self, **figures):
+            self.recorded = figures
 
     meter = Kept()
     table = SourceModel(section(checkpoint), TOP_K, meter)(passages(TEXTS))
     rows = sum(len(row) for row in rows_of(table["one/end_bytes"]))
-    assert (meter.told["passages"], meter.told["tokens"]) == (len(TEXTS), rows + len(TEXTS))
-    assert 0 < meter.told["busy_seconds"] < 60
+    assert (meter.recorded["passages"], meter.recorded["tokens"]) == (len(TEXTS), rows + len(TEXTS))
+    assert 0 < meter.recorded["busy_seconds"] < 60
 
 
 def test_a_source_whose_replicas_died_too_often_is_not_loaded_again():

@@ -42,7 +42,7 @@ def target(checkpoint: str, training: TrainingSpec = TRAINING, lora: LoraSpec = 
     return TargetModel(section, training, ObjectiveSpec(lm_loss_weight=0.5), TOP_K, torch.device("cpu"))
 
 
-def test_positions_begin_anew_in_every_segment():
+def test_positions_start_again_in_every_segment():
     segments = torch.tensor([[1, 1, 1, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
     assert _positions(segments).tolist() == [[0, 1, 2, 0, 1, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6, 7]]
 

@@ -139,7 +139,7 @@ def test_a_remote_gguf_file_has_a_window_and_a_tokenizer(base, tmp_path, monkeyp
     tokenizer, expected = PassageTokenizer.load(Checkpoint(f"file://{file}")), PassageTokenizer.load(Checkpoint(base))
     assert all(np.array_equal(tokenizer.encode(text)[0], expected.encode(text)[0]) for text in SENTENCES)
     kept = tmp_path / ".cache/knowledge-fusion-engine/checkpoints"
-    assert not list(kept.glob("*/*.safetensors")), "nobody asked for the model"
+    assert not list(kept.glob("*/*.safetensors")), "the model was not asked for"
 
 
 def test_a_file_that_is_no_gguf_is_refused(cache, tmp_path):

@@ -117,7 +117,7 @@ def test_several_processes_at_once_copy_once(cache, folder, tmp_path):
     assert [process.returncode for process in processes] == [0] * 4
     assert log.read_text() == "copied\n"
     assert {path.name: path.read_bytes() for path in Path(found.pop()).iterdir()} == FILES
-    assert not found, "all were told the same folder"
+    assert not found, "all got the same folder"
 
 
 def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(cache, folder, tmp_path):

@@ -69,7 +69,7 @@ def test_a_rendering_is_what_transformers_makes_of_it(templates, turns):
         expected = loaded.apply_chat_template(messages, tokenize=True, return_dict=False)
         rendering = template.encode(messages)
         assert rendering.token_ids.tolist() == expected[: len(rendering.token_ids)], (name, style)
-        assert not loaded.decode(expected[len(rendering.token_ids) :]).strip(), "line breaks behind the last turn"
+        assert not loaded.decode(expected[len(rendering.token_ids) :]).strip(), "line breaks after the last turn"
 
 
 def test_every_answer_is_found_to_the_byte(templates):
@@ -169,14 +169,14 @@ def test_a_process_has_one_template_of_a_tokenizer(folders):
     assert ChatTemplate.of(found) is ChatTemplate.of(found)
 
 
-@pytest.mark.parametrize("behind", ["", "{{ eos_token }}"])
-def test_answers_end_with_their_turn(behind):
+@pytest.mark.parametrize("ending", ["", "{{ eos_token }}"])
+def test_answers_end_with_their_turn(ending):
     """As in Gemma 3 and Phi 3: the configuration does not name the turn's end; EOS ends the whole conversation."""
     plain = byte_level_with_bos().backend_tokenizer
     plain.add_special_tokens(["<turn>", "<end>"])
     loaded = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="</s>")
     turns = "{% for m in messages %}<turn>{{ m.role }}\n{{ m.content }}<end>\n{% endfor %}"
-    loaded.chat_template = "{{ bos_token }}" + turns + behind
+    loaded.chat_template = "{{ bos_token }}" + turns + ending
     rendering = ChatTemplate(PassageTokenizer(loaded, "turns")).encode(MESSAGES)
     ends = [int(rendering.token_ids[last]) for _, last in rendering.answers]
     assert ends == [plain.token_to_id("<end>")] * 2

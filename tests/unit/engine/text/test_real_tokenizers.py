@@ -26,7 +26,7 @@ NAMES = real_tokenizers.NAMES
 #: Kinds whose tokens' bytes are the text's bytes, dummy prefix aside.
 EXACT = ["Mistral SentencePiece", "SmolLM2", "byte-level", "Mistral Tekken"]
 
-#: Kinds that drop blanks and controls, or bytes that their vocabulary lacks.
+#: Kinds that drop spaces and controls, or bytes that their vocabulary lacks.
 DROPPING = ["WordPiece", "SmolLM2"]
 
 ALPHABET = st.characters(exclude_categories=["Cs"])
@@ -45,7 +45,7 @@ def tokenizers() -> dict[str, PassageTokenizer]:
 
 
 def encode(name: str, text: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The tokens; None where a tokenizer that drops blanks and controls has none at all, which it says."""
+    """The tokens; None where a tokenizer that drops spaces and controls has none at all, which it says."""
     tokenizer = real_tokenizers.load(name)
     if name in DROPPING and not tokenizer.backend.encode(text, add_special_tokens=False).ids:
         with pytest.raises(TokenizerError, match="no token at all"):
@@ -207,6 +207,6 @@ def test_tekken_writes_what_mistrals_own_code_writes():
 
 
 def some_texts() -> list[str]:
-    """Real text, blanks in runs and odd characters."""
+    """Real text, spaces in runs and odd characters."""
     lines = (real_tokenizers.CORPUS / "heldout_code.jsonl").read_text(encoding="utf8").splitlines()[:20]
     return [*(line[:1500] for line in lines), "Hello  wörld 🙂 1234\r\n\t x", "日本語 and עברית", "   a    b"]

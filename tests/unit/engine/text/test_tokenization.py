@@ -34,7 +34,7 @@ MAKERS = {
     "Metaspace, never": functools.partial(metaspace, "never"),
 }
 
-#: All planes, combining marks, emoji, line ends, NUL, tabs, runs of blanks; no surrogates, which UTF-8 does not know.
+#: All planes, combining marks, emoji, line ends, NUL, tabs, runs of spaces; no surrogates, which UTF-8 does not know.
 ALPHABET = st.characters(exclude_categories=["Cs"])
 PIECES = st.sampled_from(
     [" ", "   ", "\t", "\r\n", "\n\n", "\x00", "e\u0301", "👩‍👩‍👧", "🇩🇪", "the", " the", "</s>", "<s>"]
@@ -66,7 +66,7 @@ def test_offsets_add_up_to_the_bytes(tokenizers, name, text):
     for token, end in zip(ids, end_bytes, strict=True):
         piece = tokenizer.token_bytes[token]
         assert piece is not None
-        # SentencePiece writes its marker's own character as a blank.
+        # SentencePiece writes its marker's own character as a space.
         assert piece.endswith(data[start:end].replace("\u2581".encode(), b" ")) or "\u2581" in text
         start = end
     assert (
@@ -166,8 +166,8 @@ def test_pieces_and_decoded_tokens_are_written_alike_in_all_kinds(tokenizers):
     newline = second.id_of_bytes[b"\n"]
     assert (second.pieces[newline], second.decoded[newline]) == ("Ċ", "\n")
     assert third.pieces[third.id_of_bytes[b"\n"]] in ("<0x0A>", "\n")
-    blank = next(token for token, piece in enumerate(third.pieces) if piece.startswith("\u2581") and len(piece) > 1)
-    assert third.decoded[blank] == third.pieces[blank][1:]
+    spaced = next(token for token, piece in enumerate(third.pieces) if piece.startswith("\u2581") and len(piece) > 1)
+    assert third.decoded[spaced] == third.pieces[spaced][1:]
     assert second.decoded[second.id_of_bytes[b"\xf0"]] == "\ufffd"
 
 

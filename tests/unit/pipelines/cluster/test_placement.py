@@ -1,4 +1,4 @@
-"""Replicas and training workers that find room on no node are told before a run, which would wait for them for ever."""
+"""Replicas and training workers that fit on no node are faults before a run, which would wait for them for ever."""
 
 import pytest
 import ray
@@ -26,14 +26,14 @@ def node(cpus: float, gpus: float = 0.0, alive: bool = True, **labels: str) -> d
     return {"Alive": alive, "Resources": resources, "Labels": {"ray.io/node-id": "0", **labels}}
 
 
-def told(spec: FusionSpec, *nodes: dict) -> list[str]:
+def faults(spec: FusionSpec, *nodes: dict) -> list[str]:
     return [str(fault) for fault in node_faults(spec, nodes)]
 
 
 def test_a_replica_that_fits_on_no_node_is_told_whatever_all_of_them_have():
     parallel = spec({"num_gpus": 1, "tensor_parallel_size": 2}, {"num_cpus_per_worker": 8})
-    assert told(parallel, node(8, 1), node(4, 2), node(64, 4, alive=False)) == []
-    assert told(parallel, node(4, 1), node(6), node(64, 4, alive=False)) == [
+    assert faults(parallel, node(8, 1), node(4, 2), node(64, 4, alive=False)) == []
+    assert faults(parallel, node(4, 1), node(6), node(64, 4, alive=False)) == [
         "source_models.0: one replica of first needs 1 logical CPUs and 2 GPUs on one node, the best has 4 logical "
         "CPUs and 1 GPUs; add a larger node, or lower num_cpus, num_gpus or tensor_parallel_size",
         "source_models.1: one replica of second needs 1 logical CPUs and 2 GPUs on one node, the best has 4 logical "
@@ -44,14 +44,14 @@ def test_a_replica_that_fits_on_no_node_is_told_whatever_all_of_them_have():
 
 
 def test_a_part_of_a_gpu_fits_where_there_is_one():
-    assert told(spec({"num_gpus": 0.25}), node(2, 1)) == []
-    assert len(told(spec({"num_gpus": 0.25}), node(2))) == 2
+    assert faults(spec({"num_gpus": 0.25}), node(2, 1)) == []
+    assert len(faults(spec({"num_gpus": 0.25}), node(2))) == 2
 
 
 def test_labels_that_no_node_has_are_told_once():
     labels = {"source_model_labels": {"pool": "sources", "zone": "!b"}, "training_labels": {"pool": "training"}}
-    assert told(spec(cluster=labels), node(2, pool="sources"), node(2, pool="training", zone="b")) == []
-    assert told(spec(cluster=labels), node(2, pool="sources", zone="b"), node(0.5, pool="training"), node(9)) == [
+    assert faults(spec(cluster=labels), node(2, pool="sources"), node(2, pool="training", zone="b")) == []
+    assert faults(spec(cluster=labels), node(2, pool="sources", zone="b"), node(0.5, pool="training"), node(9)) == [
         "cluster.source_model_labels: no node of the cluster has pool: sources, zone: !b; start nodes with these "
         "labels, or select others",
         "training: one training worker needs 1 logical CPUs and 0 GPUs on one node, the best of those with pool: "
@@ -74,7 +74,7 @@ def test_labels_are_matched_as_ray_matches_them(selector, matching):
     """Ray's own answers to these were seen from tasks on a labelled node; it does this in C++ alone."""
     wanted = spec(cluster={"source_model_labels": {"pool": selector}})
     nodes = {label: node(2, pool=label) if label else node(2) for label in ("a", "b", None)}
-    assert {label for label, one in nodes.items() if not told(wanted, one)} == matching
+    assert {label for label, one in nodes.items() if not faults(wanted, one)} == matching
 
 
 def test_a_run_is_refused_whose_workers_fit_on_no_node_unless_others_may_come(monkeypatch):

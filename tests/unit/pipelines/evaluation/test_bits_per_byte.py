@@ -175,9 +175,9 @@ def test_a_text_that_fits_is_the_same_under_every_stride(checkpoints):
 
 
 def test_a_domain_without_text_is_not_a_number(checkpoints):
-    scores = score(checkpoints[1], {"empty": [], "blank": [""], "prose": PASSAGES["prose"]})
+    scores = score(checkpoints[1], {"empty": [], "without text": [""], "prose": PASSAGES["prose"]})
     assert math.isnan(scores["empty"])
-    assert math.isnan(scores["blank"])
+    assert math.isnan(scores["without text"])
     assert scores["prose"] > 0
 
 

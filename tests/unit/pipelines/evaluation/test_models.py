@@ -1,4 +1,4 @@
-"""What is wrong with an evaluation is told before any work, as sentences that name the place."""
+"""The faults of an evaluation are shown before any work, as sentences that name the place."""
 
 import pytest
 

@@ -28,7 +28,7 @@ def test_an_error_that_was_raised_on_purpose_ends_the_run(error):
 
 def test_a_worker_that_has_died_is_none_of_these():
     died = {0: RuntimeError("connection reset by peer"), 1: RayActorError()}
-    assert _StopAtFusionError().after_exception(None, died) is None, "Ray Train goes on and starts the workers anew"
+    assert _StopAtFusionError().after_exception(None, died) is None, "Ray Train goes on and starts the workers again"
 
 
 def test_ctrl_c_is_an_interrupt_and_python_has_its_handler_back():
