@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 from engine.corpus.files import find_files
 from engine.errors import PreflightError
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.inspection import checkpoint_faults
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
-from pipelines.stream.output_folder import output_folder_faults
+from pipelines.stream.output_folder import written_folder_faults
 
 
 def check(spec: FusionSpec) -> None:
@@ -29,7 +27,6 @@ def check(spec: FusionSpec) -> None:
         faults += checkpoint_faults(f"source_models.{index}", Checkpoint.of(source))
     for label, path in spec.evaluation.models.items():
         faults += checkpoint_faults(f"evaluation.models.{label}", Checkpoint(path))
-    if os.path.exists(os.path.dirname(spec.run.output_dir)) or "://" in spec.run.output_dir:
-        faults += output_folder_faults(spec.run.output_dir)
+    faults += written_folder_faults(spec, may_be_elsewhere=True)
     if faults:
         raise PreflightError(faults)

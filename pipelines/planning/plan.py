@@ -13,7 +13,7 @@ from pipelines.evaluation.models import comparison_faults
 from pipelines.planning.costs import ModelCost, model_costs
 from pipelines.planning.plan_text import BYTES_PER_ENTRY, cost_lines, fusion_line, length_line, survey_lines
 from pipelines.planning.survey import SourceSurvey, sample_passages, survey
-from pipelines.stream.output_folder import output_folder_faults
+from pipelines.stream.output_folder import written_folder_faults
 from pipelines.stream.sizes import FlowPlan, derive_flow
 
 
@@ -72,7 +72,7 @@ def plan(spec: FusionSpec | Mapping[str, Any] | str | Path, score: bool = True) 
         PreflightError: lists every model that cannot be loaded and every path without files.
     """
     located = as_located_spec(spec)
-    further = [*comparison_faults(located, trains_first=True), *output_folder_faults(located.run.output_dir)]
+    further = [*comparison_faults(located, trains_first=True), *written_folder_faults(located)]
     flow = derive_flow(located, further)
     texts = [passage.text for passage in sample_passages(located, flow)]
     return Plan(located, flow, survey(located, flow, score), model_costs(located, texts))

@@ -16,7 +16,7 @@ from engine.reporting.trackers import tracker_faults
 from engine.spec import EvaluationSpec, FusionSpec
 from engine.spec.loading import dump_spec, load_spec
 from pipelines.evaluation.models import comparison_faults
-from pipelines.stream.output_folder import output_folder_faults
+from pipelines.stream.output_folder import written_folder_faults
 from pipelines.stream.sizes import FlowPlan, derive_flow
 
 SPEC_FILE = "spec.yaml"
@@ -63,7 +63,7 @@ def preflight(spec: FusionSpec) -> FlowPlan:
         PreflightError: lists everything that is missing or in the way.
     """
     further = [*comparison_faults(spec, trains_first=True), *tracker_faults(spec)]
-    further += output_folder_faults(spec.run.output_dir) or _occupied(spec)
+    further += written_folder_faults(spec) or _occupied(spec)
     flow = derive_flow(spec, further)
     faults = _unreadable(spec, flow)
     if faults:

@@ -1,4 +1,4 @@
-"""Whether a run can write its output folder: by fsspec, and by Ray Train, which has filesystems of its own."""
+"""Whether a run can write its folders: by fsspec, and by Ray Train, which has filesystems of its own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tempfile
 import fsspec
 
 from engine.errors import Fault, first_line
+from engine.spec import FusionSpec
 
 WHERE = "run.output_dir"
 
@@ -19,33 +20,42 @@ PROTOCOLS = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 _PLAIN = re.compile(r"[A-Za-z0-9._~/:@!$&'()*+,;=-]*")
 
 
-def output_folder_faults(folder: str) -> list[Fault]:
-    """A fault if a run could not write its output folder; nothing stays behind.
+def written_folder_faults(spec: FusionSpec, may_be_elsewhere: bool = False) -> list[Fault]:
+    """A fault for every folder that the run could not write; nothing stays behind.
 
     Args:
-        folder: path or fsspec URL. A folder of a store is only looked at: its owner may charge for every write.
+        may_be_elsewhere: pass over packages, and over folders whose parent is not on this machine.
     """
+    faults = _output_faults(spec.run.output_dir, may_be_elsewhere)
+    tables = spec.alignment.cache_dir
+    if spec.source_models and "://" not in tables and not may_be_elsewhere:
+        faults += _local_faults("alignment.cache_dir", tables)
+    return faults
+
+
+def _output_faults(folder: str, may_be_elsewhere: bool) -> list[Fault]:
+    """A fault if the output folder could not be written. A store is not tried: its owner may charge for every write."""
     protocol, _, rest = folder.rpartition("://")
-    if not protocol:
-        return _local_faults(folder)
     if protocol in set(fsspec.available_protocols()) - set(PROTOCOLS):
         reason = f"{folder} is of a protocol by which Ray Train cannot write its state"
         return [Fault(WHERE, reason, f"give a path, or a URL of {', '.join(PROTOCOLS)}")]
-    odd = next((character for character in rest if not _PLAIN.fullmatch(character)), "")
+    odd = next((character for character in rest if not _PLAIN.fullmatch(character)), "") if protocol else ""
     if odd:
         reason = f"{folder} has {odd!r}, which fsspec and Ray Train read in different ways in a URL"
         return [Fault(WHERE, reason, "give a plain path, or a URL of letters, digits and ._~/:@!$&'()*+,;=-")]
-    if protocol == "file":
-        return _local_faults(rest)
+    if protocol in ("", "file"):
+        here = os.path.exists(os.path.dirname(rest)) or not may_be_elsewhere
+        return _local_faults(WHERE, rest) if here else []
     try:
-        fsspec.core.url_to_fs(folder)
+        if not may_be_elsewhere:
+            fsspec.core.url_to_fs(folder)
     except Exception as error:  # every filesystem has its own errors, and its package may not be installed
         reason = f"{folder} cannot be used: {type(error).__name__}: {first_line(error)}"
         return [Fault(WHERE, reason, "install the protocol's fsspec package on every node, or choose another folder")]
     return []
 
 
-def _local_faults(folder: str) -> list[Fault]:
+def _local_faults(where: str, folder: str) -> list[Fault]:
     """A fault if a local folder cannot be made, or a file in it. What is made on the way is removed again."""
     made: list[str] = []
     try:
@@ -58,7 +68,7 @@ def _local_faults(folder: str) -> list[Fault]:
             return []
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        return [Fault(WHERE, f"{folder} cannot be made or written: {reason}", "choose another folder")]
+        return [Fault(where, f"{folder} cannot be made or written: {reason}", "choose another folder")]
     finally:
         for place in reversed(made):
             os.rmdir(place)

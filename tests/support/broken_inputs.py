@@ -496,8 +496,7 @@ def _spec_values(workshop: Workshop) -> Iterator[BrokenInput]:
     for place, value in values:
         words = (place.split("__")[-1],)
         yield workshop.made("spec", f"{place.replace('__', '.')} is {value!r}", words, True, **{place: value})
-    yield workshop.made("spec", "fusion.top_k beyond the vocabulary", ("top_k",), True, fusion__top_k=1024)
-    yield workshop.made("spec", "training.block_length of 8 tokens", ("block_length",), None, training__block_length=8)
+    yield workshop.made("spec", "training.block_length of 8 tokens", ("8 tokens",), None, training__block_length=8)
 
 
 def _paths(workshop: Workshop) -> Iterator[BrokenInput]:

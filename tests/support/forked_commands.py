@@ -1,7 +1,8 @@
 """Engine commands in processes forked from one that has loaded every library, so that a command costs no import.
 
-``python -m tests.support.forked_commands COMMANDS RESULTS`` reads a JSON list of argument lists and writes a JSON list
-of results, in the same order. This process has one thread until it forks, which is what makes a fork safe.
+``python -m tests.support.forked_commands COMMANDS RESULTS SECONDS AT_ONCE`` reads a JSON list of argument lists and
+writes a JSON list of results, in the same order. It carries out the first command itself before it forks: what that has
+imported and compiled, the others have. It computes on one thread, which is what makes a fork safe.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tqdm import tqdm
+
+from engine.__main__ import main
 from tests.support.paths import ROOT
 
 #: Exit code of a command that let an exception out, which no verb of the engine uses.
@@ -40,7 +44,11 @@ class Result:
 
 
 def run_commands(commands: Sequence[Sequence[str]], limit_seconds: float, at_once: int = 2) -> list[Result]:
-    """Run each ``python -m engine`` command in a process of its own, ``at_once`` of them side by side."""
+    """Run each ``python -m engine`` command in a process of its own, ``at_once`` of them side by side.
+
+    Args:
+        commands: arguments of each. The first is carried out once more, before all of them, in the process that forks.
+    """
     with TemporaryDirectory() as folder:
         asked, answered = Path(folder, "commands.json"), Path(folder, "results.json")
         asked.write_text(json.dumps([list(command) for command in commands]))
@@ -94,8 +102,6 @@ def _fork(command: list[str], output: Path) -> int:
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        from engine.__main__ import main
-
         code = main(command)
     except SystemExit as stop:  # argparse
         code = stop.code if isinstance(stop.code, int) else 1
@@ -106,12 +112,10 @@ def _fork(command: list[str], output: Path) -> int:
     os._exit(code)
 
 
-def _load_libraries() -> None:
-    import pipelines.planning.plan  # noqa: F401
-
-
 if __name__ == "__main__":
-    _load_libraries()
+    tqdm.monitor_interval = 0  # no thread of its own
     asked, answered, limit, side_by_side = sys.argv[1:]
-    found = _run_all(json.loads(Path(asked).read_text()), Path(asked).parent, float(limit), int(side_by_side))
+    commands = json.loads(Path(asked).read_text())
+    main(commands[0])
+    found = _run_all(commands, Path(asked).parent, float(limit), int(side_by_side))
     Path(answered).write_text(json.dumps([asdict(result) for result in found]))

@@ -2,11 +2,14 @@
 
 import pytest
 
-from pipelines.stream.output_folder import output_folder_faults
+from engine import load_spec
+from pipelines.stream.output_folder import written_folder_faults
 
 
 def faults_of(folder: object) -> str:
-    return "\n".join(map(str, output_folder_faults(str(folder))))
+    spec = load_spec("pipelines/specs/quickstart.yaml", ["source_models=[]", "objective.lm_loss_weight=1.0"])
+    run = spec.run.model_copy(update={"output_dir": str(folder)})
+    return "\n".join(map(str, written_folder_faults(spec.model_copy(update={"run": run}))))
 
 
 def test_a_folder_that_can_be_made_is_not_made_yet(tmp_path):
@@ -37,3 +40,12 @@ def test_a_protocol_that_ray_train_does_not_write_is_a_fault(url):
 )
 def test_a_url_that_two_libraries_read_in_two_ways_is_a_fault(url, odd):
     assert faults_of(url).startswith(f"run.output_dir: {url} has {odd}, which fsspec and Ray Train read")
+
+
+def test_a_folder_for_tables_that_cannot_be_made_is_a_fault(tmp_path):
+    (tmp_path / "file").write_text("x")
+    overrides = [f"run.output_dir={tmp_path}/out", f"alignment.cache_dir={tmp_path}/file/tables"]
+    (fault,) = written_folder_faults(load_spec("pipelines/specs/quickstart.yaml", overrides))
+    assert str(fault).startswith(
+        f"alignment.cache_dir: {tmp_path}/file/tables cannot be made or written: Not a directory"
+    )

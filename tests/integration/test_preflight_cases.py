@@ -1,0 +1,119 @@
+"""Small inputs that people really have and that cannot run: refused before anything starts, in one sentence each."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.timeout(300)
+
+MODELS = ROOT / "pipelines" / "quickstart" / "models"
+
+
+def run(tmp_path: Path, verb: str, **sections) -> subprocess.CompletedProcess:
+    """Start a verb of the engine on a spec with some sections replaced."""
+    document = {
+        "run": {"name": "x", "output_dir": str(tmp_path / "out")},
+        "corpus": {"paths": [str(ROOT / "pipelines/quickstart/corpus/train.jsonl")]},
+        "target_model": {"checkpoint": str(MODELS / "mistral-target")},
+        "objective": {"lm_loss_weight": 1.0},
+        "training": {"block_length": 64, "global_batch_blocks": 1, "max_steps": 1},
+    }
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(document | sections, allow_unicode=True))
+    command = [sys.executable, "-m", "engine", verb, str(tmp_path / "spec.yaml")]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def faults_of(done: subprocess.CompletedProcess) -> list[str]:
+    """The sentences of a refusal, after its headline."""
+    headline, *faults = done.stderr.strip().splitlines()[-20:]
+    assert headline.startswith(("the run cannot start", "the spec cannot be used")), done.stderr
+    assert "Traceback" not in done.stderr
+    return [fault.removeprefix("  - ") for fault in faults]
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(tmp_path):
+    short = tmp_path / "short"
+    shutil.copytree(MODELS / "mistral-target", short)
+    model = AutoModelForCausalLM.from_pretrained(short, dtype=torch.float32)
+    model.resize_token_embeddings(len(AutoTokenizer.from_pretrained(short)) - 3)
+    model.save_pretrained(short)
+    done = run(tmp_path, "run", target_model={"checkpoint": str(short)})
+    assert done.returncode == 1
+    (fault,) = faults_of(done)
+    assert fault.startswith(
+        f"target_model.checkpoint: the tokenizer of {short} has 3 ids beyond the 1,197 rows of the embedding, such as"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_needs_a_package_which_is_not_installed_is_refused(tmp_path):
+    quantised = tmp_path / "gptq"
+    shutil.copytree(MODELS / "llama-docs", quantised)
+    config = json.loads((quantised / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    (quantised / "config.json").write_text(json.dumps(config))
+    source = {"name": "s", "checkpoint": str(quantised), "dtype": "float32", "backend": "transformers"}
+    done = run(tmp_path, "run", source_models=[source], objective={"lm_loss_weight": 0.9})
+    assert done.returncode == 1
+    (fault,) = faults_of(done)
+    assert fault.startswith(f"source_models.0.checkpoint: {quantised} needs a package: Loading a GPTQ quantized model")
+
+
+@pytest.mark.parametrize("folder", ["{}/file", "{}/file/out", "/proc/nothing/out"])
+def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path, folder):
+    (tmp_path / "file").write_text("x")
+    folder = folder.format(tmp_path)
+    done = run(tmp_path, "run", run={"name": "x", "output_dir": folder})
+    assert done.returncode == 1
+    (fault,) = faults_of(done)
+    assert fault.startswith(f"run.output_dir: {folder} cannot be made or written: ")
+
+
+@pytest.mark.parametrize("url", ["memory://out", "file://{}/my runs/out"])
+def test_an_output_folder_that_ray_train_does_not_reach_is_refused(tmp_path, url):
+    url = url.format(tmp_path)
+    done = run(tmp_path, "run", run={"name": "x", "output_dir": url})
+    assert done.returncode == 1
+    (fault,) = faults_of(done)
+    assert fault.startswith(f"run.output_dir: {url} ")
+    assert list(tmp_path.iterdir()) == [tmp_path / "spec.yaml"]
+
+
+def test_check_lists_the_faults_of_all_files_at_once(tmp_path):
+    shutil.copytree(MODELS / "llama-docs", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    (tmp_path / "x.jsonl").mkdir()
+    done = run(
+        tmp_path,
+        "check",
+        run={"name": "x", "output_dir": "az://container/out"},
+        corpus={"paths": [str(tmp_path / "x.jsonl")]},
+        target_model={"checkpoint": str(tmp_path / "model")},
+    )
+    assert done.returncode == 1
+    assert [fault.partition(":")[0] for fault in faults_of(done)] == [
+        "corpus.paths.0",
+        "target_model.checkpoint",
+        "run.output_dir",
+    ]
+
+
+def test_check_passes_over_files_that_are_on_another_machine(tmp_path):
+    done = run(
+        tmp_path,
+        "check",
+        run={"name": "x", "output_dir": "s3://bucket/out"},
+        corpus={"paths": ["s3://bucket/*.parquet", "/nowhere/corpus.jsonl"]},
+        target_model={"checkpoint": "/nowhere/model"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["target_model"]["checkpoint"] == "/nowhere/model"
