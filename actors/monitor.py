@@ -169,11 +169,11 @@ class NoMeter:
     """Counts nothing, for use outside a run."""
 
     def start(self) -> int:
-        """Report to no one; nothing was replaced."""
+        """Count no process: 0 replicas were replaced."""
         return 0
 
     def start_or_refuse(self) -> None:
-        """Report to no one and refuse nothing."""
+        """Count no process and never refuse."""
 
     def record(self, passages: int, tokens: int, busy_seconds: float) -> None:
         """Drop the report."""

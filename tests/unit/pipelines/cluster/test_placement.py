@@ -21,7 +21,7 @@ def spec(source: dict | None = None, training: dict | None = None, cluster: dict
 
 
 def node(cpus: float, gpus: float = 0.0, alive: bool = True, **labels: str) -> dict:
-    """A node as ``ray.nodes`` gives it: what it has nothing of is left out."""
+    """A node as ``ray.nodes`` returns it, which leaves out resources that the node does not have."""
     resources = {name: amount for name, amount in {"CPU": cpus, "GPU": gpus}.items() if amount}
     return {"Alive": alive, "Resources": resources, "Labels": {"ray.io/node-id": "0", **labels}}
 
