@@ -83,7 +83,11 @@ class Aligner:
         check(batch, [*PASSAGE, *(column for name in self._names for column in source_columns(name))], "align")
         passages = passages_of(batch)
         renderings = [self._target.read(passage, passage.ends_document) for passage in passages]
-        answers = target_answers(renderings, [passage.context_bytes for passage in passages])
+        answers = target_answers(
+            renderings,
+            [passage.context_bytes for passage in passages],
+            [passage.ends_document for passage in passages],
+        )
         scored = [source_answers(batch, name, self._fusion.top_k, answers.counts) for name in self._names]
         texts = [passage.text for passage in passages]
         aligned = [source.align(texts, answers.rows, rows) for source, rows in zip(self._sources, scored, strict=True)]

@@ -32,16 +32,37 @@ def match_end_bytes(target_ends: Sequence[int], source_ends: Sequence[int], begi
 def nats_per_byte(
     source_ends: Sequence[int], token_logprobs: Sequence[float], num_bytes: int, first_byte: int
 ) -> float:
-    """Cross-entropy over the bytes from the first row at or after ``first_byte``."""
-    rows = [row for row, end in enumerate(source_ends) if first_byte <= end < num_bytes]
-    if not rows:
-        return math.nan
-    return -sum(float(token_logprobs[row]) for row in rows) / (num_bytes - source_ends[rows[0]])
+    """Cross-entropy over the bytes from ``first_byte`` on."""
+    of_byte = nats_of_bytes(source_ends, token_logprobs, num_bytes)
+    compared = range(first_byte, num_bytes)
+    return sum(of_byte.get(byte, math.nan) for byte in compared) / len(compared) if compared else math.nan
 
 
-def common_beginning(source_ends: Sequence[Sequence[int]], num_bytes: int) -> int:
-    """Where the last of the sources begins to score; one that scores no byte has no say."""
-    return max((ends[0] for ends in source_ends if ends and ends[0] < num_bytes), default=0)
+def nats_of_bytes(source_ends: Sequence[int], token_logprobs: Sequence[float], num_bytes: int) -> dict[int, float]:
+    """Each scored byte's share of what the source's tokens cost; a token of no bytes adds to the next that has some."""
+    of_byte, cost = {}, 0.0
+    for row, begin in enumerate(source_ends):
+        end = source_ends[row + 1] if row + 1 < len(source_ends) else num_bytes
+        cost -= float(token_logprobs[row])
+        if end > begin:
+            of_byte |= dict.fromkeys(range(begin, end), cost / (end - begin))
+            cost = 0.0
+    return of_byte
+
+
+def nats_per_own_token(
+    source_ends: Sequence[int], token_logprobs: Sequence[float], num_bytes: int, ends_document: bool
+) -> float:
+    """The authors' cross-entropy; what comes after the text counts only where the document ends."""
+    costs = [-float(logprob) for logprob in token_logprobs]
+    if not ends_document and list(source_ends)[-1:] == [num_bytes]:
+        costs.pop()
+    return sum(costs) / len(costs) if costs else math.nan
+
+
+def common_beginning(source_ends: Sequence[Sequence[int]], num_bytes: int, context_bytes: int = 0) -> int:
+    """Where the last of the sources begins to score, after the context; one that scores no byte has no say."""
+    return max([context_bytes, *(ends[0] for ends in source_ends if ends and ends[0] < num_bytes)])
 
 
 def label_nats(
@@ -52,11 +73,7 @@ def label_nats(
     match: Sequence[int],
 ) -> list[float]:
     """What each target row's label cost a source, by giving every byte its share of the token that covers it."""
-    of_byte = {}
-    for row, begin in enumerate(source_ends):
-        end = source_ends[row + 1] if row + 1 < len(source_ends) else num_bytes
-        for byte in range(begin, end):
-            of_byte[byte] = -float(token_logprobs[row]) / (end - begin)
+    of_byte = nats_of_bytes(source_ends, token_logprobs, num_bytes)
     costs = []
     for row, begin in enumerate(target_ends):
         if row + 1 == len(target_ends):
@@ -124,6 +141,7 @@ def fused_rows(
     single: int = 0,
     product: bool = False,
     cross_entropy: Sequence[float] | None = None,
+    context_bytes: int = 0,
 ) -> tuple[list[list[tuple[int, float]]], list[float]]:
     """One passage: the (target id, probability) entries of each row, top first, and each source's cross-entropy.
 
@@ -131,7 +149,7 @@ def fused_rows(
         matches: of each source for each row: its row, -1 for none, -2 to teach the label.
         cross_entropy: given where it is not nats per byte.
     """
-    first_byte = common_beginning([source["end_bytes"] for source in sources], num_bytes)
+    first_byte = common_beginning([source["end_bytes"] for source in sources], num_bytes, context_bytes)
     by_passage = cross_entropy or [
         nats_per_byte(source["end_bytes"], source["token_logprobs"], num_bytes, first_byte) for source in sources
     ]

@@ -37,12 +37,15 @@ class Answers:
     rows: TargetRows
 
 
-def target_answers(renderings: Sequence[Rendering], context_bytes: Sequence[int]) -> Answers:
+def target_answers(
+    renderings: Sequence[Rendering], context_bytes: Sequence[int], ends_document: Sequence[bool]
+) -> Answers:
     """The answers of a batch.
 
     Args:
         renderings: the passages as the target model reads them (``engine.corpus.reading``).
         context_bytes: of each passage, the bytes at its beginning that are not learned.
+        ends_document: whether EOS follows each passage, or a turn's end its answers.
     """
     none = np.empty(0, np.int32)  # a batch may be empty
     offsets = np.cumsum([0, *(len(rendering.token_ids) for rendering in renderings)], dtype=np.int64)
@@ -59,6 +62,7 @@ def target_answers(renderings: Sequence[Rendering], context_bytes: Sequence[int]
         offsets=begins,
         num_bytes=end_bytes[places][begins[1:] - 1],
         first_bytes=np.repeat(np.array(context_bytes, np.int32), counts),
+        ends_document=np.repeat(np.array(ends_document, bool), counts),
     )
     return Answers(token_ids, offsets, places, counts, rows)
 

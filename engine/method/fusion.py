@@ -44,7 +44,7 @@ def fuse(
         none = np.zeros((batch, 0), np.float32)
         return FusedRows(ids, probs.astype(np.float16), is_fused, none, none, none.astype(np.int32))
     per_token = fusion.arithmetic == "fusellm"
-    cross_entropy = own_token_cross_entropies(sources) if per_token else cross_entropies(target, sources)
+    cross_entropy = own_token_cross_entropies(target, sources) if per_token else cross_entropies(target, sources)
     single = names.index(fusion.single_source) if fusion.rule == "single" else 0
     weights = row_weights(target, sources, cross_entropy, fusion, single)
     kernels.fuse_rows(
@@ -80,13 +80,15 @@ def _arrays(sources: Sequence[SourceRows]) -> kernels.Sources:
 
 
 def cross_entropies(target: TargetRows, sources: Sequence[SourceRows]) -> np.ndarray:
-    """Nats per byte of each source on each passage, over the bytes that all sources have scored.
+    """Nats per byte of each source on each passage, over the same bytes for all sources.
 
-    A source that was trained without BOS does not score the passage's first token. The comparison begins where the last
-    of the sources begins, so no source is charged for bytes that another did not have to predict.
+    A source that was trained without BOS does not score the passage's first token, so the comparison begins where the
+    last of the sources begins, after the passage's context, and ends with the text. A token that straddles this common
+    beginning counts by share of its bytes, and one of no bytes belongs to the next that has some (``label_nats``). A
+    source that has scored no byte takes no part.
 
     Returns:
-        float64 [B,N]; NaN for a source without rows.
+        float64 [B,N]; NaN for a source that takes no part.
     """
     num_bytes = target.num_bytes
     first_byte = target.first_bytes.copy()
@@ -103,14 +105,33 @@ def cross_entropies(target: TargetRows, sources: Sequence[SourceRows]) -> np.nda
     return cross_entropy.T.copy()
 
 
-def own_token_cross_entropies(sources: Sequence[SourceRows]) -> np.ndarray:
-    """Nats per own token of each source, EOS included, as the authors compare them; float64 [B,N]."""
-    columns = [-_mean_by_passage(source.token_logprobs, source.offsets) for source in sources]
+def own_token_cross_entropies(target: TargetRows, sources: Sequence[SourceRows]) -> np.ndarray:
+    """Nats per own token of each source, as the authors compare them; float64 [B,N].
+
+    EOS counts only where the document ends: every source scores it after every passage.
+    """
+    columns = []
+    for source in sources:
+        is_text = _predicts_what_follows(target, source)
+        offsets = _offsets_of(is_text, source.offsets)
+        columns.append(-_mean_by_passage(source.token_logprobs[is_text], offsets))
     return np.stack(columns, axis=1)
+
+
+def _predicts_what_follows(target: TargetRows, source: SourceRows) -> np.ndarray:
+    """Whether each source row predicts a token that follows: all but that of an EOS inside a document; bool [sum S]."""
+    found = np.ones(len(source.end_bytes), bool)
+    scored = np.diff(source.offsets) > 0
+    last = source.offsets[1:][scored] - 1
+    after_text = source.end_bytes[last] == target.num_bytes[scored]  # a source without EOS has no such row
+    found[last] = ~after_text | target.ends_document[scored]
+    return found
 
 
 def label_nats(target: TargetRows, source: SourceRows) -> np.ndarray:
     """The cost of each row's label to a source: the nats of its tokens over the label's bytes, by share of their bytes.
+
+    A token of no bytes adds its nats to those of the next token that has bytes.
 
     Returns:
         float64 [sum T]; NaN where the source has not scored all of these bytes, or the row has no label.
@@ -209,14 +230,14 @@ def _win_share(
         return np.zeros(cross_entropy.shape, np.float32)
     if fusion.granularity == "passage":
         return source_weights(cross_entropy, fusion).astype(np.float32)
-    offsets = _offsets_of(is_fused, target)
+    offsets = _offsets_of(is_fused, target.offsets)
     won = [_mean_by_passage(column, offsets) for column in weights[is_fused].T]
     return np.nan_to_num(np.stack(won, axis=1)).astype(np.float32)
 
 
-def _offsets_of(kept: np.ndarray, target: TargetRows) -> np.ndarray:
+def _offsets_of(kept: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Offsets of the passages among the rows that are kept."""
-    return np.concatenate([[0], np.cumsum(kept)])[target.offsets]
+    return np.concatenate([[0], np.cumsum(kept)])[offsets]
 
 
 def _mean_by_passage(values: np.ndarray, offsets: np.ndarray, total: bool = False) -> np.ndarray:

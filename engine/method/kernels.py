@@ -119,24 +119,19 @@ def nats_per_byte(source_ends, source_offsets, token_logprobs, num_bytes, first_
     Args:
         source_ends: int32 [sum S]; token_logprobs: float32 [sum S].
         num_bytes, first_byte: int32 [B].
-        cross_entropy: float64 [B], filled; NaN where the source has scored no token after ``first_byte``.
+        cross_entropy: float64 [B], filled; NaN where the source has not scored all of these bytes, or there are none.
     """
     for passage in range(source_offsets.size - 1):
-        nats = 0.0
-        start = -1
-        for row in range(source_offsets[passage], source_offsets[passage + 1]):
-            consumed = source_ends[row]
-            if consumed < first_byte[passage] or consumed >= num_bytes[passage]:
-                continue  # before the common beginning, or followed by EOS
-            if start < 0:
-                start = consumed
-            nats -= token_logprobs[row]
-        cross_entropy[passage] = nats / (num_bytes[passage] - start) if start >= 0 else np.nan
+        rows = source_offsets[passage], source_offsets[passage + 1]
+        span = first_byte[passage], num_bytes[passage]
+        length = span[1] - span[0]
+        nats = _nats_within(source_ends, token_logprobs, rows, num_bytes[passage], span)
+        cross_entropy[passage] = nats / length if length > 0 else np.nan
 
 
 @njit
 def label_nats(target_ends, target_offsets, source_ends, source_offsets, token_logprobs, num_bytes, match, nats):
-    """The cost of each target row's label to one source, its tokens' nats spread evenly over their bytes.
+    """The cost of each target row's label to one source: what its tokens cost over the label's bytes.
 
     Args:
         target_ends: int32 [sum T]; source_ends: int32 [sum S]; token_logprobs: float32 [sum S]; num_bytes: int32 [B].
@@ -155,27 +150,50 @@ def label_nats(target_ends, target_offsets, source_ends, source_offsets, token_l
                 if match[row] >= 0:
                     nats[row] = -token_logprobs[first + match[row]]
                 continue
-            if first == end or begin < source_ends[first]:
-                continue
-            while source < end and _next_end(source_ends, source, end, num_bytes[passage]) <= begin:
-                source += 1
-            cost, covered, token = 0.0, begin, source
-            while token < end and covered < stop:
-                token_stop = _next_end(source_ends, token, end, num_bytes[passage])
-                length = token_stop - source_ends[token]
-                if length > 0:
-                    shared = min(stop, token_stop) - max(begin, source_ends[token])
-                    cost -= token_logprobs[token] * shared / length
-                    covered = min(stop, token_stop)
-                token += 1
-            if covered == stop:
-                nats[row] = cost
+            while source < end:
+                following, token_stop = _next_end(source_ends, source, end, num_bytes[passage])
+                if token_stop > begin:
+                    break
+                source = following
+            nats[row] = _nats_within(source_ends, token_logprobs, (source, end), num_bytes[passage], (begin, stop))
+
+
+@njit
+def _nats_within(source_ends, token_logprobs, rows, num_bytes, span):
+    """What one source's tokens cost over the bytes of ``span``; NaN where it has not scored all of them.
+
+    The nats of a token are spread evenly over its bytes. A token of no bytes adds its nats to those of the next token
+    that has bytes; after the last byte (EOS) there is none, and it costs nothing.
+
+    Args:
+        rows: the source's first row to look at, and the passage's end.
+    """
+    row, end = rows
+    begin, stop = span
+    if row >= end or source_ends[row] > begin:
+        return np.nan
+    nats, covered = 0.0, begin
+    while row < end and covered < stop:
+        following, token_stop = _next_end(source_ends, row, end, num_bytes)
+        length, shared = token_stop - source_ends[row], min(stop, token_stop) - max(begin, source_ends[row])
+        if shared > 0:
+            for token in range(row, following):
+                nats -= token_logprobs[token] * shared / length
+            covered = min(stop, token_stop)
+        row = following
+    return nats if covered == stop else np.nan
 
 
 @njit
 def _next_end(source_ends, row, end, num_bytes):
-    """Where the token ends that follows a row; after the last row comes EOS, or the text's last token."""
-    return source_ends[row + 1] if row + 1 < end else num_bytes
+    """The first row after ``row`` with another end, and that end; after the last row the text's.
+
+    The rows before it predict the tokens that take the source there: all but the last of these have no bytes.
+    """
+    following = row + 1
+    while following < end and source_ends[following] == source_ends[row]:
+        following += 1
+    return following, source_ends[following] if following < end else num_bytes
 
 
 @njit

@@ -37,6 +37,7 @@ class TargetRows:
         offsets: int64 [B+1], where each passage's tokens begin.
         num_bytes: int32 [B].
         first_bytes: int32 [B], where comparison begins; bytes before are context.
+        ends_document: bool [B], whether the document ends here, so that EOS follows. A turn's end follows every answer.
     """
 
     token_ids: np.ndarray
@@ -44,6 +45,7 @@ class TargetRows:
     offsets: np.ndarray
     num_bytes: np.ndarray
     first_bytes: np.ndarray
+    ends_document: np.ndarray
 
     @cached_property
     def labels(self) -> np.ndarray:

@@ -6,6 +6,9 @@ own. But the loss *summed* over a text is minus the logarithm of the probability
 tokenized, however many tokens that took; and every model is asked about the same bytes. So we add up ``-log2 p`` over
 the tokens of the text and divide by the bytes that these tokens stand for. The result is what an arithmetic coder
 driven by the model would need: 8 is no compression, gzip needs about 3 for English prose, good models less than 1.
+
+A model without BOS cannot be asked for a text's first token, which is one of the hardest. So models are compared over
+the bytes of each text that all of them score (``over_common_bytes``).
 """
 
 from __future__ import annotations
@@ -37,6 +40,10 @@ class ScoredText(NamedTuple):
 
     boundaries: np.ndarray
     nats: np.ndarray
+
+
+#: Domain to scored texts, of one model.
+Scores = Mapping[str, Sequence[ScoredText]]
 
 
 class TextTokens(NamedTuple):
@@ -73,6 +80,55 @@ def bits_per_byte(texts: Sequence[ScoredText]) -> float:
     scored_bytes = sum(int(text.boundaries[-1] - text.boundaries[0]) for text in texts)
     nats = math.fsum(float(text.nats.sum()) for text in texts)
     return nats / math.log(2) / scored_bytes if scored_bytes else math.nan
+
+
+def over_common_bytes(models: Mapping[str, Scores]) -> dict[str, Scores]:
+    """The scores of several models over the same bytes: of each text those that every model scores.
+
+    They begin where the last of the models begins. A text of which one model scores nothing counts for none.
+
+    Args:
+        models: label to scores, all of the same texts.
+
+    Returns:
+        Label to scores; those of models that all begin at byte 0 are unchanged.
+    """
+    domains: Sequence[str] = list(next(iter(models.values()), {}))
+    begins = {
+        domain: [
+            max(int(text.boundaries[0]) for text in scored)
+            for scored in zip(*(scores[domain] for scores in models.values()), strict=True)
+        ]
+        for domain in domains
+    }
+    return {
+        label: {
+            domain: [_from_byte(text, begin) for text, begin in zip(scores[domain], begins[domain], strict=True)]
+            for domain in domains
+        }
+        for label, scores in models.items()
+    }
+
+
+def _from_byte(text: ScoredText, begin: int) -> ScoredText:
+    """A scored text from byte ``begin`` on.
+
+    Of a token that straddles it, nats count by share of its bytes. A token of no bytes belongs to the next that has
+    some.
+    """
+    boundaries, nats = text
+    if begin <= boundaries[0]:
+        return text
+    place = int(np.searchsorted(boundaries, begin, side="right"))  # of the first boundary after it
+    if place == len(boundaries):
+        return ScoredText(boundaries[-1:], nats[:0])
+    token_begin, token_end = boundaries[place - 1], boundaries[place]
+    first = int(np.searchsorted(boundaries, token_begin))  # tokens of no bytes before it belong to it
+    share = (token_end - begin) / (token_end - token_begin)
+    return ScoredText(
+        np.concatenate([np.full(place - first, begin), boundaries[place:]]),
+        np.concatenate([nats[first:place] * share, nats[place:]]),
+    )
 
 
 def score_texts(

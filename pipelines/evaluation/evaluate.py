@@ -14,7 +14,7 @@ from engine.errors import RecordError
 from engine.history.result import EvaluationResult
 from engine.model_files.checkpoint import Checkpoint
 from engine.spec import FusionSpec
-from pipelines.evaluation.bits_per_byte import ScoredText, Text, bits_per_byte, score_texts
+from pipelines.evaluation.bits_per_byte import Scores, Text, bits_per_byte, over_common_bytes, score_texts
 from pipelines.evaluation.ensemble import ensemble
 from pipelines.evaluation.merges import parts_of, write_merge
 from pipelines.evaluation.models import compared_models, named
@@ -80,7 +80,7 @@ def _merged(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[str, Che
 
 
 def _bits_per_byte(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[str, dict[str, float]]:
-    """Label to domain to bits per byte, of models and ensembles; every model is loaded once."""
+    """Label to domain to bits per byte, of models and ensembles, over the same bytes; every model is loaded once."""
     settings = spec.evaluation
     members = {label: [named(models, name) for name in names] for label, names in settings.ensembles.items()}
     texts = ray.put(held_out_documents(spec))
@@ -93,11 +93,11 @@ def _bits_per_byte(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[s
     found |= {label: _ensemble([scored[name] for name in names]) for label, names in members.items()}
     return {
         label: {domain: bits_per_byte(texts) for domain, texts in by_domain.items()}
-        for label, by_domain in found.items()
+        for label, by_domain in over_common_bytes(found).items()
     }
 
 
-def _ensemble(members: Sequence[Mapping[str, Sequence[ScoredText]]]) -> dict[str, list[ScoredText]]:
+def _ensemble(members: Sequence[Scores]) -> Scores:
     """Domain to texts as the ensemble scores them."""
     return {
         domain: [ensemble(text) for text in zip(*(member[domain] for member in members), strict=True)]

@@ -117,7 +117,7 @@ def tokenize(tokenizer: PassageTokenizer, passages: Sequence[SampledPassage], ad
     """Tokenize a sample, with EOS where a passage ends its document."""
     reading = Reading(tokenizer, add_bos)
     renderings = [reading.read(passage, passage.ends_document) for passage in passages]
-    answers = target_answers(renderings, [0] * len(passages)).rows
+    answers = target_answers(renderings, [0] * len(passages), [passage.ends_document for passage in passages]).rows
     places = [slice(start, end) for start, end in pairwise(answers.offsets)]
     return Tokenization(
         tokenizer,

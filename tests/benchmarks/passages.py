@@ -48,6 +48,7 @@ def target_rows(target: PassageTokenizer, texts: list[str]) -> TargetRows:
         offsets=np.cumsum([0, *(len(ids) for ids, _ in encoded)], dtype=np.int64),
         num_bytes=np.array([len(text.encode("utf8")) for text in texts], np.int32),
         first_bytes=np.zeros(len(texts), np.int32),
+        ends_document=np.ones(len(texts), bool),
     )
 
 

@@ -37,7 +37,7 @@ def fused(cross_entropies: list[float], rule: str) -> FusedRows:
     sources = [source(rows, value) for rows, value in zip((BASE, FIRST, SECOND), cross_entropies, strict=True)]
     target = TargetRows(
         np.zeros(4, np.int32), np.arange(4, dtype=np.int32), np.array([0, 4]), np.array([4], np.int32),
-        np.zeros(1, np.int32),
+        np.zeros(1, np.int32), np.ones(1, bool),
     )  # fmt: skip
     return fuse(target, sources, authors(rule), vocabulary=4)
 

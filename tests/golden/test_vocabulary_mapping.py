@@ -61,7 +61,7 @@ def test_a_distribution_of_four(mapping, arithmetic, expected):
     )  # fmt: skip
     target = TargetRows(
         np.array([0, 1], np.int32), np.array([0, 3], np.int32), np.array([0, 2]), np.array([3], np.int32),
-        np.zeros(1, np.int32),
+        np.zeros(1, np.int32), np.ones(1, bool),
     )  # fmt: skip
     fused = fuse(target, [source], FusionRuleSpec(top_k=4, arithmetic=arithmetic), vocabulary=3)
     logits = np.array(list(expected.values()))

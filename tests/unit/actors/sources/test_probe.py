@@ -118,6 +118,23 @@ def test_a_model_that_misses_its_bos_is_refused_or_corrected():
     assert settled_bos(without, "one", False, correct=True) is True
 
 
+class FirstTokenBackend(Backend):
+    """A model whose first row after BOS costs 1,000 nats, and every other row 3 nats, BOS or not."""
+
+    def _rows(self, prompt):
+        nats = np.full(len(prompt) - 1, 3.0)
+        nats[0] = 1000.0 if prompt[0] == self._bos_id else 3.0
+        return PromptRows(np.zeros((len(nats), 1), np.int32), np.zeros((len(nats), 1), np.float32), -nats)
+
+
+def test_both_ways_are_compared_over_the_same_tokens():
+    """Without BOS no row predicts the text's first token: what it costs after BOS says nothing about BOS."""
+    tokenizer = PassageTokenizer(byte_level_with_bos(), "one")
+    found = probe(FirstTokenBackend(tokenizer.bos_id), tokenizer, True, 512)
+    assert (found.as_configured, found.otherwise) == (3.0, 3.0)
+    assert settled_bos(found, "one", True, correct=True) is True
+
+
 def test_a_matter_of_taste_is_no_mistake():
     assert settled_bos(Probe(2.0, 1.5, 6.0), "one", False, correct=False) is False
     assert settled_bos(Probe(2.0, float("nan"), 6.0), "one", False, correct=True) is False

@@ -1,9 +1,11 @@
 """The target model in one process: masks, positions, schedule, checkpoints, export, and what it refuses."""
 
 import json
+import math
 import threading
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig, OPTConfig
@@ -111,6 +113,35 @@ def test_the_gradient_is_clipped_to_its_greatest_norm(tmp_path):
     assert unclipped == pytest.approx(own, rel=1e-4)
     assert own > 0.1
     assert first_moment(0.01) == pytest.approx((own, 0.01), rel=1e-3)
+
+
+def test_the_moments_fade_as_betas_say(tmp_path):
+    """After one step the first moment is 1 - beta of the gradient, the second 1 - beta of its square."""
+    betas = (0.6, 0.7)
+    optimizer = TRAINING.optimizer.model_copy(update={"betas": betas, "max_grad_norm": 1e9})
+    model = target(tiny_checkpoint(tmp_path, "llama"), TRAINING.model_copy(update={"optimizer": optimizer}))
+    model.train_step(training_blocks(seed=1))
+    for state in model.optimizer.state.values():
+        gradient = state["exp_avg"].full_tensor() / (1.0 - betas[0])
+        torch.testing.assert_close(state["exp_avg_sq"].full_tensor(), (1.0 - betas[1]) * gradient**2)
+    own = torch.stack([state["exp_avg"].full_tensor().norm() for state in model.optimizer.state.values()]).norm()
+    again = target(tiny_checkpoint(tmp_path / "again", "llama"), TRAINING)
+    assert float(own) / (1.0 - betas[0]) == pytest.approx(again.train_step(training_blocks(seed=1)).grad_norm, rel=1e-4)
+
+
+def test_a_step_without_fused_rows_reports_the_weighted_lm_loss(tmp_path):
+    table = training_blocks(seed=1)
+    nothing = pa.array([[False] * LENGTH] * len(table), pa.large_list(pa.bool_()))
+    table = table.set_column(table.column_names.index("fusion_mask"), "fusion_mask", nothing)
+    section, objective = (
+        TargetModelSpec(checkpoint=tiny_checkpoint(tmp_path, "llama")),
+        ObjectiveSpec(lm_loss_weight=0.75),
+    )
+    found = TargetModel(section, TRAINING, objective, TOP_K, torch.device("cpu")).train_step(table)
+    assert found.fused_rows == 0
+    assert math.isnan(found.fusion_loss)
+    assert found.lm_loss > 1.0
+    assert found.loss == pytest.approx(0.75 * found.lm_loss, rel=1e-12)
 
 
 @pytest.mark.parametrize("tied", [False, True])

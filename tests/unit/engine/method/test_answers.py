@@ -1,5 +1,6 @@
 """Answers of conversations: aligned across templates, fused, learned, and nothing else is."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -257,12 +258,37 @@ def test_a_turns_end_that_is_eos_too_means_the_turns_end(checkpoints, tmp_path):
         target.turn_end_id = before
 
 
+def test_the_win_share_of_a_conversation_is_the_mean_over_the_bytes_of_its_answers():
+    """Answers of 9 and 1 bytes with as many tokens, a prompt before them; then a conversation of one answer.
+
+    One source was left out of the second answer: its win rate is still over all bytes, its cross-entropy over those
+    that it has scored.
+    """
+    two = Rendering(
+        np.arange(8, dtype=np.int32), np.array([0, 0, 9, 9, 0, 0, 1, 1], np.int32), answers=((1, 3), (5, 7))
+    )
+    one = Rendering(np.arange(4, dtype=np.int32), np.array([0, 0, 5, 5], np.int32), answers=((1, 3),))
+    answers = target_answers([two, one], [0, 0], [True, True])
+    rows = len(answers.places)
+    fused = FusedRows(
+        ids=np.zeros((rows, 1), np.int32),
+        probs=np.ones((rows, 1), np.float16),
+        is_fused=np.ones(rows, bool),
+        win_share=np.array([[0.0, 1.0], [1.0, 0.0], [0.25, 0.75]], np.float32),
+        cross_entropy=np.array([[3.0, 2.0], [4.0, math.nan], [1.0, 1.0]]),
+        covered_rows=np.array([[2, 2], [2, 0], [2, 2]]),
+    )
+    found, _ = whole_passages(answers, fused)
+    np.testing.assert_allclose(found.win_share, [[0.1, 0.9], [0.25, 0.75]], rtol=1e-6)
+    np.testing.assert_allclose(found.cross_entropy, [[3.1, 2.0], [1.0, 1.0]])
+
+
 def test_two_answers_that_fill_a_conversation_are_put_together():
     """A template that puts one token before each answer: then every token is in an answer."""
     rendering = Rendering(
         np.array([1, 5, 2, 1, 6, 2], np.int32), np.array([0, 3, 3, 0, 1, 1], np.int32), ((0, 2), (3, 5))
     )
-    answers = target_answers([rendering], [0])
+    answers = target_answers([rendering], [0], [True])
     ids, probs = np.zeros((6, 1), np.int32), np.ones((6, 1), np.float16)
     is_fused = np.array([True, True, False] * 2)
     shares, nats = np.array([[1.0], [0.0]], np.float32), np.array([[2.0], [4.0]])

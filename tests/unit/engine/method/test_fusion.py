@@ -1,13 +1,14 @@
 """Fusion: masses add up, the rule decides, and kernels equal their twins."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.method.fusion import cross_entropies, fuse, own_token_cross_entropies, source_weights
+from engine.method.fusion import cross_entropies, fuse, label_nats, own_token_cross_entropies, source_weights
 from engine.method.rows import SourceRows, TargetRows
 from engine.records import NO_TOKEN
 from engine.spec import FusionRuleSpec
@@ -46,13 +47,25 @@ def random_ends(random: np.random.Generator, num_bytes: int, with_bos: bool) -> 
     return [0] * with_bos + inner + [num_bytes]
 
 
-def target_rows(targets: list[list[int]], num_bytes: list[int], token_ids: list[int]) -> TargetRows:
+def with_tokens_of_no_bytes(random: np.random.Generator, ends: list[int]) -> list[int]:
+    """Some ends several times, as those of the tokens of one character are."""
+    return [end for end in ends for _ in range(random.choice([1, 1, 1, 2, 3]))]
+
+
+def target_rows(
+    targets: list[list[int]],
+    num_bytes: list[int],
+    token_ids: list[int],
+    first_bytes: list[int] | None = None,
+    ends_document: bool = True,
+) -> TargetRows:
     return TargetRows(
         token_ids=np.array(token_ids, np.int32),
         end_bytes=np.array([end for row in targets for end in row], np.int32),
         offsets=np.cumsum([0, *map(len, targets)], dtype=np.int64),
         num_bytes=np.array(num_bytes, np.int32),
-        first_bytes=np.zeros(len(num_bytes), np.int32),
+        first_bytes=np.array(first_bytes or [0] * len(num_bytes), np.int32),
+        ends_document=np.full(len(num_bytes), ends_document),
     )
 
 
@@ -65,12 +78,19 @@ def target_rows(targets: list[list[int]], num_bytes: list[int], token_ids: list[
     temperature=st.sampled_from([0.3, 1.0]),
     one_is_missing=st.booleans(),
     product=st.booleans(),
+    some_have_no_bytes=st.booleans(),
 )
-def test_fusion_equals_the_slow_twin(seed, num_sources, rule, granularity, temperature, one_is_missing, product):
+def test_fusion_equals_the_slow_twin(
+    seed, num_sources, rule, granularity, temperature, one_is_missing, product, some_have_no_bytes
+):
     random = np.random.default_rng(seed)
     num_bytes = random.integers(2, 12, 3).tolist()
+    context_bytes = [int(random.integers(0, n)) for n in num_bytes]
     targets = [[*random_ends(random, n, True), n] for n in num_bytes]
     source_ends = [[random_ends(random, n, random.random() < 0.6) for n in num_bytes] for _ in range(num_sources)]
+    if some_have_no_bytes:
+        targets = [with_tokens_of_no_bytes(random, ends) for ends in targets]
+        source_ends = [[with_tokens_of_no_bytes(random, ends) for ends in rows] for rows in source_ends]
     if one_is_missing:
         source_ends[0][1] = []
     sources = [random_source(random, targets, ends) for ends in source_ends]
@@ -79,7 +99,8 @@ def test_fusion_equals_the_slow_twin(seed, num_sources, rule, granularity, tempe
         rule=rule, granularity=granularity, temperature=temperature, top_k=TOP_K,
         single_source=names[-1] if rule == "single" else "",
     )  # fmt: skip
-    target = target_rows(targets, num_bytes, random.integers(0, VOCABULARY, sum(map(len, targets))).tolist())
+    labels = random.integers(0, VOCABULARY, sum(map(len, targets))).tolist()
+    target = target_rows(targets, num_bytes, labels, context_bytes)
     fused = fuse(target, sources, fusion, VOCABULARY, names, product)
     for passage in range(3):
         check_passage(fused, target, sources, passage, fusion, product)
@@ -126,6 +147,7 @@ def check_passage(fused, target: TargetRows, sources: list[SourceRows], passage:
         fusion,
         len(sources) - 1,
         product,
+        context_bytes=int(target.first_bytes[passage]),
     )
     np.testing.assert_allclose(fused.cross_entropy[passage], cross_entropy, rtol=1e-6)
     assert fused.covered_rows[passage].tolist() == [sum(found >= 0 for found in match) for match in matches]
@@ -211,13 +233,76 @@ def test_a_finer_tokenizer_wins_nothing_by_having_more_tokens():
     fine = rows_without_entries([0, 1, 2, 3], [-1, -1, -1, -5])
     coarse = rows_without_entries([0, 3], [-3, -5])
     np.testing.assert_allclose(cross_entropies(target_rows([[0]], [3], [0]), [fine, coarse]), [[1.0, 1.0]])
-    np.testing.assert_allclose(own_token_cross_entropies([fine, coarse]), [[2.0, 4.0]])
+    np.testing.assert_allclose(own_token_cross_entropies(target_rows([[0]], [3], [0]), [fine, coarse]), [[2.0, 4.0]])
 
 
 def test_without_bos_the_others_are_not_charged_for_the_first_token():
     with_bos = one_row([0], [1.0], [0], token_logprobs=[-50, -2, -9])
     without = rows_without_entries([1, 2], [-3, -9])
     np.testing.assert_allclose(cross_entropies(target_rows([[0]], [2], [0]), [with_bos, without]), [[2.0, 3.0]])
+
+
+def random_costs(random: np.random.Generator, num_bytes: int) -> SourceRows:
+    """A source with tokens of any length and some of no bytes, with BOS or without."""
+    ends = with_tokens_of_no_bytes(random, random_ends(random, num_bytes, random.random() < 0.6))
+    return rows_without_entries(ends, random.normal(-2, 1, len(ends)).tolist())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_labels_cost_what_the_sources_own_tokens_cost_over_the_same_bytes(seed):
+    """Whatever a source spends on the text's bytes is in some label, once: tokens of no bytes included."""
+    random = np.random.default_rng(seed)
+    num_bytes = int(random.integers(2, 12))
+    source = random_costs(random, num_bytes)
+    begins = int(source.end_bytes[0])
+    ends = [0, *{begins} - {0, num_bytes}, *random_ends(random, num_bytes, False)]
+    target = with_tokens_of_no_bytes(random, sorted(ends))
+    found = label_nats(target_rows([target], [num_bytes], [0] * len(target)), unmatched(source, len(target)))
+    expected = oracles.label_nats(target, source.end_bytes, source.token_logprobs, num_bytes, [-1] * len(target))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    own = -source.token_logprobs[source.end_bytes < num_bytes].sum(dtype=np.float64)
+    np.testing.assert_allclose(np.nansum(found), own, atol=1e-5)
+
+
+def unmatched(source: SourceRows, rows: int) -> SourceRows:
+    return replace(source, match=np.full(rows, -1, np.int32))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4))
+def test_all_sources_are_compared_over_the_same_bytes(seed, num_sources):
+    random = np.random.default_rng(seed)
+    num_bytes, context_bytes = int(random.integers(2, 12)), int(random.integers(0, 2))
+    sources = [random_costs(random, num_bytes) for _ in range(num_sources)]
+    (found,) = cross_entropies(target_rows([[0]], [num_bytes], [0], [context_bytes]), sources)
+    first = oracles.common_beginning([source.end_bytes.tolist() for source in sources], num_bytes, context_bytes)
+    expected = [oracles.nats_per_byte(rows.end_bytes, rows.token_logprobs, num_bytes, first) for rows in sources]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    scores = [rows.end_bytes[0] < num_bytes for rows in sources]
+    assert np.isfinite(found).tolist() == scores, "a source takes part exactly if it has scored a byte"
+    for rows, nats in zip(sources, found, strict=True):
+        if rows.end_bytes[0] == first < num_bytes:
+            own = -rows.token_logprobs[rows.end_bytes < num_bytes].sum(dtype=np.float64)
+            np.testing.assert_allclose(nats * (num_bytes - first), own, atol=1e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_the_authors_mean_over_own_tokens_equals_the_slow_twin(seed, ends_document):
+    random = np.random.default_rng(seed)
+    num_bytes = int(random.integers(2, 12))
+    sources = [random_costs(random, num_bytes), rows_without_entries([], [])]
+    sources[0] = cut_at(sources[0], len(sources[0].end_bytes) - random.integers(0, 2))  # a model without EOS
+    found = own_token_cross_entropies(target_rows([[0]], [num_bytes], [0], ends_document=ends_document), sources)
+    expected = [
+        oracles.nats_per_own_token(rows.end_bytes, rows.token_logprobs, num_bytes, ends_document) for rows in sources
+    ]
+    np.testing.assert_allclose(found, [expected], rtol=1e-6)
+
+
+def cut_at(source: SourceRows, rows: int) -> SourceRows:
+    return rows_without_entries(source.end_bytes[:rows].tolist(), source.token_logprobs[:rows].tolist())
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def mapping_of(target: str, source: str, method: str) -> np.ndarray:
 def target_rows(target: PassageTokenizer, text: str) -> TargetRows:
     ids, ends = target.encode_with_roles(text, target.adds_bos, True)
     num_bytes = np.array([len(text.encode("utf8"))], np.int32)
-    return TargetRows(ids, ends, np.array([0, len(ids)]), num_bytes, np.zeros(1, np.int32))
+    return TargetRows(ids, ends, np.array([0, len(ids)]), num_bytes, np.zeros(1, np.int32), np.ones(1, bool))
 
 
 def source_tokens(ids: np.ndarray, ends: np.ndarray) -> SimpleNamespace:

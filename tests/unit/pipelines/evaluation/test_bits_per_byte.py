@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +14,13 @@ from transformers import AutoModelForCausalLM
 
 from engine.model_files.checkpoint import Checkpoint
 from engine.text.tokenization import PassageTokenizer
-from pipelines.evaluation.bits_per_byte import bits_per_byte, score_texts, windows
+from pipelines.evaluation.bits_per_byte import (
+    ScoredText,
+    bits_per_byte,
+    over_common_bytes,
+    score_texts,
+    windows,
+)
 from tests.support.paths import ROOT
 from tests.support.tiny_models import POSITIONS, tiny_checkpoint
 from tests.support.tiny_tokenizers import tokenizer_folders
@@ -179,6 +186,59 @@ def test_a_domain_without_text_is_not_a_number(checkpoints):
     assert math.isnan(scores["empty"])
     assert math.isnan(scores["without text"])
     assert scores["prose"] > 0
+
+
+@st.composite
+def scores_of_models(draw):
+    """Label to scores of two texts by one to three models: tokens of any length, some of no bytes, with BOS or without."""
+
+    def text(num_bytes):
+        inner = sorted(draw(st.lists(st.integers(0, num_bytes), max_size=6)))
+        first = 0 if draw(st.booleans()) else draw(st.integers(0, num_bytes))
+        boundaries = [first, *(end for end in inner if end >= first), num_bytes]
+        nats = draw(st.lists(st.floats(0, 20), min_size=len(boundaries) - 1, max_size=len(boundaries) - 1))
+        return ScoredText(np.array(boundaries), np.array(nats))
+
+    return {label: {"d": [text(5), text(9)]} for label in "abc"[: draw(st.integers(1, 3))]}
+
+
+def nats_from(text, begin):
+    """By bytes: each has its share of what its token cost, those of no bytes before it included."""
+    total, waiting = 0.0, 0.0
+    for left, right, nats in zip(text.boundaries[:-1], text.boundaries[1:], text.nats, strict=True):
+        waiting += nats
+        if right > left:
+            total += sum(waiting / (right - left) for byte in range(left, right) if byte >= begin)
+            waiting = 0.0
+    return total + (waiting if begin < text.boundaries[-1] else 0.0)
+
+
+@given(scores_of_models())
+def test_models_are_compared_over_the_bytes_that_all_of_them_score(scores):
+    found = over_common_bytes(scores)
+    assert list(found) == list(scores)
+    for place in range(2):
+        begin = max(model["d"][place].boundaries[0] for model in scores.values())
+        for label, model in scores.items():
+            text, before = found[label]["d"][place], model["d"][place]
+            assert (text.boundaries[0], text.boundaries[-1]) == (begin, before.boundaries[-1])
+            assert len(text.boundaries) == len(text.nats) + 1
+            assert (np.diff(text.boundaries) >= 0).all()
+            if begin == before.boundaries[0]:
+                assert text is before, "models that begin alike keep their figures"
+            else:
+                assert text.nats.sum() == pytest.approx(nats_from(before, begin), abs=1e-9)
+
+
+def test_a_model_without_bos_is_compared_without_the_first_token_of_the_others():
+    """By hand: 10 bytes; the model without BOS begins after 2, in the middle of the other's first token of 4 bytes."""
+    with_bos = ScoredText(np.array([0, 4, 10]), np.array([8.0, 3.0]) * math.log(2))
+    without = ScoredText(np.array([2, 10]), np.array([8.0]) * math.log(2))
+    assert bits_per_byte([with_bos]) == pytest.approx(1.1), "alone it seems to be the worse one"
+    found = over_common_bytes({"with BOS": {"d": [with_bos]}, "without": {"d": [without]}})
+    assert bits_per_byte(found["with BOS"]["d"]) == pytest.approx((4.0 + 3.0) / 8)
+    assert bits_per_byte(found["without"]["d"]) == pytest.approx(1.0)
+    assert over_common_bytes({}) == {}
 
 
 def test_importing_it_is_cheap():
