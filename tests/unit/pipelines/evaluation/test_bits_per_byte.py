@@ -190,7 +190,7 @@ def test_a_domain_without_text_is_not_a_number(checkpoints):
 
 @st.composite
 def scores_of_models(draw):
-    """Label to scores of two texts by one to three models: tokens of any length, some of no bytes, with BOS or without."""
+    """Label to scores of two texts by one to three models, with BOS or without; some tokens have no bytes."""
 
     def text(num_bytes):
         inner = sorted(draw(st.lists(st.integers(0, num_bytes), max_size=6)))
