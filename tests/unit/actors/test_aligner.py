@@ -14,7 +14,7 @@ from engine.model_files.checkpoint import Checkpoint
 from engine.records import FUSED_PASSAGE, NO_TOKEN, PASSAGE, ragged, rows_of, schema, source_columns
 from engine.spec import AlignmentSpec, FusionRuleSpec
 from engine.text.tokenization import PassageTokenizer
-from tests.oracles import fused_passage
+from tests.oracles import fused_passage, nats_per_own_token
 from tests.support.tiny_tokenizers import tokenizer_folders
 
 TOP_K = 6
@@ -126,6 +126,24 @@ def test_every_passage_equals_the_slow_path(folders, tmp_path, target, fusion, v
         probs = rows_of(table["fused_probs"])[row].astype(np.float64)
         np.testing.assert_allclose(probs, expected["fused_probs"].ravel(), rtol=2**-11 * 1.001, atol=2**-25 * 1.001)
         assert (probs.reshape(-1, TOP_K).sum(-1) <= 1 + 2**-11).all()
+
+
+def test_the_authors_arithmetic_counts_eos_only_after_passages_that_end_their_document(folders, tmp_path):
+    names = list(folders)
+    batch = passages()
+    for name in names:
+        batch = scored(batch, name, folders[name])
+    fusion = FusionRuleSpec(top_k=TOP_K, arithmetic="fusellm")
+    table = aligner(folders, names[0], names, tmp_path, fusion)(batch)
+    for row, ends_document in enumerate(batch["ends_document"].to_pylist()):
+        ends, costs = (
+            [rows_of(batch[f"{name}/{part}"])[row] for name in names] for part in ("end_bytes", "token_logprobs")
+        )
+        expected = [
+            nats_per_own_token(*source, batch["num_bytes"][row].as_py(), ends_document)
+            for source in zip(ends, costs, strict=True)
+        ]
+        np.testing.assert_allclose(rows_of(table["cross_entropy"])[row], expected, rtol=1e-6)
 
 
 def test_a_single_source_is_taken_whatever_its_cross_entropy(folders, tmp_path):

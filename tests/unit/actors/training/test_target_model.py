@@ -133,11 +133,9 @@ def test_a_step_without_fused_rows_reports_the_weighted_lm_loss(tmp_path):
     table = training_blocks(seed=1)
     nothing = pa.array([[False] * LENGTH] * len(table), pa.large_list(pa.bool_()))
     table = table.set_column(table.column_names.index("fusion_mask"), "fusion_mask", nothing)
-    section, objective = (
-        TargetModelSpec(checkpoint=tiny_checkpoint(tmp_path, "llama")),
-        ObjectiveSpec(lm_loss_weight=0.75),
-    )
-    found = TargetModel(section, TRAINING, objective, TOP_K, torch.device("cpu")).train_step(table)
+    section = TargetModelSpec(checkpoint=tiny_checkpoint(tmp_path, "llama"))
+    model = TargetModel(section, TRAINING, ObjectiveSpec(lm_loss_weight=0.75), TOP_K, torch.device("cpu"))
+    found = model.train_step(table)
     assert found.fused_rows == 0
     assert math.isnan(found.fusion_loss)
     assert found.lm_loss > 1.0
