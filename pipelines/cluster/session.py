@@ -31,6 +31,8 @@ QUIET = {
 #: Environment of a Ray that the run starts by itself.
 LOCAL = {
     "RAY_prestart_worker_first_driver": "0",  # else a worker for each logical CPU, of which there are more than cores
+    # All stages start together. Ray would start one worker for each core at a time, and warn the user of the others.
+    "RAY_worker_maximum_startup_concurrency": str(max(16, os.cpu_count() or 1)),
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that watches for machines that a cloud takes back
 }
 

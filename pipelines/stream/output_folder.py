@@ -21,7 +21,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9._~/:@!$&'()*+,;=-]*")
 
 
 def written_folder_faults(spec: FusionSpec, may_be_elsewhere: bool = False) -> list[Fault]:
-    """A fault for every folder that the run could not write; nothing stays behind.
+    """A fault for every folder that the run could not write; the look leaves no file.
 
     Args:
         may_be_elsewhere: pass over packages, and over folders whose parent is not on this machine.

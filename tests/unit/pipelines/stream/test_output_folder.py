@@ -1,4 +1,4 @@
-"""A folder that a run could not write is a fault before the run, and looking leaves nothing behind."""
+"""A folder that a run could not write is a fault before the run, and the look leaves no file."""
 
 import pytest
 
