@@ -16,6 +16,7 @@ from pipelines.cluster.session import ray_session
 from pipelines.stream.fused_blocks import fused_blocks
 from pipelines.stream.sizes import derive_flow
 from tests.oracles import fused_passage
+from tests.support.source_passages import passages
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -68,24 +69,16 @@ def spec(tmp_path, fusion: dict, alignment: dict) -> dict:
 def distributions(tmp_path_factory) -> pa.Table:
     """The passages with all sources' columns, each source called directly in a process of its own."""
     located = as_located_spec(spec(tmp_path_factory.mktemp("distributions"), *METHODS[0]))
-    passages = pa.table(
-        {
-            "passage_id": [str(row) for row in range(len(TEXTS))],
-            "text": pa.array(TEXTS, pa.large_string()),
-            "num_bytes": pa.array([len(text.encode()) for text in TEXTS], pa.int32()),
-            "context_bytes": pa.array([0] * len(TEXTS), pa.int32()),
-            "ends_document": [True] * len(TEXTS),
-        }
-    )
+    batch = passages(TEXTS)
 
     @ray.remote(num_cpus=1)
-    def score(source, passages):
-        return SourceModel(source, located.fusion.top_k, NoMeter())(passages)
+    def score(source, batch):
+        return SourceModel(source, located.fusion.top_k, NoMeter())(batch)
 
     with ray_session(located, len(located.source_models), 0):
         for source in located.source_models:
-            passages = ray.get(score.remote(source, passages))
-    return passages
+            batch = ray.get(score.remote(source, batch))
+    return batch
 
 
 @pytest.mark.parametrize(("fusion", "alignment"), METHODS)
