@@ -41,6 +41,8 @@ _EMBEDDINGS = (
     "tok_embeddings.weight",
 )
 
+CHECKPOINT_REMEDY = "give a Hugging Face folder, its URL, a hub name, or a .gguf file"
+
 TOKENIZER_REMEDY = "take the model's own tokenizer, or resize its embedding (resize_token_embeddings)"
 
 _FETCH = "fetch it again"
@@ -54,22 +56,26 @@ def is_lfs_pointer(path: str) -> bool:
         return file.read(len(LFS_BEGINNING)) == LFS_BEGINNING
 
 
-def checkpoint_faults(where: str, checkpoint: Checkpoint) -> list[Fault]:
+def checkpoint_faults(where: str, checkpoint: Checkpoint, may_be_elsewhere: bool = False) -> list[Fault]:
     """Everything that is wrong with a checkpoint's files on this machine; a URL or a name of the hub has none here.
 
     Args:
         where: dotted path of the spec's section, or of its field if that is the checkpoint's path.
+        may_be_elsewhere: pass over paths that lead to nothing on this machine.
     """
     field = field_of(where)
-    path = os.path.expanduser(checkpoint.path)
+    path, adapter = os.path.expanduser(checkpoint.path), os.path.expanduser(checkpoint.adapter)
     faults: list[Fault] = []
     if os.path.isdir(path):
         faults += folder_faults(field, path)
     elif os.path.isfile(path):
         faults += _file_faults(field, path)
-    adapter = os.path.expanduser(checkpoint.adapter)
+    elif os.path.isabs(path) and not may_be_elsewhere:
+        faults.append(Fault(field, f"there is no folder {path}", CHECKPOINT_REMEDY))
     if os.path.isdir(adapter):
         faults += adapter_faults(f"{where}.adapter", adapter)
+    elif adapter and "://" not in adapter and not may_be_elsewhere:
+        faults.append(Fault(f"{where}.adapter", f"there is no folder {adapter}", "give a folder that peft saved"))
     return faults
 
 

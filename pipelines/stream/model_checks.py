@@ -11,11 +11,9 @@ from typing import TypeVar
 from engine.errors import Fault, FusionError, first_line
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import load_configuration
-from engine.model_files.inspection import TOKENIZER_REMEDY, checkpoint_faults, field_of, quantisation
+from engine.model_files.inspection import CHECKPOINT_REMEDY, TOKENIZER_REMEDY, checkpoint_faults, field_of, quantisation
 from engine.model_files.rehearsal import loading_faults
 from engine.text.tokenization import PassageTokenizer
-
-CHECKPOINT_REMEDY = "give a Hugging Face folder, its URL, a hub name, or a .gguf file"
 
 Result = TypeVar("Result")
 
@@ -23,32 +21,45 @@ Result = TypeVar("Result")
 _WORDED = (OSError, ValueError, ImportError, FusionError)
 
 
-def model_faults(where: str, checkpoint: Checkpoint, backend: str = "transformers") -> list[Fault]:
-    """Everything that keeps a model from being read, as far as this machine can see without reading its weights.
+def model_faults(where: str, checkpoint: Checkpoint) -> list[Fault]:
+    """Everything wrong with the files, the configuration and the tokenizer of a model.
 
     Args:
         where: dotted path of the spec's section, or of its field if that is the checkpoint's path.
-        backend: of a source. vLLM has its own code for quantised weights, which transformers may lack.
     """
     faults = checkpoint_faults(where, checkpoint)
     if faults:
         return faults
-    field, folder = field_of(where), os.path.expanduser(checkpoint.path)
-    method = quantisation(folder) if os.path.isdir(folder) else ""
-    if method and backend == "vllm":
-        faults += _package_faults(field, folder, method)
-    elif os.path.isdir(folder):
-        faults += loading_faults(field, folder)
+    field = field_of(where)
     plain = replace(checkpoint, adapter="", chat_template="")  # a template that is missing is another fault
-    config = None if faults else collect(faults, field, "configuration", load_configuration, plain)
-    if config is None:
+    rows = collect(faults, field, "configuration", vocabulary_rows, plain)
+    if rows is None:
         return faults
     if checkpoint.adapter:
         collect(faults, f"{where}.adapter", "adapter", load_configuration, checkpoint, "give a folder that peft saved")
     tokenizer = collect(faults, field, "tokenizer", PassageTokenizer.load, plain)
     if tokenizer is not None:
-        faults += _ids_without_row(field, tokenizer, config.get_text_config().vocab_size)
+        faults += _ids_without_row(field, tokenizer, rows)
     return faults
+
+
+def weight_faults(where: str, checkpoint: Checkpoint, backend: str = "transformers") -> list[Fault]:
+    """Everything that keeps the weights of a sound model from being loaded as they are; imports torch, unlike the rest.
+
+    Args:
+        where: as in ``model_faults``.
+        backend: of a source. vLLM has its own code for quantised weights, which transformers may lack.
+    """
+    field, folder = field_of(where), os.path.expanduser(checkpoint.path)
+    if not os.path.isdir(folder):
+        return []
+    method = quantisation(folder)
+    return _package_faults(field, folder, method) if method and backend == "vllm" else loading_faults(field, folder)
+
+
+def vocabulary_rows(checkpoint: Checkpoint) -> int:
+    """Rows of the embedding, by the configuration."""
+    return int(load_configuration(checkpoint).get_text_config().vocab_size)
 
 
 def _ids_without_row(where: str, tokenizer: PassageTokenizer, rows: int) -> list[Fault]:

@@ -22,7 +22,7 @@ from engine.model_files.inspection import field_of
 from engine.spec import FusionSpec, SourceModelSpec
 from engine.text.chat import ChatTemplate
 from engine.text.tokenization import PassageTokenizer
-from pipelines.stream.model_checks import collect, model_faults
+from pipelines.stream.model_checks import collect, model_faults, vocabulary_rows, weight_faults
 
 #: Steps of its own that an engine is kept busy for by one batch: the last one is partly empty, so that a single one
 #: would be wasteful. With three sources at K=128 (768 bytes a row) a GPU's batch stays below 100 MB.
@@ -74,14 +74,17 @@ def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
     windows = [_window(faults, "target_model", Checkpoint.of(spec.target_model), window_of_block)]
     for index, source in enumerate(spec.source_models):
         where, look = f"source_models.{index}", partial(_source_window, limit=source.max_context_tokens)
-        windows.append(_window(faults, where, Checkpoint.of(source), look, source.backend))
+        windows.append(_window(faults, where, Checkpoint.of(source), look))
         if windows[-1] is not None:
             faults += [*_uneven_heads(where, source), *_few_tokens(source, spec.fusion.top_k)]
     for label, path in spec.evaluation.models.items():
         _window(faults, f"evaluation.models.{label}", Checkpoint(path), window_of_block)
     _check_chat_templates(spec, faults)
-    if faults or further:
-        raise PreflightError([*faults, *further])
+    faults += further
+    if not faults:  # takes longer than all the rest
+        faults += _weight_faults(spec)
+    if faults:
+        raise PreflightError(faults)
     replicas = sum(source.replicas for source in spec.source_models)
     training = spec.training
     corpus_units = tuple(asdict(unit) for path in files for unit in units_of(path))
@@ -122,17 +125,21 @@ def _batch_blocks(spec: FusionSpec) -> int:
     return workers * max(1, budget // (workers * spec.training.block_length))
 
 
-def _window(
-    faults: list[Fault],
-    where: str,
-    checkpoint: Checkpoint,
-    look: Callable[[Checkpoint], int],
-    backend: str = "transformers",
-) -> int | None:
+def _window(faults: list[Fault], where: str, checkpoint: Checkpoint, look: Callable[[Checkpoint], int]) -> int | None:
     """The window of a model, or None and its faults."""
-    found = model_faults(where, checkpoint, backend)
+    found = model_faults(where, checkpoint)
     faults += found
     return None if found else collect(faults, field_of(where), "configuration", look, checkpoint)
+
+
+def _weight_faults(spec: FusionSpec) -> list[Fault]:
+    """Everything that keeps the weights of a model of the spec from being loaded."""
+    faults = weight_faults("target_model", Checkpoint.of(spec.target_model))
+    for index, source in enumerate(spec.source_models):
+        faults += weight_faults(f"source_models.{index}", Checkpoint.of(source), source.backend)
+    for label, path in spec.evaluation.models.items():
+        faults += weight_faults(f"evaluation.models.{label}", Checkpoint(path))
+    return faults
 
 
 def _source_window(checkpoint: Checkpoint, limit: int) -> int:
@@ -154,7 +161,7 @@ def _uneven_heads(where: str, source: SourceModelSpec) -> list[Fault]:
 
 def _few_tokens(source: SourceModelSpec, top_k: int) -> list[Fault]:
     """A fault if a source has fewer tokens than entries are kept of each of its rows."""
-    tokens = load_configuration(Checkpoint.of(source)).get_text_config().vocab_size
+    tokens = vocabulary_rows(Checkpoint.of(source))
     if tokens >= top_k:
         return []
     return [Fault("fusion.top_k", f"{top_k} is more than the {tokens} tokens of {source.name}", "lower it")]
