@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
-from engine.errors import Fault
+from engine.errors import Fault, first_line
 from engine.model_files.checkpoint import Checkpoint
 
 #: The first line of the file that Git leaves in the place of a large one that was not fetched.
@@ -42,6 +43,21 @@ _EMBEDDINGS = (
 )
 
 CHECKPOINT_REMEDY = "give a Hugging Face folder, its URL, a hub name, or a .gguf file"
+
+#: Packages that a library needs to read a quantisation, as each module is imported.
+_PACKAGES = {
+    "transformers": {
+        "aqlm": ("aqlm",),
+        "awq": ("gptqmodel",),
+        "bitsandbytes": ("bitsandbytes",),
+        "compressed-tensors": ("compressed_tensors",),
+        "gptq": ("optimum", "gptqmodel"),
+        "hqq": ("hqq",),
+        "quanto": ("optimum",),
+        "torchao": ("torchao",),
+    },
+    "vllm": {"bitsandbytes": ("bitsandbytes",)},
+}
 
 TOKENIZER_REMEDY = "take the model's own tokenizer, or resize its embedding (resize_token_embeddings)"
 
@@ -91,6 +107,23 @@ def quantisation(folder: str) -> str:
     return str(settings.get("quant_method", "unknown")) if isinstance(settings, Mapping) else ""
 
 
+def package_faults(where: str, checkpoint: Checkpoint, backend: str) -> list[Fault]:
+    """A fault if a package is not installed that a checkpoint's quantisation needs.
+
+    Args:
+        where: as in ``checkpoint_faults``.
+        checkpoint: without faults of its files.
+        backend: the library that reads the weights.
+    """
+    folder = os.path.expanduser(checkpoint.path)
+    method = quantisation(folder) if os.path.isdir(folder) else ""
+    missing = [package for package in _PACKAGES[backend].get(method, ()) if find_spec(package) is None]
+    if not missing:
+        return []
+    reason = f"{folder} is quantised by {method}, which {backend} reads by a package that is not installed: {missing[0]}"
+    return [Fault(field_of(where), reason, "install it, or take another form of the model")]
+
+
 def folder_faults(where: str, folder: str) -> list[Fault]:
     """Everything that is wrong with the files of a checkpoint's folder.
 
@@ -109,6 +142,8 @@ def folder_faults(where: str, folder: str) -> list[Fault]:
     shapes: dict[str, tuple[int, ...]] = {}
     faults += _weight_faults(where, folder, files, shapes)
     rows = _embedding_rows(values.get("config.json", {}), shapes)
+    if "tokenizer.json" in values:
+        faults += _tokenizer_faults(where, os.path.join(folder, "tokenizer.json"))
     if rows and "tokenizer.json" in values:
         roles = _roles(values.get("tokenizer_config.json", {}))
         faults += _ids_beyond(where, folder, values["tokenizer.json"], roles, rows)
@@ -177,6 +212,16 @@ def _read_object(where: str, folder: str, name: str, values: dict[str, Any]) -> 
         yield Fault(where, f"{path} holds {type(value).__name__}, not a JSON object", _FETCH)
         return
     values[name] = value
+
+
+def _tokenizer_faults(where: str, path: str) -> Iterator[Fault]:
+    """A fault if a file is JSON, but no tokenizer."""
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(path)
+    except Exception as error:  # the library raises nothing else
+        yield Fault(where, f"{path} is not a tokenizer: {first_line(error)}", _FETCH)
 
 
 def _weight_faults(where: str, folder: str, files: list[str], shapes: dict[str, tuple[int, ...]]) -> Iterator[Fault]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from engine.corpus.files import find_files
-from engine.errors import PreflightError
+from engine.errors import Fault, PreflightError
 from engine.model_files.checkpoint import Checkpoint
-from engine.model_files.inspection import checkpoint_faults
+from engine.model_files.inspection import checkpoint_faults, package_faults
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
 from pipelines.stream.output_folder import written_folder_faults
@@ -22,14 +24,21 @@ def check(spec: FusionSpec, may_be_elsewhere: bool = True) -> None:
             that can be no file of it, and folders that no run could write.
     """
     spec = as_located_spec(spec)
-    faults = find_files(spec.corpus.paths, "corpus.paths", may_be_elsewhere)[1]
+    faults: list[Fault] = find_files(spec.corpus.paths, "corpus.paths", may_be_elsewhere)[1]
     for domain, paths in spec.evaluation.corpora.items():
         faults += find_files(paths, f"evaluation.corpora.{domain}", may_be_elsewhere)[1]
-    faults += checkpoint_faults("target_model", Checkpoint.of(spec.target_model), may_be_elsewhere)
-    for index, source in enumerate(spec.source_models):
-        faults += checkpoint_faults(f"source_models.{index}", Checkpoint.of(source), may_be_elsewhere)
-    for label, path in spec.evaluation.models.items():
-        faults += checkpoint_faults(f"evaluation.models.{label}", Checkpoint(path), may_be_elsewhere)
+    for where, checkpoint, backend in _checkpoints(spec):
+        found = checkpoint_faults(where, checkpoint, may_be_elsewhere)
+        faults += found or ([] if may_be_elsewhere else package_faults(where, checkpoint, backend))
     faults += written_folder_faults(spec, may_be_elsewhere)
     if faults:
         raise PreflightError(faults)
+
+
+def _checkpoints(spec: FusionSpec) -> Iterator[tuple[str, Checkpoint, str]]:
+    """Every model of the spec: its place in the spec, its files, and the library that reads its weights."""
+    yield "target_model", Checkpoint.of(spec.target_model), "transformers"
+    for index, source in enumerate(spec.source_models):
+        yield f"source_models.{index}", Checkpoint.of(source), source.backend
+    for label, path in spec.evaluation.models.items():
+        yield f"evaluation.models.{label}", Checkpoint(path), "transformers"

@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TypeVar
 
 from engine.errors import Fault, FusionError, first_line
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import load_configuration
-from engine.model_files.inspection import CHECKPOINT_REMEDY, TOKENIZER_REMEDY, checkpoint_faults, field_of, quantisation
+from engine.model_files.inspection import (
+    CHECKPOINT_REMEDY,
+    TOKENIZER_REMEDY,
+    checkpoint_faults,
+    field_of,
+    package_faults,
+    quantisation,
+)
 from engine.model_files.rehearsal import loading_faults
 from engine.text.tokenization import PassageTokenizer
 
@@ -50,11 +56,13 @@ def weight_faults(where: str, checkpoint: Checkpoint, backend: str = "transforme
         where: as in ``model_faults``.
         backend: of a source. vLLM has its own code for quantised weights, which transformers may lack.
     """
-    field, folder = field_of(where), os.path.expanduser(checkpoint.path)
+    folder = os.path.expanduser(checkpoint.path)
     if not os.path.isdir(folder):
         return []
-    method = quantisation(folder)
-    return _package_faults(field, folder, method) if method and backend == "vllm" else loading_faults(field, folder)
+    faults = package_faults(where, checkpoint, backend)
+    if faults or (backend == "vllm" and quantisation(folder)):
+        return faults
+    return loading_faults(field_of(where), folder)
 
 
 def vocabulary_rows(checkpoint: Checkpoint) -> int:
@@ -91,11 +99,3 @@ def collect(
         reason = f"the {part} of {checkpoint} cannot be read: {type(error).__name__}: {first_line(error)}"
     faults.append(Fault(where, reason, remedy))
     return None
-
-
-def _package_faults(where: str, folder: str, method: str) -> list[Fault]:
-    """A fault if vLLM reads this quantisation by a package that is not installed."""
-    if method != "bitsandbytes" or find_spec("bitsandbytes"):
-        return []
-    reason = f"{folder} is quantised by bitsandbytes, which needs the package bitsandbytes"
-    return [Fault(where, reason, "install it, or take another form")]

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.timeout(300)
 MODELS = ROOT / "pipelines" / "quickstart" / "models"
 
 
-def run(tmp_path: Path, verb: str, **sections) -> subprocess.CompletedProcess:
-    """Start a verb of the engine on a spec with some sections replaced."""
+def spec_file(tmp_path: Path, **sections) -> Path:
+    """A small spec with some sections replaced."""
     document = {
         "run": {"name": "x", "output_dir": str(tmp_path / "out")},
         "corpus": {"paths": [str(ROOT / "pipelines/quickstart/corpus/train.jsonl")]},
@@ -27,8 +27,14 @@ def run(tmp_path: Path, verb: str, **sections) -> subprocess.CompletedProcess:
         "objective": {"lm_loss_weight": 1.0},
         "training": {"block_length": 64, "global_batch_blocks": 1, "max_steps": 1},
     }
-    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(document | sections, allow_unicode=True))
-    command = [sys.executable, "-m", "engine", verb, str(tmp_path / "spec.yaml")]
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(document | sections, allow_unicode=True))
+    return path
+
+
+def run(tmp_path: Path, verb: str, **sections) -> subprocess.CompletedProcess:
+    """Start a verb of the engine on a small spec."""
+    command = [sys.executable, "-m", "engine", verb, str(spec_file(tmp_path, **sections))]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
@@ -65,7 +71,10 @@ def test_a_source_that_needs_a_package_which_is_not_installed_is_refused(tmp_pat
     done = run(tmp_path, "run", source_models=[source], objective={"lm_loss_weight": 0.9})
     assert done.returncode == 1
     (fault,) = faults_of(done)
-    assert fault.startswith(f"source_models.0.checkpoint: {quantised} needs a package: Loading a GPTQ quantized model")
+    assert fault == (
+        f"source_models.0.checkpoint: {quantised} is quantised by gptq, which transformers reads by a package that is "
+        f"not installed: optimum; install it, or take another form of the model"
+    )
 
 
 @pytest.mark.parametrize("folder", ["{}/file", "{}/file/out", "/proc/nothing/out"])
@@ -117,3 +126,58 @@ def test_check_passes_over_files_that_are_on_another_machine(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["target_model"]["checkpoint"] == "/nowhere/model"
+
+
+VERBS = """
+import io, json, sys
+from contextlib import redirect_stderr
+from engine.__main__ import main
+said = io.StringIO()
+with redirect_stderr(said):
+    codes = [main([verb, sys.argv[1]]) for verb in ("check", "plan", "run", "evaluate")]
+loaded = [name for name in ("torch", "transformers", "ray", "vllm", "numba") if name in sys.modules]
+print(json.dumps({"codes": codes, "loaded": loaded, "said": said.getvalue()}))
+"""
+
+
+def cut_short(folder: Path, name: str) -> None:
+    """Leave half of a file."""
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+
+
+def no_tokenizer(folder: Path) -> None:
+    """Write JSON that is no tokenizer."""
+    (folder / "tokenizer.json").write_text('{"model": {"type": "BPEE"}}')
+
+
+def longer_vocabulary(folder: Path) -> None:
+    """Write a token that the embedding has no row for."""
+    value = json.loads((folder / "tokenizer.json").read_text())
+    value["model"]["vocab"]["more"] = 100_000
+    (folder / "tokenizer.json").write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("words", "damage"),
+    [
+        ("is not JSON", lambda folder: cut_short(folder, "config.json")),
+        ("has no config.json", lambda folder: (folder / "config.json").unlink()),
+        ("is cut short or damaged", lambda folder: cut_short(folder, "model.safetensors")),
+        ("has no weights", lambda folder: (folder / "model.safetensors").unlink()),
+        ("is not JSON", lambda folder: cut_short(folder, "tokenizer.json")),
+        ("is not a tokenizer", no_tokenizer),
+        ("1 ids beyond the", longer_vocabulary),
+    ],
+)
+def test_every_verb_refuses_damaged_files_before_it_loads_a_library_of_models(tmp_path, words, damage):
+    folder = tmp_path / "model"
+    shutil.copytree(MODELS / "llama-docs", folder)
+    damage(folder)
+    spec = spec_file(tmp_path, target_model={"checkpoint": str(folder)})
+    command = [sys.executable, "-c", VERBS, str(spec)]
+    found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60).stdout)
+    assert found["codes"] == [1, 1, 1, 1]
+    assert found["loaded"] == []
+    assert found["said"].count("target_model.checkpoint: ") == 4
+    assert found["said"].count(words) == 4
