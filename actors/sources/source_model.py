@@ -21,12 +21,12 @@ from actors.sources.probe import (
 )
 from engine.corpus.passages import passages_of
 from engine.corpus.reading import Reading
-from engine.errors import SourceModelError
+from engine.errors import SourceModelError, TokenizerError
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import context_limit, load_configuration
 from engine.records import PASSAGE, check, ragged, source_columns
 from engine.spec import SourceModelSpec
-from engine.text.tokenization import NO_ROLE, PassageTokenizer
+from engine.text.tokenization import PassageTokenizer
 
 #: A passage's token ids, its end bytes, and which of its rows are sent on.
 Encoded = tuple[np.ndarray, np.ndarray, slice | np.ndarray]
@@ -55,9 +55,7 @@ class SourceModel:
         self._meter = meter or NoMeter()
         self._meter.start_or_refuse()
         self._tokenizer, config = _read_checkpoint(source)
-        self._adds_bos = {"always": True, "never": False}.get(source.bos, self._tokenizer.adds_bos)
-        if self._adds_bos and self._tokenizer.bos_id == NO_ROLE:
-            raise SourceModelError(f"{source.name}: bos is {source.bos}, but the tokenizer has no BOS; use never")
+        self._adds_bos = self._tokenizer.adds_bos
         vocab_size = config.get_text_config().vocab_size
         if vocab_size < top_k:
             raise SourceModelError(
@@ -141,6 +139,8 @@ def _read_checkpoint(source: SourceModelSpec) -> tuple[PassageTokenizer, Any]:
     checkpoint = Checkpoint.of(source)
     try:
         return PassageTokenizer.load(checkpoint), load_configuration(checkpoint)
+    except TokenizerError as error:
+        raise SourceModelError(f"{source.name}: {error}") from error
     except (OSError, ValueError) as error:
         raise SourceModelError(f"{source.name}: {source.checkpoint} cannot be loaded: {error}") from error
 

@@ -120,7 +120,9 @@ def package_faults(where: str, checkpoint: Checkpoint, backend: str) -> list[Fau
     missing = [package for package in _PACKAGES[backend].get(method, ()) if find_spec(package) is None]
     if not missing:
         return []
-    reason = f"{folder} is quantised by {method}, which {backend} reads by a package that is not installed: {missing[0]}"
+    reason = (
+        f"{folder} is quantised by {method}, which {backend} reads by a package that is not installed: {missing[0]}"
+    )
     return [Fault(field_of(where), reason, "install it, or take another form of the model")]
 
 

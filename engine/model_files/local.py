@@ -26,6 +26,7 @@ import fsspec
 
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.conversion import convert_gguf, convert_gguf_tokenizer, merge_adapter
+from engine.spec.sections import Bos
 
 CACHE_DIR = "~/.cache/knowledge-fusion-engine/checkpoints"
 
@@ -81,7 +82,7 @@ def local_checkpoint(checkpoint: Checkpoint, weights: bool = True, cache_dir: st
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The Hugging Face tokenizer of a checkpoint, with the checkpoint's chat template if that names one.
+    """The Hugging Face tokenizer of a checkpoint, with the checkpoint's chat template and its choice of BOS.
 
     A ``tokenizer.json`` is read as it stands. transformers builds some tokenizers from the class that the configuration
     names, and where the file does otherwise, that would be another tokenizer than the model's.
@@ -98,7 +99,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     file = cached_file(folder, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
     if file is not None and hasattr(tokenizer, "backend_tokenizer"):
         tokenizer = _as_in_file(tokenizer, folder, Tokenizer.from_file(file))
-        _set_bos(tokenizer, folder)
+        _set_bos(tokenizer, folder, checkpoint.bos)
     if checkpoint.chat_template:
         with fsspec.open(checkpoint.chat_template, "r", encoding="utf8") as file:
             tokenizer.chat_template = file.read()
@@ -131,18 +132,20 @@ def _as_in_file(tokenizer: Any, folder: str, file: Any) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(folder, **roles)
 
 
-def _set_bos(tokenizer: Any, folder: str) -> None:
-    """Put BOS before a text if the tokenizer's configuration says so, and not if it says no.
+def _set_bos(tokenizer: Any, folder: str, bos: Bos) -> None:
+    """Put BOS before a text, or not, as the spec says, or else the tokenizer's configuration.
 
     transformers leaves ``add_bos_token`` aside where there is a ``tokenizer.json``, and DeepSeek V3 says it only there.
     """
     from transformers.utils import cached_file
 
-    file = cached_file(folder, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
-    if file is None or tokenizer.bos_token_id is None:
+    if tokenizer.bos_token_id is None:
         return
-    with open(file, encoding="utf8") as text:
-        configured = json.load(text).get("add_bos_token")
+    configured = {"always": True, "never": False}.get(bos)
+    file = cached_file(folder, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+    if configured is None and file is not None:
+        with open(file, encoding="utf8") as text:
+            configured = json.load(text).get("add_bos_token")
     if isinstance(configured, bool) and configured != (tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]):
         tokenizer.add_bos_token = configured
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Bos = Literal["tokenizer", "always", "never"]
 
 
 class Section(BaseModel):
@@ -81,6 +82,9 @@ class TargetModelSpec(Section):
     chat_template: str = ""
     """Path or fsspec URL of a Jinja chat template that replaces the tokenizer's own; empty: its own. Only conversations
     need one. The target's is written into the export."""
+    bos: Bos = "tokenizer"
+    """Whether BOS precedes every passage: as the model's own tokenizer does, always, or never. The export's tokenizer
+    does as the model was trained. A conversation begins with BOS if the chat template has it."""
     lora: LoraSpec = LoraSpec()
     """Low-rank adapters (peft) to train instead of the whole model; they are merged into the export."""
 
@@ -115,8 +119,8 @@ class SourceModelSpec(Section):
     """vLLM's name of a weight quantisation (fp8, mxfp8, ...); empty: the checkpoint's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights and activations; auto takes the checkpoint's."""
-    bos: Literal["tokenizer", "always", "never"] = "tokenizer"
-    """Whether BOS precedes every passage: as the model's own tokenizer does, always, or never."""
+    bos: Bos = "tokenizer"
+    """As target_model.bos."""
     probe: Literal["refuse", "correct", "off"] = "refuse"
     """Check of each new replica on a plain text: refuse a model that predicts it no better than chance, or several nats
     worse than with (or without) BOS; correct its BOS and refuse the rest; or skip the check (off)."""

@@ -21,6 +21,7 @@ import numpy as np
 from engine.errors import TokenizerError
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.local import load_tokenizer, local_checkpoint
+from engine.spec.sections import Bos
 from engine.text import character_offsets
 from engine.text.token_bytes import (
     BYTE_TO_CHARACTER,
@@ -56,7 +57,7 @@ class PassageTokenizer:
         vocab_size: number of ids, added tokens included.
         bos_id, eos_id, pad_id, turn_end_id: ids by role, ``NO_ROLE`` where the model has none. A turn's end is what the
             model's own chat template puts after an assistant's message.
-        adds_bos: whether the tokenizer puts BOS in front of a text by itself.
+        adds_bos: whether BOS precedes a text: by the tokenizer itself, or as the checkpoint has it.
         normalizer_types: names of the parts of its normalizer, in order.
         fingerprint: changes with everything that changes ids or bytes.
         hugging_face: the tokenizer as given, for its chat template. backend: the ``tokenizers.Tokenizer`` that takes
@@ -64,8 +65,15 @@ class PassageTokenizer:
         special_tokens: the special ones of the added tokens, as tokenizer.json has them.
     """
 
-    def __init__(self, tokenizer: Any, name: str, backend: Any = None):
-        """Wrap a Hugging Face tokenizer (see ``load``); ``backend`` is its ``tokenizers.Tokenizer``, if not its own."""
+    def __init__(self, tokenizer: Any, name: str, backend: Any = None, bos: Bos = "tokenizer"):
+        """Wrap a Hugging Face tokenizer (see ``load``).
+
+        Args:
+            tokenizer: as transformers loads it.
+            name: for messages.
+            backend: its ``tokenizers.Tokenizer``, if not its own.
+            bos: whether BOS precedes a text: as the tokenizer does by itself, always, or never.
+        """
         from tokenizers import Tokenizer, processors
 
         serialized = (backend or tokenizer.backend_tokenizer).to_str()
@@ -85,7 +93,7 @@ class PassageTokenizer:
         )
         self.special_tokens = [token for token in layout["added_tokens"] if token["special"]]
         self.turn_end_id = _turn_end(tokenizer, self.special_tokens)
-        self.adds_bos = self.bos_id != NO_ROLE and tokenizer("a")["input_ids"][0] == self.bos_id
+        self.adds_bos = self._takes_bos(bos)
         self.normalizer_types = part_types(layout.get("normalizer"), "normalizers")
         pieces = self.backend.get_vocab(with_added_tokens=True)
         self.token_bytes = token_bytes(layout, self._kind, pieces, self.backend)
@@ -108,7 +116,7 @@ class PassageTokenizer:
 
         Raises:
             OSError, ValueError: there is no such checkpoint, or no tokenizer in it.
-            TokenizerError: it is of a kind whose tokens cannot be read as bytes.
+            TokenizerError: it is of a kind whose tokens cannot be read as bytes, or lacks the BOS that is asked for.
         """
         return _loaded(replace(checkpoint, adapter=""))
 
@@ -247,6 +255,13 @@ class PassageTokenizer:
             pieces[token] = piece
         return pieces
 
+    def _takes_bos(self, bos: Bos) -> bool:
+        if bos == "always" and self.bos_id == NO_ROLE:
+            raise TokenizerError(f"{self.name}: bos is always, but the tokenizer has no BOS; use never")
+        if bos == "tokenizer" and self.bos_id != NO_ROLE:
+            return self.hugging_face("a")["input_ids"][0] == self.bos_id
+        return bos == "always"
+
     def _longest_beginning(self, data: bytes) -> list[int]:
         for length in range(len(data), 0, -1):
             if data[:length] in self.id_of_bytes:
@@ -283,7 +298,7 @@ def _loaded(checkpoint: Checkpoint) -> PassageTokenizer:
 
     tokenizer = load_tokenizer(checkpoint)
     if hasattr(tokenizer, "backend_tokenizer"):
-        return PassageTokenizer(tokenizer, str(checkpoint))
+        return PassageTokenizer(tokenizer, str(checkpoint), bos=checkpoint.bos)
     try:  # Mistral's own class runs tekken.json by itself; the fast class reads the same file
         folder = local_checkpoint(checkpoint, weights=False)
         backend = PreTrainedTokenizerFast.from_pretrained(folder).backend_tokenizer
@@ -292,7 +307,7 @@ def _loaded(checkpoint: Checkpoint) -> PassageTokenizer:
             f"{checkpoint}: the tokenizer ({type(tokenizer).__name__}) has no fast form: {error}; save it as "
             f"tokenizer.json first"
         ) from error
-    return PassageTokenizer(tokenizer, str(checkpoint), backend)
+    return PassageTokenizer(tokenizer, str(checkpoint), backend, checkpoint.bos)
 
 
 def _turn_end(tokenizer: Any, special_tokens: Sequence[Mapping[str, Any]]) -> int:

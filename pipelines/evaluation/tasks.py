@@ -1,6 +1,7 @@
 """Tasks of the Language Model Evaluation Harness (lm-eval), which is imported only when a spec asks for them.
 
-The harness's own Hugging Face model runs the checkpoint, so that every number is the one that its command line gives::
+The harness's own Hugging Face model runs the checkpoint, with the tokenizer of a run: the harness would load another
+one where transformers changes a tokenizer.json. Elsewhere every number is the one that its command line gives::
 
     lm_eval --model hf --model_args pretrained=CHECKPOINT --tasks NAMES --include_path FOLDER --batch_size 8
 """
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from engine.model_files.checkpoint import Checkpoint
-from engine.model_files.local import local_checkpoint
+from engine.model_files.local import load_tokenizer, local_checkpoint
 from engine.spec import EvaluationSpec
 
 
@@ -39,10 +40,15 @@ def run_tasks(checkpoint: Checkpoint, settings: EvaluationSpec, device: str) -> 
         device: where the model runs, as torch names it.
     """
     from lm_eval import simple_evaluate
+    from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
+    arguments: dict[str, Any] = {"pretrained": local_checkpoint(checkpoint)}
+    tokenizer = load_tokenizer(checkpoint)
+    if isinstance(tokenizer, (PreTrainedTokenizer, PreTrainedTokenizerFast)):  # the harness takes no other
+        arguments["tokenizer"] = tokenizer
     found = simple_evaluate(
         model="hf",
-        model_args={"pretrained": local_checkpoint(checkpoint)},
+        model_args=arguments,
         tasks=list(settings.tasks),
         num_fewshot=settings.num_fewshot,
         batch_size=settings.task_batch,

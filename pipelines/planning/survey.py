@@ -103,7 +103,7 @@ def survey(spec: FusionSpec, flow: FlowPlan, score: bool = True) -> tuple[Source
         return ()
     passages = sample_passages(spec, flow)
     target = PassageTokenizer.load(flow.checkpoints[0])
-    target_tokens = tokenize(target, passages, target.adds_bos)
+    target_tokens = tokenize(target, passages)
     scored = _spread(passages, SCORED_PASSAGES)
     target_scores = _scores(_target_section(spec), 1, scored, None) if score else None
     mapping_text = mapping_sample(spec, flow)
@@ -124,10 +124,7 @@ def _survey_source(
 ) -> SourceSurvey:
     target = target_tokens.tokenizer
     source = PassageTokenizer.load(Checkpoint.of(section))
-    source_traits = traits(source, section.bos)
-    source_tokens = tokenize(
-        source, [replace(passage, ends_document=True) for passage in passages], source_traits.adds_bos
-    )
+    source_tokens = tokenize(source, [replace(passage, ends_document=True) for passage in passages])
     alignment = spec.alignment
     mapping = load_or_build(source, target, alignment.vocabulary, alignment.cache_dir, mapping_text)
     return SourceSurvey(
@@ -136,8 +133,8 @@ def _survey_source(
         num_bytes=sum(passage.num_bytes for passage in passages),
         coverage=coverage(target_tokens, source_tokens),
         mapping=survey_mapping(source, target, mapping, source_tokens.counts()),
-        traits=source_traits,
-        target_traits=traits(target, "tokenizer"),
+        traits=traits(source),
+        target_traits=traits(target),
         vocab_size=source.vocab_size,
         padding_rows=_embedding_rows(Checkpoint.of(section)) - source.vocab_size,
         scores=None if target_scores is None else _scores(section, spec.fusion.top_k, scored, mapping),
@@ -260,7 +257,13 @@ def _table(passages: Sequence[SampledPassage]) -> pa.Table:
 def _target_section(spec: FusionSpec) -> SourceModelSpec:
     """The target as if it were a source."""
     target = spec.target_model
-    return SourceModelSpec(name="target", checkpoint=target.checkpoint, chat_template=target.chat_template, probe="off")
+    return SourceModelSpec(
+        name="target",
+        checkpoint=target.checkpoint,
+        chat_template=target.chat_template,
+        bos=target.bos,
+        probe="off",
+    )
 
 
 def _embedding_rows(checkpoint: Checkpoint) -> int:

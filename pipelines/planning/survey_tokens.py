@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import nan
-from typing import Literal
 
 import numpy as np
 
@@ -113,9 +112,9 @@ class Tokenization:
         )
 
 
-def tokenize(tokenizer: PassageTokenizer, passages: Sequence[SampledPassage], add_bos: bool) -> Tokenization:
-    """Tokenize a sample, with EOS where a passage ends its document."""
-    reading = Reading(tokenizer, add_bos)
+def tokenize(tokenizer: PassageTokenizer, passages: Sequence[SampledPassage]) -> Tokenization:
+    """Tokenize a sample, with BOS as in the run, and EOS where a passage ends its document."""
+    reading = Reading(tokenizer, tokenizer.adds_bos)
     renderings = [reading.read(passage, passage.ends_document) for passage in passages]
     answers = target_answers(renderings, [0] * len(passages), [passage.ends_document for passage in passages]).rows
     places = [slice(start, end) for start, end in pairwise(answers.offsets)]
@@ -177,14 +176,10 @@ def _spans(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(first > 0, ends[first - 1], 0), np.arange(len(ends)) - first + 1
 
 
-def traits(tokenizer: PassageTokenizer, bos: Literal["tokenizer", "always", "never"]) -> Traits:
-    """The traits of a tokenizer.
-
-    Args:
-        bos: the spec's ``bos`` of the model.
-    """
+def traits(tokenizer: PassageTokenizer) -> Traits:
+    """The traits of a tokenizer."""
     return Traits(
-        adds_bos={"always": True, "never": False}.get(bos, tokenizer.adds_bos),
+        adds_bos=tokenizer.adds_bos,
         has_bos=tokenizer.bos_id != NO_ROLE,
         has_eos=tokenizer.eos_id != NO_ROLE,
         has_pad=tokenizer.pad_id != NO_ROLE,

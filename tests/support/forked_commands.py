@@ -46,6 +46,8 @@ class Result:
 def run_commands(commands: Sequence[Sequence[str]], limit_seconds: float, at_once: int = 2) -> list[Result]:
     """Run each ``python -m engine`` command in a process of its own, ``at_once`` of them side by side.
 
+    One that runs past its limit is run once more, in a fresh process.
+
     Args:
         commands: arguments of each. The first is carried out once more, before all of them, in the process that forks.
     """
@@ -56,7 +58,20 @@ def run_commands(commands: Sequence[Sequence[str]], limit_seconds: float, at_onc
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         options = [str(limit_seconds), str(at_once)]
         subprocess.run([*command, *options], cwd=ROOT, env=environment, check=True)
-        return [Result(**fields) for fields in json.loads(answered.read_text())]
+        results = [Result(**fields) for fields in json.loads(answered.read_text())]
+    pairs = zip(commands, results, strict=True)
+    return [_alone(command, limit_seconds) if result.timed_out else result for command, result in pairs]
+
+
+def _alone(command: Sequence[str], limit_seconds: float) -> Result:
+    """The result of a command in a fresh process, as a user starts it: a fork may inherit a lock that no thread of it frees."""
+    since = time.monotonic()
+    arguments = [sys.executable, "-m", "engine", *command]
+    try:
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=limit_seconds)
+    except subprocess.TimeoutExpired:
+        return Result(-signal.SIGKILL, time.monotonic() - since, True, "")
+    return Result(done.returncode, time.monotonic() - since, False, done.stdout + done.stderr)
 
 
 @dataclass

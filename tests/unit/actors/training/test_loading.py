@@ -17,6 +17,7 @@ from actors.training.target_model import TargetModel
 from engine.errors import TrainingError
 from engine.model_files.checkpoint import Checkpoint
 from engine.spec import LoraSpec, ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingSpec
+from engine.text.tokenization import PassageTokenizer
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import byte_level_with_bos
 from tests.support.training_blocks import LENGTH, TOP_K, training_blocks
@@ -103,6 +104,15 @@ def test_the_export_of_an_fp8_checkpoint_does_not_claim_to_be_fp8(tmp_path, chec
     assert "quantization_config" not in json.loads((tmp_path / "export" / "config.json").read_text())
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert {parameter.dtype for parameter in exported.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("bos", ["tokenizer", "always", "never"])
+def test_the_export_puts_bos_before_a_text_as_the_target_was_trained(tmp_path, checkpoint, bos):
+    read = Checkpoint(checkpoint, bos=bos)
+    export(target(checkpoint), read, str(tmp_path / "export"))
+    exported = PassageTokenizer.load(Checkpoint(str(tmp_path / "export")))
+    assert exported.adds_bos == PassageTokenizer.load(read).adds_bos == (bos != "never")
+    assert (exported.hugging_face("The cat")["input_ids"][0] == exported.bos_id) == (bos != "never")
 
 
 def test_adapters_alone_are_trained_and_stored_and_the_export_has_them_merged(tmp_path, checkpoint):

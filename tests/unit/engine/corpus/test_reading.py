@@ -1,19 +1,23 @@
 """Reading: a plain passage is one answer, a conversation has its own, and both travel as rows of one table."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from engine.corpus.cutting import Cutter
 from engine.corpus.documents import Conversation, Document
 from engine.corpus.passages import Passage, passages_of, table_of
 from engine.corpus.reading import Reading
+from engine.errors import TokenizerError
 from engine.model_files.checkpoint import Checkpoint
 from engine.records import PASSAGE, check
 from engine.text.chat import ChatTemplate
 from engine.text.tokenization import PassageTokenizer
-from tests.support.tiny_tokenizers import tokenizer_folders
+from pipelines.evaluation.bits_per_byte import tokens_of
+from tests.support.tiny_tokenizers import byte_level_without_bos, tokenizer_folders
 
 TEMPLATE = Path("pipelines/specs/chat_templates/inst.jinja").absolute()
 MESSAGES = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The dog."}]
@@ -25,6 +29,25 @@ CHAT = Passage("0/a:2:0", "The dog.", 8, 0, ends_document=True, messages=MESSAGE
 def checkpoints(tmp_path_factory) -> list[Checkpoint]:
     folders = tokenizer_folders(tmp_path_factory.mktemp("tokenizers"))
     return [Checkpoint(str(folder), chat_template=str(TEMPLATE)) for folder in folders]
+
+
+@pytest.mark.parametrize("bos", ["tokenizer", "always", "never"])
+def test_bos_precedes_a_passage_as_the_checkpoint_has_it(checkpoints, bos):
+    for checkpoint in checkpoints:
+        own, tokenizer = PassageTokenizer.load(checkpoint), PassageTokenizer.load(replace(checkpoint, bos=bos))
+        expected = {"tokenizer": own.adds_bos, "always": True, "never": False}[bos]
+        token_ids = Reading(tokenizer, tokenizer.adds_bos).read(PLAIN, ends_document=True).token_ids
+        assert token_ids.tolist() == [own.bos_id] * expected + own.encode(PLAIN.text)[0].tolist() + [own.eos_id]
+        assert (tokenizer.hugging_face("a")["input_ids"][0] == own.bos_id) == expected, "so has the export"
+        assert (len(tokens_of(tokenizer, PLAIN.text).bos) == 1) == expected, "so has the evaluation"
+
+
+def test_bos_cannot_precede_a_passage_where_there_is_none(tmp_path):
+    plain = PreTrainedTokenizerFast(tokenizer_object=byte_level_without_bos().backend_tokenizer)
+    plain.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(TokenizerError, match="bos is always, but the tokenizer has no BOS; use never"):
+        PassageTokenizer.load(Checkpoint(str(tmp_path), bos="always"))
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])

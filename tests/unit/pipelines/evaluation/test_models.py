@@ -39,6 +39,14 @@ def test_the_export_is_compared_once_it_is_there(tmp_path):
     assert list(compared_models(located)) == [*labels, "fused target"]
 
 
+def test_models_are_compared_with_the_bos_of_the_spec(tmp_path):
+    located = spec(tmp_path)
+    target = located.target_model.model_copy(update={"bos": "never"})
+    source = located.source_models[0].model_copy(update={"bos": "always"})
+    changed = located.model_copy(update={"target_model": target, "source_models": (source,)})
+    assert [checkpoint.bos for checkpoint in compared_models(changed).values()] == ["never", "always"]
+
+
 def test_a_run_may_name_its_own_export_before_it_is_there(tmp_path):
     assert not faults(
         tmp_path,

@@ -123,7 +123,7 @@ def test_coverage_equals_a_walk_over_the_bytes(surveyed, folder):
             alike = target.has_dummy_prefix(text) == source.has_dummy_prefix(text)
             kinds.update(slow_kinds(target_ends, source_ends, alike))
         scored = [replace(passage, ends_document=True) for passage in passages]
-        found = coverage(tokenize(target, passages, target.adds_bos), tokenize(source, scored, source.adds_bos))
+        found = coverage(tokenize(target, passages), tokenize(source, scored))
         rows = sum(kinds.values())
         assert found.rows == rows > 100
         for kind in KIND_NAMES:
@@ -135,12 +135,13 @@ def test_coverage_equals_a_walk_over_the_bytes(surveyed, folder):
 
 def test_the_survey_counts_its_own_sample(surveyed, folder):
     spec, passages, surveys = surveyed
-    target, plain = (PassageTokenizer.load(Checkpoint(str(folder / name))) for name in ("target", "plain"))
+    target = PassageTokenizer.load(Checkpoint(str(folder / "target")))
     scored = [replace(passage, ends_document=True) for passage in passages]
     texts = [passage.text for passage in passages]
     for bos in ("tokenizer", "always"):
+        plain = PassageTokenizer.load(Checkpoint(str(folder / "plain"), bos=bos))
         found = survey(spec_of(folder, f"source_models.0.bos={bos}"), derive_flow(spec), score=False)[0]
-        expected = coverage(tokenize(target, passages, True), tokenize(plain, scored, bos == "always"))
+        expected = coverage(tokenize(target, passages), tokenize(plain, scored))
         assert (found.coverage, found.scores, found.target_scores) == (expected, None, None)
         assert found.traits.adds_bos == (bos == "always")
     assert [(found.passages, found.num_bytes) for found in surveys] == [(6, len("".join(texts).encode()))] * 2
@@ -255,9 +256,9 @@ def test_bytes_are_shown_as_readable_text(data, shown):
 
 def test_habits_of_a_normalizer_are_found():
     tokenizer = byte_level_with_bos()
-    assert traits(PassageTokenizer(tokenizer, "plain"), "never").habits == ()
+    assert traits(PassageTokenizer(tokenizer, "plain")).habits == ()
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    found = traits(PassageTokenizer(tokenizer, "normalising"), "never")
+    found = traits(PassageTokenizer(tokenizer, "normalising", bos="never"))
     assert found.normalizer == ("NFKC", "Lowercase")
     assert found.habits == (
         "lower-cases",
@@ -355,6 +356,6 @@ def test_the_command_line_without_scoring(monkeypatch, tmp_path, capsys):
 
 def test_coverage_of_an_empty_sample_is_nan(folder):
     tokenizer = PassageTokenizer.load(Checkpoint(str(folder / "plain")))
-    empty = tokenize(tokenizer, [], add_bos=False)
+    empty = tokenize(tokenizer, [])
     assert math.isnan(coverage(empty, empty).used)
     assert not empty.counts().any()
