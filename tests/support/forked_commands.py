@@ -64,7 +64,7 @@ def run_commands(commands: Sequence[Sequence[str]], limit_seconds: float, at_onc
 
 
 def _alone(command: Sequence[str], limit_seconds: float) -> Result:
-    """The result of a command in a fresh process, as a user starts it: a fork may inherit a lock that no thread of it frees."""
+    """The result of a command in a fresh process: a fork may inherit a lock that none of its threads frees."""
     since = time.monotonic()
     arguments = [sys.executable, "-m", "engine", *command]
     try:
