@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -91,19 +91,44 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         OSError, ValueError: there is no such checkpoint, no tokenizer in it, or no such template.
     """
     from tokenizers import Tokenizer
-    from transformers import AutoTokenizer
-    from transformers.utils import cached_file
 
     folder = local_checkpoint(checkpoint, weights=False)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    file = cached_file(folder, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    file = _file_in(folder, "tokenizer.json")
+    tokenizer = _tokenizer_class(folder, has_file=file is not None).from_pretrained(folder)
     if file is not None and hasattr(tokenizer, "backend_tokenizer"):
         tokenizer = _as_in_file(tokenizer, folder, Tokenizer.from_file(file))
-        _set_bos(tokenizer, folder, checkpoint.bos)
+        _set_bos(tokenizer, _settings(folder), checkpoint.bos)
     if checkpoint.chat_template:
         with fsspec.open(checkpoint.chat_template, "r", encoding="utf8") as file:
             tokenizer.chat_template = file.read()
     return tokenizer
+
+
+#: Names that tokenizer_config.json has for the class that reads tokenizer.json and adds nothing of its own.
+_PLAIN_CLASSES = "TokenizersBackend", "PreTrainedTokenizerFast"
+
+
+def _tokenizer_class(folder: str, has_file: bool) -> Any:
+    """The class that reads a tokenizer. To look it up imports torch, which takes seconds, so the plain one is named."""
+    import transformers
+
+    is_plain = has_file and _settings(folder).get("tokenizer_class") in _PLAIN_CLASSES
+    return transformers.PreTrainedTokenizerFast if is_plain else transformers.AutoTokenizer
+
+
+def _settings(folder: str) -> Mapping[str, Any]:
+    """What tokenizer_config.json says; nothing if there is none."""
+    file = _file_in(folder, "tokenizer_config.json")
+    if file is None:
+        return {}
+    with open(file, encoding="utf8") as text:
+        return json.load(text)
+
+
+def _file_in(folder: str, name: str) -> str | None:
+    from transformers.utils import cached_file
+
+    return cached_file(folder, name, _raise_exceptions_for_missing_entries=False)
 
 
 #: Parts of tokenizer.json that decide how text becomes tokens, and tokens text.
@@ -132,21 +157,15 @@ def _as_in_file(tokenizer: Any, folder: str, file: Any) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(folder, **roles)
 
 
-def _set_bos(tokenizer: Any, folder: str, bos: Bos) -> None:
+def _set_bos(tokenizer: Any, settings: Mapping[str, Any], bos: Bos) -> None:
     """Put BOS before a text, or not, as the spec says, or else the tokenizer's configuration.
 
     transformers leaves ``add_bos_token`` aside where there is a ``tokenizer.json``, and DeepSeek V3 says it only there.
     """
-    from transformers.utils import cached_file
-
-    if tokenizer.bos_token_id is None:
+    configured = {"always": True, "never": False}.get(bos, settings.get("add_bos_token"))
+    if tokenizer.bos_token_id is None or not isinstance(configured, bool):
         return
-    configured = {"always": True, "never": False}.get(bos)
-    file = cached_file(folder, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
-    if configured is None and file is not None:
-        with open(file, encoding="utf8") as text:
-            configured = json.load(text).get("add_bos_token")
-    if isinstance(configured, bool) and configured != (tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]):
+    if configured != (tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]):
         tokenizer.add_bos_token = configured
 
 

@@ -6,19 +6,21 @@ Ray's dashboard and a process list show the names of these classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from ray.data import ActorPoolStrategy
 
-from actors.aligner import Aligner
-from actors.reader import PassageReader
-from actors.sources.optional_source import OptionalSource
-from actors.sources.source_model import SourceModel
-from engine.blocks.packing import Packer
 from engine.records.batches import as_row, of_row, shares
 from engine.spec import SourceModelSpec
 from pipelines.stream.deferred import Deferred
+
+if TYPE_CHECKING:  # each process imports its own stage's class alone
+    from actors.aligner import Aligner
+    from actors.reader import PassageReader
+    from actors.sources.optional_source import OptionalSource
+    from actors.sources.source_model import SourceModel
+    from engine.blocks.packing import Packer
 
 #: How a stage takes the stream: one row at a time, which is a batch.
 ONE_BATCH = {"batch_size": 1, "batch_format": "pyarrow"}

@@ -5,7 +5,7 @@ import pytest
 from engine import run
 from engine.errors import FusionError, PreflightError, RecordError
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = [pytest.mark.timeout(200), pytest.mark.usefixtures("shared_ray")]
 
 ROWS = [b'{"text": "a good document"}', b'{"text": ""}', b'{"text": "\xff"}', b'{"title": "x"}', b"{torn"]
 

@@ -1,7 +1,6 @@
 """One run whose models lie in other places and forms: URLs, a GGUF file as target, an adapter over a source."""
 
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine import load_spec, plan
+from tests.support.own_home import with_own_home
 from tests.support.paths import ROOT
 from tests.support.tiny_gguf import write_gguf
 from tests.support.tiny_models import tiny_checkpoint
@@ -68,13 +68,12 @@ def spec(base: Path, models: dict[str, str]) -> dict:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory) -> dict:
     base = tmp_path_factory.mktemp("places")
-    (base / "home").mkdir()
     lines = (QUICKSTART / "corpus" / "heldout_docs.jsonl").read_text(encoding="utf8").splitlines()[:20]
     texts = [json.loads(line)["text"][:200] for line in lines]
     (base / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (base / "spec.yaml").write_text(json.dumps(spec(base, write_models(base))))  # JSON is YAML
     command = [sys.executable, "-c", RUN, str(base / "spec.yaml"), str(base / "result.pickle")]
-    environment = {**os.environ, "HOME": str(base / "home")}
+    environment = with_own_home(base)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return {"base": base, "result": pickle.loads((base / "result.pickle").read_bytes())}

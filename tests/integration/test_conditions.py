@@ -12,7 +12,7 @@ from engine import run
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import byte_level_with_bos
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = [pytest.mark.timeout(200), pytest.mark.usefixtures("shared_ray")]
 
 
 @pytest.fixture(scope="module")
@@ -21,21 +21,6 @@ def target(tmp_path_factory):
     folder = tmp_path_factory.mktemp("target")
     byte_level_with_bos().save_pretrained(folder / "tokenizer")
     return tiny_checkpoint(folder / "model", "llama", folder / "tokenizer")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    """One Ray for all runs, which measures every second."""
-    ray.init(
-        address="local",
-        num_cpus=8,
-        object_store_memory=2**27,
-        include_dashboard=False,
-        log_to_driver=False,
-        _system_config={"metrics_report_interval_ms": 1000},
-    )
-    yield
-    ray.shutdown()
 
 
 def write_spec(folder, target, **sections):

@@ -16,6 +16,7 @@ CORPUS = "pipelines/quickstart/corpus/conversations.jsonl"
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("shared_ray")
 def test_the_example_learns_the_answers_of_every_conversation_and_nothing_else(tmp_path):
     spec = load_spec(
         "pipelines/specs/instruction_example.yaml",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.own_home import COMPILED
 from tests.support.paths import ROOT
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -30,6 +31,7 @@ def head(tmp_path):
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
+        **COMPILED,
         "LANG": "C.UTF-8",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -75,6 +77,7 @@ def test_the_quickstart_runs_as_a_submitted_job(head, tmp_path):
         *("python", "-m", "engine", "run", "pipelines/specs/quickstart.yaml"),
         *(f"run.output_dir={tmp_path / 'output'}", f"alignment.cache_dir={tmp_path / 'tables'}"),
         *("training.max_steps=4", "evaluation.corpora={}"),
+        *("source_models.1.backend=transformers", "source_models.2.backend=transformers"),
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout + done.stderr

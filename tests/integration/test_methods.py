@@ -6,7 +6,7 @@ import pytest
 
 from engine import run
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("shared_ray")]
 
 METHODS = {
     "FuseChat's": (["preset=fusechat_ms"], 0.3),
@@ -17,7 +17,7 @@ METHODS = {
     "by token": (
         [
             *("fusion.granularity=token", "fusion.top_k=32", "alignment.split_tokens=product"),
-            *("corpus.overlap_bytes=64", "source_models.0.most_replicas=2"),
+            *("corpus.overlap_bytes=64", "source_models.0.backend=vllm", "source_models.0.most_replicas=2"),
             *("target_model.lora.rank=4", "training.activation_checkpointing=true"),
         ],
         0.6,
@@ -59,6 +59,7 @@ def engine_spec(tmp_path, overrides: list[str]):
             "training.num_workers=1",
             "training.max_steps=2",
             "fusion={}",
+            *(f"source_models.{source}.backend=transformers" for source in range(3)),
             *overrides,
         ],
     )

@@ -2,7 +2,6 @@
 
 import pyarrow as pa
 import pytest
-import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
@@ -17,21 +16,12 @@ SENTENCE = "gpt2-code: its replicas have died;\nlook into Ray's logs"
 FAULTS = PreflightError([Fault("a.b", "1 is wrong", "use 2"), Fault("c", "is missing")])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=2**27,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    before = DataContext.get_current().copy()
-    tune(DataContext.get_current())
-    yield
-    DataContext._set_current(before)
-    ray.shutdown()
+@pytest.fixture(autouse=True)
+def as_in_a_run(shared_ray):
+    """Ray Data with a run's settings."""
+    with DataContext.current(DataContext.get_current().copy()):
+        tune(DataContext.get_current())
+        yield
 
 
 class RefusesAtTheStart:

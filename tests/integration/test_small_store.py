@@ -16,13 +16,12 @@ ONE_BATCH = {"batch_size": 1, "num_cpus": 0.5, "compute": ActorPoolStrategy(size
 
 
 @pytest.fixture
-def small_store():
+def small_store(no_ray):
     """A Ray of its own; Ray Data's context is as before afterwards."""
     store_bytes = 80 * 2**20
     ray.init(address="local", num_cpus=4, object_store_memory=store_bytes, include_dashboard=False, log_to_driver=False)
     with DataContext.current(DataContext.get_current().copy()):
         yield
-    ray.shutdown()
 
 
 def test_what_is_read_first_is_learned_before_all_is_read(small_store):

@@ -6,7 +6,6 @@ over the same file.
 
 import importlib.util
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.own_home import with_own_home
 from tests.support.paths import ROOT
 
 QUICKSTART = ROOT / "pipelines" / "quickstart"
@@ -21,7 +21,7 @@ PASSAGES = 8
 LENGTH = 600  # characters: some 200 tokens of SmolLM2, and less than a block of the target's
 TOLERANCE = 0.03
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(400)
 
 RUN = """
 import pickle, sys
@@ -78,18 +78,17 @@ def spec(base: Path) -> dict:
 
 
 def start(base: Path, program: str, *arguments: str) -> subprocess.Popen:
-    """A process with a home of its own: the cache must be empty, and vLLM kept apart."""
-    environment = {**os.environ, "HOME": str(base / "home"), "OMP_NUM_THREADS": "2"}
+    """A process with a home of its own: the cache of checkpoints must be empty."""
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=with_own_home(base), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
 def outputs_of(*processes: subprocess.Popen) -> list[str]:
     """The output of each process; when one fails, all are ended."""
     try:
-        printed = [process.communicate(timeout=180) for process in processes]
+        printed = [process.communicate(timeout=360) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -101,7 +100,6 @@ def outputs_of(*processes: subprocess.Popen) -> list[str]:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory) -> dict:
     base = tmp_path_factory.mktemp("smollm2")
-    (base / "home").mkdir()
     texts = passages()
     (base / "texts.json").write_text(json.dumps(texts))
     (base / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

@@ -18,7 +18,7 @@ from pipelines.stream.sizes import derive_flow
 from tests.oracles import fused_passage
 from tests.support.source_passages import passages
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("shared_ray")]
 
 TEXTS = [
     "Return the number of items in a container.",
@@ -66,7 +66,7 @@ def spec(tmp_path, fusion: dict, alignment: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
-def distributions(tmp_path_factory) -> pa.Table:
+def distributions(tmp_path_factory, shared_ray) -> pa.Table:
     """The passages with all sources' columns, each source called directly in a process of its own."""
     located = as_located_spec(spec(tmp_path_factory.mktemp("distributions"), *METHODS[0]))
     batch = passages(TEXTS)

@@ -1,0 +1,57 @@
+"""What Ray Train's controller and workers call in their own processes; each of them imports this file.
+
+It leaves out the stream's stages: their compiled kernels would cost each of these processes a second.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import ray.train
+from ray.data import DataIterator, Dataset, ExecutionOptions
+
+from engine.history.result import StepRecord
+from engine.spec import FusionSpec
+from pipelines.cluster.failures import refusal_inside
+
+
+class SharedStream(ray.train.DataConfig):
+    """Gives every worker its share of the stream, to the last row.
+
+    Ray Train's default drops the last rows to make the shares equal. Here a worker whose share is used up takes part in
+    the last step with blocks without weight, so that every passage is learned.
+    """
+
+    def __init__(self, preserve_order: bool):
+        super().__init__(execution_options=ExecutionOptions(preserve_order=preserve_order))
+
+    def configure(
+        self, datasets: dict[str, Dataset], world_size: int, *_handles: Any, **_extra: Any
+    ) -> list[dict[str, DataIterator]]:
+        stream = datasets["train"]
+        stream.set_name("train")
+        stream.context.execution_options = self._resolve_execution_options("train")
+        return [{"train": split} for split in stream.streaming_split(world_size, equal=False)]
+
+
+class StopAtFusionError(ray.train.UserCallback):
+    """Makes Ray Train's controller give up at a ``FusionError``; it tries again after any other failure of a worker."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if refusal := refusal_inside(error):
+                raise refusal
+
+
+def train_share(config: dict[str, Any]) -> tuple[StepRecord, ...]:
+    """Run one training worker: it learns its share of the stream.
+
+    The imports stand here because only the workers need torch and transformers, which take seconds.
+    """
+    from actors.training.loop import train_worker
+    from pipelines.evaluation.held_out_blocks import held_out_blocks
+
+    spec: FusionSpec = config["spec"]
+    threads = max(1, int(spec.training.num_cpus_per_worker))
+    return train_worker(spec, config["monitor"], threads, partial(held_out_blocks, spec))
