@@ -61,6 +61,7 @@ class PassageReader:
         self._meter = meter
         self._rows = self._skipped = 0
         self._last_skipped: Unreadable | None = None
+        self._noted: set[str] = set()
 
     def __call__(self, shares: pa.Table) -> Iterator[pa.Table]:
         """Shares of the corpus to batches of ``records.PASSAGE``, each as one row (``records.batches``).
@@ -105,12 +106,20 @@ class PassageReader:
                 continue
             if cut.left_out:
                 self._meter.skip(SkippedRow(document.path, document.row, cut.left_out))
+            for note in cut.notes:
+                self._note(document, note)
             yield from cut.passages
 
     def _measured(self, passages: Iterable[Passage]) -> Iterator[MeasuredPassage]:
         """Each passage with the number of tokens that the aligner will find."""
         for passage in passages:
             yield MeasuredPassage(passage, len(self._target.read(passage, passage.ends_document).token_ids))
+
+    def _note(self, document: Document | Conversation, note: str) -> None:
+        """Report what holds for many rows at the first of them."""
+        if note not in self._noted:
+            self._noted.add(note)
+            self._meter.skip(SkippedRow(document.path, document.row, f"{note}; this is the first such row"))
 
     def _refuse_or_skip(self, unreadable: Unreadable) -> None:
         if self._corpus.on_error == "fail":

@@ -18,7 +18,7 @@ from engine.corpus.passages import Passage
 from engine.corpus.windows import SPECIAL_TOKENS
 from engine.errors import RecordError
 from engine.model_files.checkpoint import Checkpoint
-from engine.text.chat import ChatTemplate, Message, beginnings, content_of
+from engine.text.chat import ChatTemplate, Message, Rendering, beginnings, content_of
 from engine.text.tokenization import PassageTokenizer
 
 #: Text that is tokenized at once to find one cut, in bytes a token of the smallest window. Text that a tokenizer knows
@@ -33,10 +33,12 @@ class Cut:
     Attributes:
         passages: in order.
         left_out: a sentence on what does not fit and is in no passage; empty where everything fits.
+        notes: sentences on what models pass over, each the same for many conversations.
     """
 
     passages: list[Passage]
     left_out: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,14 @@ class Cutter:
         return Cut(passages)
 
     def _cut_conversation(self, conversation: Conversation, passage_id: str) -> Cut:
-        messages = self._conversations.cut(conversation.messages)
+        messages, notes = self._conversations.cut_with_notes(conversation.messages)
+        if conversation.unread_keys:
+            notes = (*notes, f"messages have keys that no model reads: {', '.join(conversation.unread_keys)}")
         text, left_out = content_of(messages), ""
         if text != content_of(conversation.messages):
             first, last = len(messages) + 1, len(conversation.messages)
             left_out = f"messages {first} to {last} do not fit every model and are left out"
-        return Cut([Passage(passage_id, text, len(text.encode("utf8")), 0, True, messages)], left_out)
+        return Cut([Passage(passage_id, text, len(text.encode("utf8")), 0, True, messages)], left_out, notes)
 
     @cached_property
     def _documents(self) -> DocumentCutter:
@@ -218,21 +222,31 @@ class ConversationCutter:
         ]
 
     def cut(self, messages: Sequence[Message]) -> list[Message]:
-        """The longest beginning that ends with an answer and fits every model.
+        """The longest beginning that ends with an answer and fits every model; see ``cut_with_notes``."""
+        return self.cut_with_notes(messages)[0]
+
+    def cut_with_notes(self, messages: Sequence[Message]) -> tuple[list[Message], tuple[str, ...]]:
+        """The longest beginning that ends with an answer and fits every model; sentences on what templates leave out.
 
         Raises:
             RecordError: not even the first answer fits.
             TokenizerError: a model's template refuses the conversation.
         """
         for beginning in beginnings(messages):
-            too_long = self._too_long(beginning)
-            if not too_long:
-                return beginning
+            renderings = []
+            for name, template, limit in self._limits:
+                renderings.append(template.encode(beginning))
+                tokens = len(renderings[-1].token_ids)
+                if tokens > limit:
+                    too_long = f"{tokens} tokens for {name}, which takes {limit}"
+                    break
+            else:
+                return beginning, self._notes(renderings)
         raise RecordError(f"the conversation up to its first answer does not fit: {too_long}; raise the model's limit")
 
-    def _too_long(self, messages: Sequence[Message]) -> str:
-        for name, template, limit in self._limits:
-            tokens = len(template.encode(messages).token_ids)
-            if tokens > limit:
-                return f"{tokens} tokens for {name}, which takes {limit}"
-        return ""
+    def _notes(self, renderings: Sequence[Rendering]) -> tuple[str, ...]:
+        return tuple(
+            f"the chat template of {name} leaves out messages with the role {role!r}"
+            for (name, *_), rendering in zip(self._limits, renderings, strict=True)
+            for role in dict.fromkeys(rendering.left_out)
+        )

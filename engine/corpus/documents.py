@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -20,7 +20,11 @@ import zstandard
 
 from engine.corpus.files import CorpusUnit, kind_of_file
 from engine.errors import printable
-from engine.text.chat import ASSISTANT, Message
+from engine.text.chat import ASSISTANT, CALLS, REASONING, Message, is_answer
+
+#: Keys of a message that a chat template may read besides role and content.
+_RENDERED_KEYS = (*CALLS, *REASONING, "name", "tool_call_id")
+_READ_KEYS = {"role", "content", "weight", *_RENDERED_KEYS}
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,16 @@ class Document:
 class Conversation:
     """One conversation: where it stands in the corpus, and its messages, without space around their contents.
 
-    At least one message is an answer of the assistant, and no answer is empty.
+    At least one message is an answer that is learned, and no such answer is empty.
+
+    Attributes:
+        unread_keys: keys of its messages that no model reads.
     """
 
     path: str
     row: int
     messages: tuple[Message, ...]
+    unread_keys: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -114,25 +122,55 @@ def _conversation(path: str, row: int, value: Any) -> Conversation | Unreadable:
     if not isinstance(value, list):
         return Unreadable(path, row, f"the messages are {type(value).__name__}, not a list of {{role, content}}")
     messages: list[Message] = []
+    unread: set[str] = set()
     for number, message in enumerate(value, start=1):
         reason = _message_fault(message)
         if reason:
             return Unreadable(path, row, f"message {number} {reason}")
-        messages.append({"role": message["role"], "content": message["content"].strip()})
-        if messages[-1] == {"role": ASSISTANT, "content": ""}:
+        messages.append(_message(message))
+        unread |= {key for key in message if key not in _READ_KEYS and message[key] is not None}
+        if is_answer(messages[-1]) and not messages[-1]["content"]:
             return Unreadable(path, row, f"message {number}, an answer, is empty")
-    if not any(message["role"] == ASSISTANT for message in messages):
-        return Unreadable(path, row, f"no message has the role {ASSISTANT!r}, so there is no answer to learn")
-    return Conversation(path, row, tuple(messages))
+    if not any(map(is_answer, messages)):
+        none = f"no message has the role {ASSISTANT!r}"
+        if any(message["role"] == ASSISTANT for message in messages):
+            none = f"all messages with the role {ASSISTANT!r} are context, by weight 0 or tool calls"
+        return Unreadable(path, row, f"{none}, so there is no answer to learn")
+    return Conversation(path, row, tuple(messages), tuple(sorted(printable(str(key)) for key in unread)))
+
+
+def _message(message: Mapping[str, Any]) -> Message:
+    """A sound message as ``engine.text.chat`` takes it."""
+    found: Message = {"role": message["role"], "content": (message.get("content") or "").strip()}
+    if message["role"] == ASSISTANT and (message.get("weight") == 0 or any(message.get(key) for key in CALLS)):
+        found["weight"] = 0
+    more = {key: message[key] for key in _RENDERED_KEYS if message.get(key)}
+    return found | ({"more": json.dumps(more, ensure_ascii=False)} if more else {})
 
 
 def _message_fault(message: Any) -> str:
     if not isinstance(message, dict):
         return f"is {type(message).__name__}, not {{role, content}}"
-    for key in ("role", "content"):
+    may_be_empty = message.get("content") is None and any(message.get(key) for key in CALLS)
+    for key in ("role",) if may_be_empty else ("role", "content"):
         if not isinstance(message.get(key), str):
-            return f"has a {key} that is {type(message.get(key)).__name__}, not a string; it has {', '.join(message)}"
-    return next((f"has a {key} where {fault}" for key in ("role", "content") if (fault := _not_utf8(message[key]))), "")
+            keys = ", ".join(map(str, message))
+            return f"has a {key} that is {type(message.get(key)).__name__}, not a string; it has {keys}"
+    weight = message.get("weight")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        return f"has weight {weight!r}; 0, which makes an answer context, and 1 are possible"
+    if weight and message["role"] != ASSISTANT:
+        return f"has weight {weight!r}, but only messages with the role {ASSISTANT!r} are learned"
+    return next((reason for key in ("role", "content", *_RENDERED_KEYS) if (reason := _value_fault(message, key))), "")
+
+
+def _value_fault(message: Mapping[str, Any], key: str) -> str:
+    value = message.get(key)
+    try:
+        fault = _not_utf8(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"has a {key} that JSON cannot hold: {error}"
+    return f"has a {key} where {fault}" if fault else ""
 
 
 def _parquet_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:

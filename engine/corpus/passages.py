@@ -41,5 +41,10 @@ def table_of(passages: Sequence[Passage]) -> pa.Table:
 
 def passages_of(table: pa.Table) -> list[Passage]:
     """The passages in a table that has the columns of ``records.PASSAGE``, and perhaps others."""
-    columns = [table[field.name].to_pylist() for field in fields(Passage)]
-    return [Passage(*values) for values in zip(*columns, strict=True)]
+    columns = {field.name: table[field.name].to_pylist() for field in fields(Passage)}
+    columns["messages"] = [[_without_nulls(message) for message in messages] for messages in columns["messages"]]
+    return [Passage(*values) for values in zip(*columns.values(), strict=True)]
+
+
+def _without_nulls(message: Message) -> Message:
+    return {key: value for key, value in message.items() if value is not None}

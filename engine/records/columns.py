@@ -49,9 +49,18 @@ PASSAGE = (
     Column("ends_document", pa.bool_(), "", "whether the document ends with this passage, so that EOS follows"),
     Column(
         "messages",
-        pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())])),
+        pa.list_(
+            pa.struct(
+                [
+                    ("role", pa.string()),
+                    ("content", pa.large_string()),
+                    ("weight", pa.int8()),
+                    ("more", pa.large_string()),
+                ]
+            )
+        ),
         "",
-        "the conversation, its contents without space around them; none where the passage is plain text",
+        "the conversation (``engine.text.chat``), its contents without space around them; none where it is plain text",
     ),
 )
 

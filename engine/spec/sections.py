@@ -48,7 +48,8 @@ class CorpusSpec(Section):
     """Column (Parquet) or key (JSONL) that holds a document. A .txt file is one document."""
     messages_column: str = ""
     """Column or key that holds a conversation, a list of {role, content}; empty: the corpus holds documents. Every
-    model reads its own chat template's rendering, and only the assistant's answers are learned."""
+    model reads its own chat template's rendering, and only the assistant's answers are learned. An answer with weight
+    0, tool calls and reasoning_content are context; a template that leaves out calls or reasoning is refused."""
     on_error: Literal["fail", "skip"] = "fail"
     """Handling of a file or row that cannot be read: stop with an error (fail), or leave it out and count it (skip)."""
     most_skipped: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05

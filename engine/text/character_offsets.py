@@ -30,6 +30,12 @@ class LostTextError(ValueError):
         self.token = token
 
 
+def byte_lengths(text: str) -> np.ndarray:
+    """UTF-8 bytes of each character, int64 [n]."""
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    return 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
+
+
 def end_bytes(text: str, offsets: np.ndarray) -> np.ndarray:
     """UTF-8 bytes of ``text`` consumed after each token, int32 [n].
 
@@ -42,7 +48,7 @@ def end_bytes(text: str, offsets: np.ndarray) -> np.ndarray:
     ends = _with_composed(text, offsets)
     _check_cover(text, offsets[:, 0], ends)
     ends[ends == ends[-1]] = len(text)  # what is left out at the end belongs to the last token
-    bytes_before = np.cumsum([0, *(len(character.encode("utf8")) for character in text)])
+    bytes_before = np.cumsum(np.append(0, byte_lengths(text)))
     return bytes_before[ends].astype(np.int32)
 
 

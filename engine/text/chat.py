@@ -8,34 +8,44 @@ token of the content learns the turn's end, and a first token that begins with a
 with one that does so too. Rows inside the template, the system's and the user's messages belong to no answer: no source
 sends them, none is aligned, and no loss is taken there.
 
-Three decisions:
+Decisions:
 
 - Contents are stripped of white space around them, as Llama's templates do, so that all models read the same. A
   template that changes contents otherwise is refused for the conversations where it does.
 - A rendering is tokenized whole, as in use, so that tokens merge across a content's borders where the model's own do.
-  Special tokens are recognised in what the template has written; the same strings in a content are text.
+  Control strings are recognised in what the template has written; the same strings in a content are text. They are the
+  special tokens and those added tokens that the template writes, such as ``<tool_call>``. An assistant's content may
+  hold the ones that do not mark turns: that is how models write their reasoning and their calls.
+- An answer with weight 0 is context, and so are messages with tool calls: their syntax is each model's own. Reasoning
+  comes before an answer and is context, too. A template that leaves out calls or reasoning is refused for them.
 - A conversation is cut after an answer, before the first one that does not fit every model.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from engine.errors import TokenizerError
+from engine.text.character_offsets import byte_lengths
 from engine.text.tokenization import NO_ROLE, PassageTokenizer
 
 #: Who is learned from.
 ASSISTANT = "assistant"
 
-#: A message as transformers takes it: ``role`` and ``content``.
-Message = dict[str, str]
+#: A message: ``role`` and ``content``; ``weight``, 0 where an answer is context; ``more``, JSON of the keys that a chat
+#: template may read besides.
+Message = dict[str, Any]
+
+#: Keys that hold what an assistant says besides its content. A template that leaves them out changes a conversation.
+CALLS, REASONING = ("tool_calls", "function_call"), ("reasoning_content", "reasoning", "thinking")
 
 #: First of the characters of private use that stand for contents, and in another text for special tokens.
 _FIRST_MARK, _LAST_MARK = 0x100000, 0x10FFFD
@@ -51,11 +61,13 @@ class Rendering:
         end_bytes: int32 [T], bytes of an answer's content consumed after each of its tokens; 0 between answers.
         answers: for each answer the token whose row predicts its first token, and the token that ends its turn. Where
             the first token is the rendering's first, no row predicts it, and it takes its row's place.
+        left_out: roles of messages that the chat template does not write.
     """
 
     token_ids: np.ndarray
     end_bytes: np.ndarray
     answers: tuple[tuple[int, int], ...]
+    left_out: tuple[str, ...] = ()
 
     def rows(self) -> np.ndarray:
         """The rows that predict the answers' tokens, int64."""
@@ -97,59 +109,105 @@ class ChatTemplate:
             messages: contents without white space around them, at least one of them an answer.
 
         Raises:
-            TokenizerError: the template refuses the conversation, changes contents, or does not end an answer's turn.
+            TokenizerError: the template refuses the conversation, changes contents, leaves out calls or reasoning, or
+                does not end an answer's turn; or a role, a call or reasoning has a control string.
         """
-        text, spans = self._marked(messages)
-        token_ids, ends = self._tokens(text)
+        marked = self._marked(messages)
+        token_ids, ends = self._tokens(marked.text)
         answers, end_bytes = [], np.zeros(len(ends), np.int32)
-        data = text.encode("utf8")
-        for begin, end in spans:
+        data = marked.rendering.encode("utf8")
+        for begin, end in marked.answers:
             first, last = self._answer(data, token_ids, ends, begin, end)
             if answers and first <= answers[-1][1]:
                 raise TokenizerError(f"{self._tokenizer.name}: its chat template leaves no room between two answers")
             end_bytes[first : last + 1] = np.clip(ends[first : last + 1] - begin, 0, end - begin)
             answers.append((first, last))
         length = answers[-1][1] + 1
-        return Rendering(token_ids[:length], end_bytes[:length], tuple(answers))
+        return Rendering(token_ids[:length], end_bytes[:length], tuple(answers), marked.left_out)
 
     def _render(self, messages: Sequence[Message]) -> str:
+        rendered = [
+            {"role": message["role"], "content": message["content"], **json.loads(message.get("more") or "{}")}
+            for message in messages
+        ]
         try:
-            return self._tokenizer.hugging_face.apply_chat_template(list(messages), tokenize=False)
+            return self._tokenizer.hugging_face.apply_chat_template(rendered, tokenize=False)
         except Exception as error:  # a template is a program that may refuse anything
             raise TokenizerError(
                 f"{self._tokenizer.name}: its chat template refuses the conversation: {error}"
             ) from error
 
-    def _marked(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
-        """The rendering with marks for special tokens, and the bytes of it that each answer's content takes up."""
-        marks = [chr(_FIRST_MARK + index) for index in range(len(messages))]
+    def _marked(self, messages: Sequence[Message]) -> _Marked:
+        """The rendering with marks for control strings, and where each answer's content stands in it."""
+        self._check_keys(messages)
+        marks = [chr(_FIRST_MARK + index) if message["content"] else "" for index, message in enumerate(messages)]
         parts = _MARKS.split(self._render([{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)]))
-        contents = {mark: message["content"] for mark, message in zip(marks, messages, strict=True)}
-        if "".join(contents.get(part, part) for part in parts) != self._render(messages):
+        by_mark = {mark: message for mark, message in zip(marks, messages, strict=True) if mark}
+        originals = [by_mark[part]["content"] if part in by_mark else part for part in parts]
+        rendering = "".join(originals)
+        if rendering != self._render(messages):
             raise TokenizerError(f"{self._tokenizer.name}: its chat template changes the contents of messages")
-        answers = [mark for mark, message in zip(marks, messages, strict=True) if message["role"] == ASSISTANT]
+        answers = [mark for mark, message in by_mark.items() if is_answer(message)]
         if [part for part in parts if part in answers] != answers:
             raise TokenizerError(f"{self._tokenizer.name}: its chat template leaves out an answer, or has it twice")
-        if any(_MARKS.search(content) for content in contents.values()):
+        if any(_MARKS.search(message["content"]) for message in messages):
             raise TokenizerError("a content has a character of private use from U+100000 on, which stand for others")
-        texts = [contents[part] if part in contents else self._with_special_marks(part) for part in parts]
-        ends = np.cumsum([0, *(len(text.encode("utf8")) for text in texts)]).tolist()
-        return "".join(texts), [span for part, span in zip(parts, pairwise(ends), strict=True) if part in answers]
+        texts = [self._with_marks(part, by_mark.get(part)) for part in parts]
+        ends = np.cumsum([0, *(len(text.encode("utf8")) for text in originals)]).tolist()
+        return _Marked(
+            rendering=rendering,
+            text="".join(texts),
+            answers=[span for part, span in zip(parts, pairwise(ends), strict=True) if part in answers],
+            left_out=tuple(message["role"] for mark, message in by_mark.items() if mark not in parts),
+        )
 
-    def _with_special_marks(self, text: str) -> str:
-        return self._special_strings.sub(lambda found: self._special_marks[found[0]], text)
+    def _check_keys(self, messages: Sequence[Message]) -> None:
+        """Refuse control strings outside contents, and calls or reasoning that the template leaves out."""
+        name = self._tokenizer.name
+        for place, message in enumerate(messages):
+            for key in ("role", "more"):
+                if found := self._control_strings.search(message.get(key) or ""):
+                    raise TokenizerError(
+                        f"{name}: message {place + 1} has the control string {found[0]!r} outside its content"
+                    )
+            more = json.loads(message.get("more") or "{}")
+            for key in (*CALLS, *REASONING):
+                without = {**message, "more": json.dumps({name: more[name] for name in more if name != key})}
+                changed = [*messages[:place], without, *messages[place + 1 :]]
+                if key in more and self._render(changed) == self._render(messages):
+                    raise TokenizerError(
+                        f"{name}: its chat template leaves out the {key} of message {place + 1}; remove it, or give "
+                        f"another one as chat_template"
+                    )
+
+    def _with_marks(self, part: str, message: Message | None) -> str:
+        """A part of a rendering with marks for its control strings.
+
+        Args:
+            part: what the template has written, or the mark of a message.
+            message: whose content the part stands for; None: the template's own text.
+        """
+        if message is None:
+            return self._control_strings.sub(lambda found: self._marks_of_strings[found[0]], part)
+        if message["role"] == ASSISTANT and self._strings_of_assistants:
+            strings = self._strings_of_assistants
+            return strings.sub(lambda found: self._marks_of_strings[found[0]], message["content"])
+        return message["content"]
 
     def _tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of a marked rendering, and the bytes of it consumed after each; int32 [n] each."""
-        tokens, offsets = self._tokenizer.tokens(text, self._tokenizer_of_marks)
+        """Ids of a marked rendering, and the bytes of the rendering consumed after each; int32 [n] each."""
+        tokens, offsets = self._tokenizer.tokens(text, self._tokenizer_of_marks, self._control_ids)
         # In a vocabulary with gaps a mark may have got the id of another token, so the text decides.
         places = [
             place
             for place, (token, (start, end)) in enumerate(zip(tokens, offsets, strict=True))
-            if token in self._special_ids and _MARKS.search(text[start:end])
+            if token in self._ids_of_marks and _MARKS.search(text[start:end])
         ]
         ends = np.zeros(len(tokens), np.int32)
-        bytes_before = np.cumsum([0, *(len(character.encode("utf8")) for character in text)])
+        lengths = byte_lengths(text)
+        for found in _MARKS.finditer(text):  # a mark takes up the bytes of its string
+            lengths[found.start()] = self._bytes_of_marks[found[0]]
+        bytes_before = np.cumsum(np.append(0, lengths))
         begin = run_begin = 0
         for place in [*places, len(tokens)]:
             run_end = offsets[place][0] if place < len(tokens) else len(text)
@@ -162,7 +220,7 @@ class ChatTemplate:
                 ends[place] = bytes_before[run_begin]
             begin = place + 1
         ids = np.array(tokens, np.int32)
-        ids[places] = [self._special_ids[tokens[place]] for place in places]
+        ids[places] = [self._ids_of_marks[tokens[place]] for place in places]
         return ids, ends
 
     def _answer(self, data: bytes, token_ids: np.ndarray, ends: np.ndarray, begin: int, end: int) -> tuple[int, int]:
@@ -180,42 +238,105 @@ class ChatTemplate:
         return first, last
 
     @cached_property
-    def _special_marks(self) -> dict[str, str]:
-        """A character for each special string, one that no entry of the vocabulary has."""
+    def _controls(self) -> list[Mapping[str, Any]]:
+        """The control tokens: special ones, and added ones with a character that the template writes."""
+        template = self._tokenizer.hugging_face.chat_template
+        templates = template.values() if isinstance(template, Mapping) else [template]
+        written = "\n".join([*map(str, templates), self._plain_rendering])
+        return [
+            token
+            for token in self._tokenizer.added_tokens
+            if token["special"] or (token["content"].strip(" \n\t\r▁") and token["content"] in written)
+        ]
+
+    @cached_property
+    def _plain_rendering(self) -> str:
+        """What the template writes around a plain conversation."""
+        return self._render([{"role": "user", "content": "a"}, {"role": ASSISTANT, "content": "a"}])
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(token["id"] for token in self._controls)
+
+    @cached_property
+    def _marks_of_strings(self) -> dict[str, str]:
+        """A character for each control string, one that no entry of the vocabulary has."""
         taken = {character for piece in self._tokenizer.pieces for character in piece if character >= chr(_FIRST_MARK)}
         free = (chr(code) for code in range(_FIRST_MARK, _LAST_MARK + 1) if chr(code) not in taken)
-        return {token["content"]: mark for token, mark in zip(self._tokenizer.special_tokens, free, strict=False)}
+        return {token["content"]: mark for token, mark in zip(self._controls, free, strict=False)}
 
     @cached_property
-    def _special_ids(self) -> dict[int, int]:
-        """The id of each mark, in the tokenizer of marks, to the id of its special token."""
+    def _bytes_of_marks(self) -> dict[str, int]:
+        return {mark: len(text.encode("utf8")) for text, mark in self._marks_of_strings.items()}
+
+    @cached_property
+    def _ids_of_marks(self) -> dict[int, int]:
+        """The id of each mark, in the tokenizer of marks, to the id of its control token."""
         ids = self._tokenizer_of_marks.token_to_id
-        return {ids(self._special_marks[token["content"]]): token["id"] for token in self._tokenizer.special_tokens}
+        return {ids(self._marks_of_strings[token["content"]]): token["id"] for token in self._controls}
 
     @cached_property
-    def _special_strings(self) -> re.Pattern[str]:
-        """Any special string; of several that begin at one place the longest, as the library finds them."""
-        return re.compile("|".join(map(re.escape, sorted(self._special_marks, key=len, reverse=True))))
+    def _control_strings(self) -> re.Pattern[str]:
+        return _any_of(self._marks_of_strings)
+
+    @cached_property
+    def _strings_of_assistants(self) -> re.Pattern[str] | None:
+        """The control strings that an assistant may write: neither special, nor around every message."""
+        strings = [
+            token["content"]
+            for token in self._controls
+            if not token["special"] and token["content"] not in self._plain_rendering
+        ]
+        return _any_of(strings) if strings else None
 
     @cached_property
     def _tokenizer_of_marks(self) -> Any:
-        """The tokenizer that takes marks as it takes special strings elsewhere, spaces around them included."""
+        """The tokenizer that takes marks as it takes control strings elsewhere, spaces around them included."""
         from tokenizers import AddedToken, Tokenizer
 
-        backend = Tokenizer.from_str(self._tokenizer.backend.to_str())
+        layout = json.loads(self._tokenizer.backend.to_str())
+        for token in layout["added_tokens"]:
+            token["special"] = token["id"] in self._control_ids  # not looked for in text
+        backend = Tokenizer.from_str(json.dumps(layout))
         backend.encode_special_tokens = True
-        for token in self._tokenizer.special_tokens:
+        for token in self._controls:
             how = {flag: token[flag] for flag in ("single_word", "lstrip", "rstrip", "normalized")}
-            backend.add_tokens([AddedToken(self._special_marks[token["content"]], special=False, **how)])
+            backend.add_tokens([AddedToken(self._marks_of_strings[token["content"]], special=False, **how)])
         return backend
+
+
+class _Marked(NamedTuple):
+    """A conversation in a chat template.
+
+    Attributes:
+        rendering: as the template writes it.
+        text: the same with marks for control strings.
+        answers: the bytes of ``rendering`` that each answer's content takes up.
+        left_out: roles of messages that are not in it.
+    """
+
+    rendering: str
+    text: str
+    answers: list[tuple[int, int]]
+    left_out: tuple[str, ...]
+
+
+def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
+    """Any of some strings; of several that begin at one place the longest, as the library finds them."""
+    return re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or "(?!)")
+
+
+def is_answer(message: Message) -> bool:
+    """Whether a message is learned: one of the assistant that does not weigh 0."""
+    return message["role"] == ASSISTANT and message.get("weight") != 0
 
 
 def content_of(messages: Sequence[Message]) -> str:
     """The text that is learned of a conversation: the contents of its answers, one after the other."""
-    return "".join(message["content"] for message in messages if message["role"] == ASSISTANT)
+    return "".join(message["content"] for message in messages if is_answer(message))
 
 
 def beginnings(messages: Sequence[Message]) -> list[list[Message]]:
     """The beginnings of a conversation that end with an answer, the longest first."""
-    ends = [index for index, message in enumerate(messages, start=1) if message["role"] == ASSISTANT]
+    ends = [index for index, message in enumerate(messages, start=1) if is_answer(message)]
     return [list(messages[:end]) for end in reversed(ends)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -62,7 +62,7 @@ class PassageTokenizer:
         fingerprint: changes with everything that changes ids or bytes.
         hugging_face: the tokenizer as given, for its chat template. backend: the ``tokenizers.Tokenizer`` that takes
             special strings for text.
-        special_tokens: the special ones of the added tokens, as tokenizer.json has them.
+        added_tokens: as tokenizer.json has them. special_tokens: the special ones of them.
     """
 
     def __init__(self, tokenizer: Any, name: str, backend: Any = None, bos: Bos = "tokenizer"):
@@ -91,6 +91,7 @@ class PassageTokenizer:
             NO_ROLE if role is None else int(role)
             for role in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         )
+        self.added_tokens = layout["added_tokens"]
         self.special_tokens = [token for token in layout["added_tokens"] if token["special"]]
         self.turn_end_id = _turn_end(tokenizer, self.special_tokens)
         self.adds_bos = self._takes_bos(bos)
@@ -100,8 +101,8 @@ class PassageTokenizer:
         check_token_bytes(self.token_bytes, self._kind, self.backend, name, CHECKED_IDS)
         self.vocab_size = len(self.token_bytes)
         self._added = [token["id"] for token in layout["added_tokens"]]
-        self._specials = {token["id"] for token in self.special_tokens}
-        self._specials -= {self.backend.token_to_id(unknown_piece(layout["model"]) or "")}
+        self._unknown_id = self.backend.token_to_id(unknown_piece(layout["model"]) or "")
+        self._specials = {token["id"] for token in self.special_tokens} - {self._unknown_id}
         self._has_byte = np.zeros(256, bool)  # a byte-level vocabulary may lack bytes, which it then drops
         self._has_byte[[data[0] for data in self.token_bytes if data and len(data) == 1]] = self._kind == "byte_level"
         lengths = [len(data) if data is not None else 0 for data in self.token_bytes]
@@ -133,23 +134,25 @@ class PassageTokenizer:
         tokens = self._tokens(text)
         return np.array(tokens, np.int32), self.end_bytes(text, tokens)
 
-    def tokens(self, text: str, backend: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    def tokens(self, text: str, backend: Any, apart: Set[int] | None = None) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character offsets of ``text``, special strings in it taken apart.
 
         Args:
             backend: ``self.backend``, or a copy of it that knows further tokens.
+            apart: ids that no text may have; None: those of special tokens.
 
         The library keeps special strings from being *added* tokens; a model that has them in its vocabulary, such as
         Unigram, finds them all the same.
         """
         encoding = backend.encode(text, add_special_tokens=False)
-        if self._specials.isdisjoint(encoding.ids):
+        apart = self._specials if apart is None else apart - {self._unknown_id}
+        if apart.isdisjoint(encoding.ids):
             return encoding.ids, encoding.offsets
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         for token, piece, span in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True):
             parts = [token]
-            if token in self._specials:
+            if token in apart:
                 model = self.backend.model
                 parts = [found.id for part in (piece[:1], piece[1:]) for found in model.tokenize(part)]
             ids += parts

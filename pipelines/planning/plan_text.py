@@ -113,6 +113,7 @@ def _tokenizer_lines(source: SourceSurvey) -> list[str]:
     lines = [
         f"    {name:<15}{text:<36}  {'as the target' if text == others[name] else f'target: {others[name]}'}"
         for name, text in own.items()
+        if text or others[name]
     ]
     return ["  tokenizer", *lines, f"    {'padding':<15}{_padding(source)}"]
 
@@ -126,6 +127,7 @@ def _trait_texts(found: Traits) -> dict[str, str]:
         "pad": "there is one" if found.has_pad else "none",
         "normaliser": f"{normalizer} ({', '.join(found.habits)})" if found.habits else normalizer,
         "dummy prefix": "a space before every passage" if found.dummy_prefix else "none",
+        "system": f"{found.system} by the chat template" if found.system else "",
     }
 
 

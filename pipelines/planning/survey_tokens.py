@@ -13,7 +13,7 @@ from engine.corpus.reading import Reading
 from engine.errors import TokenizerError
 from engine.method.alignment import NO_ROW, beginnings_beyond, match_end_bytes
 from engine.method.answers import target_answers
-from engine.text.chat import Message
+from engine.text.chat import ASSISTANT, ChatTemplate, Message
 from engine.text.tokenization import NO_ROLE, PassageTokenizer
 
 #: The kinds of a labelled target row, in the order of ``Coverage``; the first three have a source row.
@@ -76,6 +76,7 @@ class Traits:
     Attributes:
         adds_bos: whether BOS precedes a passage in the run. has_bos, has_eos, has_pad: whether there is such a token.
         dummy_prefix: whether the tokenizer puts a space before a text.
+        system: what the chat template does with system messages; empty without a template.
         normalizer: names of the normalizer's parts, in order. habits: their effects, as ``PROBES`` names them.
     """
 
@@ -84,6 +85,7 @@ class Traits:
     has_eos: bool
     has_pad: bool
     dummy_prefix: bool
+    system: str
     normalizer: tuple[str, ...]
     habits: tuple[str, ...]
 
@@ -184,9 +186,24 @@ def traits(tokenizer: PassageTokenizer) -> Traits:
         has_eos=tokenizer.eos_id != NO_ROLE,
         has_pad=tokenizer.pad_id != NO_ROLE,
         dummy_prefix=tokenizer.has_dummy_prefix("a"),
+        system=_system(tokenizer),
         normalizer=tokenizer.normalizer_types,
         habits=tuple(habit for habit, text, left in PROBES if _text_of(tokenizer, text) == left),
     )
+
+
+def _system(tokenizer: PassageTokenizer) -> str:
+    """What a chat template does with a system message, in words; empty if it takes no plain conversation."""
+    messages = [{"role": role, "content": "a"} for role in ("system", "user", ASSISTANT)]
+    try:
+        template = ChatTemplate.of(tokenizer)
+        template.encode(messages[1:])
+    except TokenizerError:
+        return ""
+    try:
+        return "left out" if "system" in template.encode(messages).left_out else "written"
+    except TokenizerError:
+        return "refused"
 
 
 def _text_of(tokenizer: PassageTokenizer, text: str) -> str:

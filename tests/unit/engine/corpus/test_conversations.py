@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,12 +15,14 @@ from engine.blocks.arrangement import Arrangement
 from engine.corpus.cutting import Cutter
 from engine.corpus.documents import Conversation, Unreadable, read_conversations
 from engine.corpus.files import units_of
+from engine.corpus.passages import Passage, passages_of, table_of
 from engine.errors import PreflightError, RecordError, SpecError
 from engine.history.ledger import Ledger
 from engine.model_files.checkpoint import Checkpoint
 from engine.records import PASSAGE, schema
 from engine.records.batches import of_row
 from engine.spec import CorpusSpec
+from engine.text.chat import content_of
 from pipelines.stream.sizes import derive_flow
 from tests.support.tiny_tokenizers import tokenizer_folders
 
@@ -79,6 +82,62 @@ def test_bad_conversations_are_named_and_good_ones_kept(tmp_path):
     bad = {item.row: item.reason for item in found if isinstance(item, Unreadable)}
     assert list(bad) == list(expected)
     assert all(sentence in bad[row] for row, sentence in expected.items()), bad
+
+
+CALL = {"function": {"name": "thermometer", "arguments": "{}"}}
+LOOKS = {"role": "assistant", "content": "Let me look.", "tool_calls": [CALL]}
+READS = {"role": "tool", "content": "21", "tool_call_id": "call-1"}
+
+
+def test_other_keys_of_messages_are_read_or_named(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    rows = [
+        [QUESTION, LOOKS, READS, ANSWER],
+        [QUESTION, {**LOOKS, "content": None}, READS, ANSWER],
+        [QUESTION, {**ANSWER, "reasoning_content": "It barks."}],
+        [QUESTION, {**ANSWER, "weight": 0}, QUESTION, {**ANSWER, "weight": 1}],
+        [{**QUESTION, "id": 7, "name": "Ann"}, {**ANSWER, "at": "noon", "tool_calls": None}],
+    ]
+    path.write_bytes(lines(rows))
+    found = conversations(path)
+    answer = {"role": "assistant", "content": "The dog."}
+    looks = {"role": "assistant", "content": "Let me look.", "weight": 0, "more": json.dumps({"tool_calls": [CALL]})}
+    reads = {"role": "tool", "content": "21", "more": json.dumps({"tool_call_id": "call-1"})}
+    assert [list(item.messages) for item in found] == [
+        [QUESTION, looks, reads, answer],
+        [QUESTION, {**looks, "content": ""}, reads, answer],
+        [QUESTION, {**answer, "more": json.dumps({"reasoning_content": "It barks."})}],
+        [QUESTION, {**answer, "weight": 0}, QUESTION, answer],
+        [{**QUESTION, "more": json.dumps({"name": "Ann"})}, answer],
+    ]
+    assert [item.unread_keys for item in found] == [(), (), (), (), ("at", "id")]
+    assert [len(content_of(item.messages)) for item in found] == [8, 8, 8, 8, 8]
+    table = table_of([Passage("p", "", 0, 0, True, item.messages) for item in found])
+    assert [tuple(passage.messages) for passage in passages_of(table)] == [item.messages for item in found]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (
+            [QUESTION, {**ANSWER, "weight": 0.5}],
+            "message 2 has weight 0.5; 0, which makes an answer context, and 1 are",
+        ),
+        ([{**QUESTION, "weight": 1}, ANSWER], "message 1 has weight 1, but only messages with the role 'assistant'"),
+        ([QUESTION, {**ANSWER, "weight": 0}], "all messages with the role 'assistant' are context, by weight 0 or"),
+        ([QUESTION, LOOKS], "all messages with the role 'assistant' are context, by weight 0 or tool calls"),
+        (
+            [QUESTION, {**ANSWER, "name": "\ud800"}],
+            "message 2 has a name where character 0 is half of a surrogate pair",
+        ),
+        ([QUESTION, {**ANSWER, "tool_calls": ["\ud800"]}], "message 2 has a tool_calls where character 2 is half of"),
+    ],
+)
+def test_a_conversation_with_keys_that_cannot_be_learned_from_is_named(tmp_path, row, sentence):
+    path = tmp_path / "chats.jsonl"
+    path.write_bytes(lines([row]))
+    (found,) = conversations(path)
+    assert isinstance(found, Unreadable) and sentence in found.reason
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +203,25 @@ def test_a_conversation_whose_first_answer_does_not_fit_is_a_bad_row(checkpoints
     table, skipped = passages(checkpoints, path, 8, "skip")
     assert len(table) == 0
     assert [row.row for row in skipped] == [1, 2]
+
+
+def test_what_templates_and_models_pass_over_is_reported_once(checkpoints, tmp_path):
+    path, template = tmp_path / "chats.jsonl", tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    system = {"role": "system", "content": "Be brief."}
+    path.write_bytes(lines([[QUESTION, ANSWER], *[[system, QUESTION, {**ANSWER, "id": 1}]] * 3]))
+    deaf = [replace(checkpoints[0], chat_template=str(template)), *checkpoints[1:]]
+    table, skipped = passages(deaf, path, 1000, "fail")
+    assert len(table) == 4
+    assert [(row.row, row.reason) for row in skipped] == [
+        (
+            2,
+            f"the chat template of {deaf[0]} leaves out messages with the role 'system'; this is the first such row",
+        ),
+        (2, "messages have keys that no model reads: id; this is the first such row"),
+    ]
 
 
 EXAMPLE = "pipelines/specs/instruction_example.yaml"

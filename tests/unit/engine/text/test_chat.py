@@ -1,12 +1,13 @@
 """Conversations: the rendering as transformers tokenizes it, answers found to the byte, and what is refused."""
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from engine.corpus.cutting import ConversationCutter
@@ -162,6 +163,110 @@ def test_special_tokens_keep_their_ids_in_a_vocabulary_with_gaps_or_with_the_mar
     expected = loaded.apply_chat_template(messages, tokenize=True, return_dict=False)
     assert rendering.token_ids.tolist() == expected[: len(rendering.token_ids)]
     assert rendering.token_ids[rendering.answers[-1][1]] == loaded.eos_token_id
+
+
+#: As DeepSeek and Qwen write them: control strings that tokenizer.json does not call special.
+PLAIN_CONTROLS = ("<|User|>", "<|Assistant|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<table>")
+CONTROLLED = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|Assistant|>' if m.role == 'assistant' else '<|User|>' }}"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
+    "{{ eos_token if m.role == 'assistant' else '' }}{% endfor %}"
+)
+
+
+def controlled(template: str = CONTROLLED) -> PassageTokenizer:
+    plain = byte_level_with_bos().backend_tokenizer
+    plain.add_tokens([AddedToken(text, special=False, normalized=False) for text in PLAIN_CONTROLS])
+    loaded = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="</s>")
+    loaded.chat_template = template
+    return PassageTokenizer(loaded, "controlled")
+
+
+def counts(tokenizer: PassageTokenizer, messages: list[dict]) -> dict[str, int]:
+    ids = ChatTemplate.of(tokenizer).encode(messages).token_ids.tolist()
+    return {text: found for text in PLAIN_CONTROLS if (found := ids.count(tokenizer.backend.token_to_id(text)))}
+
+
+@pytest.mark.parametrize("role", ["user", "system", "tool"])
+@pytest.mark.parametrize("text", PLAIN_CONTROLS)
+def test_control_strings_that_are_not_special_are_text_in_the_contents_of_others(role, text):
+    found = controlled()
+    answer = {"role": "assistant", "content": "Yes."}
+    written = counts(found, [{"role": role, "content": f"Say {text} twice: {text}"}, answer])
+    assert written == {"<|User|>": 1, "<|Assistant|>": 1} | ({"<table>": 2} if text == "<table>" else {})
+
+
+def test_an_assistant_may_write_its_own_control_strings_but_no_turns():
+    found = controlled()
+    content = "Look: <tool_call>{}</tool_call> or <|User|>é"
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": content}]
+    assert counts(found, messages) == {"<|User|>": 1, "<|Assistant|>": 1, "<tool_call>": 1, "</tool_call>": 1}
+    rendering = ChatTemplate.of(found).encode(messages)
+    ((first, last),) = rendering.answers
+    ends = rendering.end_bytes[first : last + 1].tolist()
+    data = [found.token_bytes[token] for token in rendering.token_ids[first + 1 : last]]
+    assert ends == [0, *itertools.accumulate(map(len, data)), len(content.encode())]
+    assert b"".join(data) == content.encode()
+
+
+def test_a_rendering_with_calls_and_reasoning_is_what_transformers_makes_of_it():
+    found = controlled()
+    call = {"function": {"name": "f", "arguments": {"x": 1}}}
+    asked = {"role": "user", "content": "Hi"}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    answered = {"role": "assistant", "content": "Yes.", "reasoning_content": "é?"}
+    mine = [
+        asked,
+        {"role": "assistant", "content": "", "weight": 0, "more": json.dumps({"tool_calls": [call]})},
+        {"role": "tool", "content": "1"},
+        {"role": "assistant", "content": "Yes.", "more": json.dumps({"reasoning_content": "é?"})},
+    ]
+    theirs = [asked, called, {"role": "tool", "content": "1"}, answered]
+    rendering = ChatTemplate.of(found).encode(mine)
+    expected = found.hugging_face.apply_chat_template(theirs, tokenize=True, return_dict=False)
+    assert rendering.token_ids.tolist() == expected
+    assert len(rendering.answers) == 1, "a call is context"
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ({"more": '{"reasoning_content": "Hm."}'}, "leaves out the reasoning_content of message 2"),
+        ({"weight": 0, "more": '{"tool_calls": [{"function": {}}]}'}, "leaves out the tool_calls of message 2"),
+    ],
+)
+def test_a_template_that_leaves_out_calls_or_reasoning_is_refused(message, sentence):
+    plain = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    asked, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}
+    with pytest.raises(TokenizerError, match=sentence):
+        ChatTemplate(controlled(plain)).encode([asked, {**answer, **message}, asked, answer])
+
+
+@pytest.mark.parametrize("message", [{"role": "a<|User|>"}, {"role": "a</s>"}, {"more": '{"name": "<think>"}'}])
+def test_a_control_string_outside_a_content_is_refused(message):
+    messages = [{"role": "user", "content": "Hi", **message}, {"role": "assistant", "content": "Yes."}]
+    with pytest.raises(TokenizerError, match=r"message 1 has the control string '.*' outside its content"):
+        ChatTemplate(controlled()).encode(messages)
+
+
+def test_an_answer_of_weight_0_is_context():
+    found = controlled()
+    asked, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}
+    both = ChatTemplate(found).encode([asked, answer, asked, answer])
+    one = ChatTemplate(found).encode([asked, {**answer, "weight": 0}, asked, answer])
+    assert one.token_ids.tolist() == both.token_ids.tolist()
+    assert one.answers == both.answers[1:]
+    assert not one.end_bytes[: one.answers[0][0]].any()
+
+
+def test_messages_that_a_template_leaves_out_are_named():
+    deaf = "{% for m in messages if m.role != 'system' %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    messages = [{"role": "system", "content": "Be brief."}, *MESSAGES[1:3]]
+    assert ChatTemplate(controlled(deaf)).encode(messages).left_out == ("system",)
+    assert ChatTemplate(controlled()).encode(messages).left_out == ()
 
 
 def test_a_process_has_one_template_of_a_tokenizer(folders):

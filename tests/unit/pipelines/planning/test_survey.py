@@ -268,6 +268,18 @@ def test_habits_of_a_normalizer_are_found():
     assert not found.adds_bos and found.has_bos
 
 
+@pytest.mark.parametrize(
+    ("of_system", "expected"),
+    [("", "left out"), ("{{ m.content }}", "written"), ("{{ raise_exception('no') }}", "refused"), (None, "")],
+)
+def test_the_plan_says_what_a_template_does_with_system_messages(of_system, expected):
+    tokenizer = byte_level_with_bos()
+    if of_system is not None:
+        others = "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+        tokenizer.chat_template = f"{{% for m in messages %}}{{% if m.role == 'system' %}}{of_system}{others}"
+    assert traits(PassageTokenizer(tokenizer, "plain")).system == expected
+
+
 def test_the_sample_is_spread_and_bounded(folder, tmp_path):
     long = " ".join(SENTENCES) + "\n"
     for index in range(20):
