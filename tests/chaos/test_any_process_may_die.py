@@ -1,6 +1,6 @@
 """Whatever dies and whenever: every passage is learned exactly once, and the losses are those of an undisturbed run.
 
-By itself all of them in two runs; each alone and at three moments with KNOWLEDGE_FUSION_CHAOS=full.
+By itself all of them in one run of three starts; each alone and at three moments with KNOWLEDGE_FUSION_CHAOS=full.
 """
 
 import os
@@ -112,19 +112,29 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path):
         check_stopped(run)
 
 
-def test_ctrl_c_and_then_the_driver(tmp_path, undisturbed):
+def test_ctrl_c_then_the_driver_then_all_that_are_replaced(tmp_path, undisturbed):
     with InterruptedRun(tmp_path, TRANSFORMERS).start() as run:
         run.wait_for_step(4)
         interrupt(run)
-        run.start().wait_for_step(20)
+        run.start().wait_for_step(10)
         os.kill(run.process.pid, signal.SIGKILL)
         run.process.wait()
         before = run.state
-        assert run.start().wait() == 0, run.log
-        assert 20 <= before["step"] < run.state["step"]
+        run.start("source_models.0.replicas=2")
+        for moment, victim in enumerate(("source replica", "aligner")):
+            wait_for_moment(run, victim, moment)
+            earlier = kill_one(run, victim)
+        wait_for_replacement(run, "aligner", earlier)  # a dead worker ends the stream, and who dies with it is lost
+        run.wait_for_step(before["step"] + 4)
+        kill_one(run, "training worker")
+        assert run.wait() == 0, run.log
+        assert 10 <= before["step"] < run.state["step"]
         assert run.state["history"][: before["step"]] == before["history"]
         run.check_exactly_once()
         assert run.curve == undisturbed(TRANSFORMERS)
+        # The source's replacement may not have started when the dead training worker ends the stream.
+        for stage in ("align and fuse", "train"):
+            assert replaced(run, stage) == ["1 replaced"], stage
 
 
 @only_full
@@ -140,21 +150,6 @@ def test_the_driver(tmp_path, undisturbed, moment):
         assert run.state["history"][: before["step"]] == before["history"]
         run.check_exactly_once()
         assert run.curve == undisturbed(TRANSFORMERS)
-
-
-def test_all_that_are_replaced(tmp_path, undisturbed):
-    with InterruptedRun(tmp_path, TRANSFORMERS).start("source_models.0.replicas=2") as run:
-        for moment, victim in enumerate(("source replica", "aligner", "training worker")):
-            wait_for_moment(run, victim, moment)
-            earlier = kill_one(run, victim)
-            if victim == "aligner":  # a dead worker ends the stream, and who dies with it is not counted
-                wait_for_replacement(run, victim, earlier)
-        assert run.wait() == 0, run.log
-        run.check_exactly_once()
-        assert run.curve == undisturbed(TRANSFORMERS)
-        # The source's replacement may not have started when the dead training worker ends the stream.
-        for stage in ("align and fuse", "train"):
-            assert replaced(run, stage) == ["1 replaced"], stage
 
 
 @only_full

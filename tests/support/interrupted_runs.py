@@ -45,6 +45,7 @@ class InterruptedRun:
             *(f"run.output_dir={self.folder / 'out'}", f"alignment.cache_dir={self.folder / 'tables'}"),
             "source_models=[{name: gpt2-code, checkpoint: pipelines/quickstart/models/gpt2-code, dtype: float32}]",
             *(f"corpus.paths=[{self.corpus}]", "training.max_steps=1000", "training.checkpoint_every_steps=2"),
+            "training.num_workers=1",
             *(*self._overrides, *overrides),
         ]
         with open(self.folder / "log.txt", "a") as log:
