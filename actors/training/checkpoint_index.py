@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 
 from engine.history.ledger import Ledger
+from engine.history.result import StepRecord
 
 #: The journal of a checkpoint. It is written last: a folder without it is left from a crash.
 STATE_FILE = "state.json"
@@ -26,6 +27,17 @@ def learned_passages(output_dir: str) -> Ledger:
     """The ledger of the last complete checkpoint; an empty one if there is none."""
     folder = latest(checkpoints_folder(output_dir))
     return Ledger(read_state(folder)["learned"]) if folder else Ledger()
+
+
+def recorded_steps(output_dir: str) -> list[StepRecord]:
+    """The records of all steps up to the last complete checkpoint."""
+    folder = latest(checkpoints_folder(output_dir))
+    return [record_of(fields) for fields in read_state(folder)["history"]] if folder else []
+
+
+def record_of(fields: dict[str, Any]) -> StepRecord:
+    """A record as it was before JSON turned its tuples into lists."""
+    return StepRecord(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 def latest(folder: str) -> str | None:

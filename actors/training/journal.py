@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch.distributed as dist
 
-from actors.training.checkpoint_index import checkpoints_folder, latest
+from actors.training.checkpoint_index import checkpoints_folder, latest, record_of
 from actors.training.checkpoints import CheckpointWriter, load
 from actors.training.target_model import TargetModel
 from engine.history.ledger import Ledger
@@ -49,7 +48,7 @@ def restore(target: TargetModel, output_dir: str) -> Journal:
     if folder is None:
         return Journal()
     state = load(target, folder)
-    history = [_step_record(fields) for fields in state["history"]]
+    history = [record_of(fields) for fields in state["history"]]
     return Journal(history, Ledger(state["learned"]), saved_step=target.step)
 
 
@@ -63,8 +62,3 @@ def commit(target: TargetModel, journal: Journal, writer: CheckpointWriter) -> N
     history = [asdict(record) for record in journal.history]
     writer.save(target, {"history": history, "learned": journal.ledger.passage_ids()})
     journal.saved_step = target.step
-
-
-def _step_record(fields: dict[str, Any]) -> StepRecord:
-    """A record as it was before JSON turned its tuples into lists."""
-    return StepRecord(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})

@@ -25,12 +25,16 @@ from actors.training.target_model import TargetModel
 from engine.history.result import StepRecord
 from engine.history.stopping import best_step, reached
 from engine.model_files.checkpoint import Checkpoint
-from engine.records import SHARE, of_list, rows_of
+from engine.records import rows_of
 from engine.spec import FusionSpec
 
 
 def train_worker(
-    spec: FusionSpec, monitor: Any, threads: int, held_out_domains: Callable[[], Mapping[str, HeldOutBlocks]]
+    spec: FusionSpec,
+    monitor: Any,
+    threads: int,
+    shares: Iterable[pa.Table],
+    held_out_domains: Callable[[], Mapping[str, HeldOutBlocks]],
 ) -> tuple[StepRecord, ...]:
     """Train the target model to the end of the run; all workers do the same steps at the same time.
 
@@ -38,6 +42,7 @@ def train_worker(
         spec: of the run.
         monitor: handle of the run's ``RunMonitor`` actor.
         threads: of torch.
+        shares: the training blocks of this worker, one table for each batch of the stream.
         held_out_domains: reads the held-out text; called only if the target is evaluated during training.
 
     Returns:
@@ -51,7 +56,7 @@ def train_worker(
     writer = CheckpointWriter(checkpoints_folder(spec.run.output_dir), spec.training.keep_checkpoints)
     held_out = held_out_domains() if spec.evaluation.every_steps else {}
     reports = StepReports(monitor, len(journal.history))
-    tables = _tables(spec)
+    tables = in_steps(shares, spec.training.global_batch_blocks // spec.training.num_workers)
     while reached(spec, journal.history) is None:
         _seed(spec.run.seed, target.step)
         if learn(target, next_table(tables), len(spec.source_models), journal) is None:
@@ -140,15 +145,6 @@ def in_steps(shares: Iterable[pa.Table], blocks_per_step: int) -> Iterator[pa.Ta
             waiting = waiting.slice(blocks_per_step)
     if waiting:
         yield waiting.combine_chunks()
-
-
-def _tables(spec: FusionSpec) -> Iterator[pa.Table]:
-    """This worker's share of the stream, one table a step."""
-    shard = ray.train.get_dataset_shard("train")
-    rows = shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1)
-    return in_steps(
-        (of_list(row[SHARE]) for row in rows), spec.training.global_batch_blocks // spec.training.num_workers
-    )
 
 
 def _seed(seed: int, step: int) -> None:

@@ -5,13 +5,19 @@ It leaves out the stream's stages: their compiled kernels would cost each of the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import ray.train
 from ray.data import DataIterator, Dataset, ExecutionOptions
 
+from actors.training.checkpoint_index import recorded_steps
+from actors.training.early_stream import begun
 from engine.history.result import StepRecord
+from engine.history.stopping import reached
+from engine.records import SHARE, of_list
 from engine.spec import FusionSpec
 from pipelines.cluster.failures import refusal_inside
 
@@ -47,11 +53,22 @@ class StopAtFusionError(ray.train.UserCallback):
 def train_share(config: dict[str, Any]) -> tuple[StepRecord, ...]:
     """Run one training worker: it learns its share of the stream.
 
-    The imports stand here because only the workers need torch and transformers, which take seconds.
+    The stream starts first: the source models load while this worker imports torch and loads the target model. The
+    import stands here for that reason, and because only the workers need torch and transformers, which take seconds.
     """
+    spec: FusionSpec = config["spec"]
+    shares = _shares(ray.train.get_dataset_shard("train"))
+    if reached(spec, recorded_steps(spec.run.output_dir)) is None:  # a finished run needs no source models
+        shares = begun(shares)
+
     from actors.training.loop import train_worker
     from pipelines.evaluation.held_out_blocks import held_out_blocks
 
-    spec: FusionSpec = config["spec"]
     threads = max(1, int(spec.training.num_cpus_per_worker))
-    return train_worker(spec, config["monitor"], threads, partial(held_out_blocks, spec))
+    return train_worker(spec, config["monitor"], threads, shares, partial(held_out_blocks, spec))
+
+
+def _shares(shard: DataIterator) -> Iterator[pa.Table]:
+    """A worker's training blocks of each batch of the stream."""
+    for row in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
+        yield of_list(row[SHARE])

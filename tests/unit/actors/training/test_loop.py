@@ -71,10 +71,10 @@ def held_out_domains():
 
 def work(spec, monkeypatch, steps=STEPS):
     """Run the loop over so many steps; returns the records that it has reported and its history."""
-    monkeypatch.setattr(loop, "_tables", lambda spec: iter([training_blocks(seed) for seed in range(2, steps + 2)]))
     monkeypatch.setattr(loop.ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monitor = Monitor()
-    history = train_worker(spec, monitor, 1, held_out_domains)
+    shares = [training_blocks(seed) for seed in range(2, steps + 2)]
+    history = train_worker(spec, monitor, 1, shares, held_out_domains)
     return monitor.records, history
 
 
