@@ -16,6 +16,9 @@ import numpy as np
 _DROPPABLE = ("Z", "C", "M")
 _REPLACEMENT = "\ufffd"
 
+#: No character before this one is composed with the one before it.
+_FIRST_COMPOSED = 0x300
+
 
 class LostTextError(ValueError):
     """A character that should be in a token is in none, or the tokens are out of order.
@@ -32,7 +35,15 @@ class LostTextError(ValueError):
 
 def byte_lengths(text: str) -> np.ndarray:
     """UTF-8 bytes of each character, int64 [n]."""
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    return _byte_lengths(code_points(text))
+
+
+def code_points(text: str) -> np.ndarray:
+    """The code of each character, uint32 [n]."""
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def _byte_lengths(codes: np.ndarray) -> np.ndarray:
     return 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
 
 
@@ -45,27 +56,38 @@ def end_bytes(text: str, offsets: np.ndarray) -> np.ndarray:
     Raises:
         LostTextError: the tokens do not cover the text.
     """
-    ends = _with_composed(text, offsets)
-    _check_cover(text, offsets[:, 0], ends)
+    codes = code_points(text)
+    ends = _with_composed(text, codes, offsets)
+    _check_cover(text, codes, offsets[:, 0], ends)
     ends[ends == ends[-1]] = len(text)  # what is left out at the end belongs to the last token
-    bytes_before = np.cumsum(np.append(0, byte_lengths(text)))
+    bytes_before = np.cumsum(np.append(0, _byte_lengths(codes)))
     return bytes_before[ends].astype(np.int32)
 
 
-def _with_composed(text: str, offsets: np.ndarray) -> np.ndarray:
+def _with_composed(text: str, codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Ends of the tokens in characters, int64 [n]; what a character is composed with belongs to it.
 
     A normalizer that composes ``e`` and an accent, or the letters of a Korean syllable, reports the first place alone.
     """
-    ends = offsets[:, 1].copy()
-    next_start = len(text)
-    for place in range(len(ends) - 1, -1, -1):
-        start, first_end = offsets[place]
-        while ends[place] < next_start and _is_composed(text[max(first_end - 1, 0) : ends[place] + 1]):
-            ends[place] += 1
-        if start < first_end and (place == 0 or offsets[place - 1, 1] <= start):
-            next_start = start
+    starts, first_ends = offsets[:, 0], offsets[:, 1]
+    ends = first_ends.copy()
+    next_starts = _next_starts(starts, first_ends, len(text))
+    following = np.append(codes, 0)[np.minimum(ends, len(text))]
+    for place in np.flatnonzero((ends < next_starts) & (following >= _FIRST_COMPOSED)).tolist():
+        first, end, next_start = max(int(first_ends[place]) - 1, 0), int(ends[place]), int(next_starts[place])
+        while end < next_start and _is_composed(text[first : end + 1]):
+            end += 1
+        ends[place] = end
     return ends
+
+
+def _next_starts(starts: np.ndarray, ends: np.ndarray, length: int) -> np.ndarray:
+    """Where the text of the next token begins, int64 [n]; of the tokens inside one character the first counts."""
+    count = len(starts)
+    begins_text = (starts < ends) & (np.append(0, ends[:-1]) <= starts)
+    places = np.where(begins_text, np.arange(count), count)
+    following = np.append(np.minimum.accumulate(places[::-1])[::-1][1:], count)
+    return np.append(starts, length)[following]
 
 
 def _is_composed(cluster: str) -> bool:
@@ -75,13 +97,25 @@ def _is_composed(cluster: str) -> bool:
     )
 
 
-def _check_cover(text: str, starts: np.ndarray, ends: np.ndarray) -> None:
-    consumed = 0
-    for token, (start, end) in enumerate([*zip(starts, ends, strict=True), (len(text), len(text))]):
-        lost = [place for place in range(consumed, start) if not _may_be_dropped(text[place])]
-        if lost or end < consumed:
-            raise LostTextError(lost[0] if lost else int(start), min(token, len(ends) - 1))
-        consumed = end
+def _check_cover(text: str, codes: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
+    """Refuse tokens that leave out text that must not be dropped, or that are out of order."""
+    consumed, starts = np.append(0, ends), np.append(starts, len(text))
+    is_gap = starts > consumed
+    gaps = np.zeros(len(text) + 1, np.int64)
+    np.add.at(gaps, consumed[is_gap], 1)
+    np.add.at(gaps, starts[is_gap], -1)
+    left_out = np.flatnonzero(np.cumsum(gaps)[:-1])
+    left_out = left_out[codes[left_out] != ord(" ")]
+    is_lost = np.zeros(len(text) + 1, bool)
+    is_lost[left_out] = [not _may_be_dropped(character) for character in map(chr, codes[left_out].tolist())]
+    lost_before = np.append(0, np.cumsum(is_lost))
+    loses = is_gap & (lost_before[np.maximum(starts, consumed)] > lost_before[consumed])
+    is_back = np.append(ends, len(text)) < consumed
+    faults = np.flatnonzero(loses | is_back)
+    if len(faults):
+        token = int(faults[0])
+        place = int(consumed[token] + np.argmax(is_lost[consumed[token] :])) if loses[token] else int(starts[token])
+        raise LostTextError(place, min(token, len(ends) - 1))
 
 
 def _may_be_dropped(character: str) -> bool:

