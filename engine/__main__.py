@@ -6,13 +6,14 @@ Exit codes: 0 done, 1 the run failed or was stopped (Ctrl-C, SIGTERM), 2 the spe
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
 
 import engine
-from engine.errors import FusionError, SpecError
+from engine.errors import FusionError, PreflightError, SpecError
 from engine.spec.loading import dump_spec
 
 VERBS = {
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parse(arguments)
     # A scheduler stops a run by SIGTERM; it ends as by Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters of a plan
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         spec = engine.load_spec(parsed.spec, parsed.overrides)
         _carry_out(parsed, spec)
@@ -75,7 +78,10 @@ def _carry_out(parsed: argparse.Namespace, spec: engine.FusionSpec) -> None:
     if parsed.verb == "check":
         print(dump_spec(spec), end="")
     elif parsed.verb == "plan":
-        print(engine.plan(spec, score=not parsed.without_scoring))
+        plan = engine.plan(spec, score=not parsed.without_scoring)
+        print(plan)
+        if plan.refusals:
+            raise PreflightError(plan.refusals)
     elif parsed.verb == "run":
         engine.run(spec)
     else:

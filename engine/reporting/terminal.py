@@ -5,7 +5,9 @@ A terminal gets one live panel; continuous integration and the log of a Ray job 
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 import time
 from collections.abc import Sequence
 
@@ -38,6 +40,13 @@ SECONDS_BETWEEN_FIRST_LINES, SECONDS_BETWEEN_LINES = 10.0, 60.0
 FIRST_SECONDS = 600.0
 
 
+def terminal() -> Console:
+    """A console on the standard output; characters that its encoding lacks are shown as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console()
+
+
 class ProgressDisplay:
     """An observer that shows a run on the console: a panel that is redrawn on a terminal, lines elsewhere.
 
@@ -47,7 +56,7 @@ class ProgressDisplay:
     """
 
     def __init__(self, spec: FusionSpec, console: Console | None = None):
-        self._console = console or Console()
+        self._console = console or terminal()
         self._state = RunState(spec)
         self._next_line = -math.inf
         can_redraw = self._console.is_terminal and not self._console.is_dumb_terminal
@@ -225,12 +234,12 @@ def summary_table(result: RunResult) -> RenderableType:
 
 def show_summary(result: RunResult, console: Console | None = None) -> None:
     """Print ``summary_table``."""
-    (console or Console()).print(summary_table(result), soft_wrap=True)
+    (console or terminal()).print(summary_table(result), soft_wrap=True)
 
 
 def show_evaluation(evaluation: EvaluationResult, files: Sequence[str] = (), console: Console | None = None) -> None:
     """Print an evaluation's tables and the paths of its files."""
-    console = console or Console()
+    console = console or terminal()
     for table in score_tables(evaluation):
         console.print(_rich_scores(table))
     if not score_tables(evaluation):

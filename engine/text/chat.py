@@ -127,7 +127,8 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message]) -> str:
         rendered = [
-            {"role": message["role"], "content": message["content"], **json.loads(message.get("more", "{}"))}
+            {"role": message["role"], "content": message["content"]}
+            | (json.loads(message["more"]) if "more" in message else {})
             for message in messages
         ]
         try:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import grpc
 import ray
+from ray._private import services
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from ray._raylet import AuthenticationTokenLoader
@@ -97,6 +98,10 @@ def _own_sigterm() -> Iterator[None]:
 
 def _join(address: str) -> None:
     try:
+        if address.startswith("ray://"):
+            raise ConnectionError("a run needs a cluster's own address, ray:// is Ray Client's")
+        if address == "auto":
+            address = services.canonicalize_bootstrap_address_or_die("auto")
         if "://" not in address and ":" in address:
             _check_alive(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.errors import Fault
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
 from pipelines.evaluation.models import comparison_faults
@@ -30,6 +31,16 @@ class Plan:
     flow: FlowPlan
     sources: tuple[SourceSurvey, ...]
     costs: tuple[ModelCost, ...]
+
+    @property
+    def refusals(self) -> tuple[Fault, ...]:
+        """A fault for each source that the run needs and its probe would refuse."""
+        pairs = enumerate(zip(self.spec.source_models, self.sources, strict=True))
+        return tuple(
+            Fault(f"source_models.{index}", found.scores.problem)
+            for index, (source, found) in pairs
+            if source.required and found.scores is not None and found.scores.is_refused
+        )
 
     def __str__(self) -> str:
         spec, flow, training = self.spec, self.flow, self.spec.training

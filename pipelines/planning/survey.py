@@ -52,6 +52,7 @@ class Scores:
         lost_mass: mean mass of a row beyond the top K, in [0, 1].
         unmapped_mass: mean kept mass of a row that maps nowhere, in [0, 1].
         problem: the reason that the model could not be scored, in one line; the numbers are then NaN.
+        is_refused: whether a run would refuse the model for it.
     """
 
     rows: int = 0
@@ -60,6 +61,7 @@ class Scores:
     lost_mass: float = nan
     unmapped_mass: float = nan
     problem: str = ""
+    is_refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def _scores(
         model = SourceModel(section, top_k)
         return scores_of(model(_table(passages)), section.name, top_k, mapping)
     except SourceModelError as error:
-        return Scores(problem=f"a run would refuse it: {first_line(error)}")
+        return Scores(problem=f"a run would refuse it: {first_line(error)}", is_refused=True)
     except Exception as error:  # every library that reads weights has its own errors; the plan continues without them
         return Scores(problem=f"it cannot be scored here: {first_line(error)}")
 

@@ -2,6 +2,9 @@
 
 import io
 import math
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from datetime import datetime
@@ -20,6 +23,7 @@ from engine.history.result import (
 from engine.reporting.figures import duration, run_figures, share, stage_rows
 from engine.reporting.terminal import ProgressDisplay, RunState, line, panel, show_evaluation, show_summary
 from engine.spec.loading import parse
+from tests.support.paths import ROOT
 from tests.support.step_records import step_record
 
 pytestmark = pytest.mark.timeout(30)
@@ -244,6 +248,33 @@ def test_throughput_counts_the_time_of_all_replicas(result):
     first, second = stage_rows(result).rows
     assert first == ("llama-docs", "80", "8,000", "80", "200", "40.0 %", "1")
     assert second == ("gpt2-code", "80", "8,000", "80", "100", "80.0 %", "2 (1 replaced)")
+
+
+ASCII = """
+import json, sys
+from dataclasses import replace
+from tests.unit.engine.reporting import test_terminal as cases
+from engine.reporting.terminal import ProgressDisplay, show_evaluation, show_summary
+from engine.history.result import EvaluationResult, Progress, SkippedRow
+
+row = SkippedRow("/data/caf\\u00e9/\\u65e5.jsonl", 3, "half of a pair: \\\\ud83d, and \\U0001f642")
+display = ProgressDisplay(cases.SPEC)
+display.see(Progress(steps=(cases.STEP,), skipped=(row,)), 1.0)
+display.close()
+show_summary(replace(cases.result.__wrapped__(), skipped=(row,), export_dir="/data/\\u65e5/export"))
+show_evaluation(EvaluationResult(bits_per_byte={"\\u00e9": {"\\u65e5": 1.0}}), ["/data/\\u65e5.json"])
+"""
+
+
+@pytest.mark.parametrize("terminal", ["dumb", "xterm-256color"])
+def test_an_ascii_terminal_shows_escapes(terminal):
+    plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    environment = {**os.environ, **plain, "TERM": terminal, "FORCE_COLOR": "1"}
+    command = [sys.executable, "-c", ASCII]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=25)
+    assert done.returncode == 0, done.stderr.decode("utf8", "replace")[-2000:]
+    printed = done.stdout.decode("ascii")
+    assert "\\u65e5" in printed and "\\xe9" in printed
 
 
 def test_the_summary_shows_restarts_of_training(result):

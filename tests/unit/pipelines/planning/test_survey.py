@@ -330,6 +330,13 @@ def test_a_plan_probes_a_source_as_a_run_would(folder, tmp_path):
     plan = engine.plan(spec)
     name = spec.source_models[0].name
     assert f"distributions: unknown, a run would refuse it: {name}: it predicts a plain text at nan nats" in str(plan)
+    (refusal,) = plan.refusals
+    assert str(refusal).startswith(
+        f"source_models.0: a run would refuse it: {name}: it predicts a plain text at nan nats"
+    )
+    optional = spec.source_models[0].model_copy(update={"required": False})
+    others = (optional, *spec.source_models[1:])
+    assert not replace(plan, spec=spec.model_copy(update={"source_models": others})).refusals
     assert math.isnan(plan.sources[0].scores.nats_per_byte)
     assert math.isfinite(plan.sources[0].target_scores.nats_per_byte)
     assert str(pickle.loads(pickle.dumps(plan.sources))) == str(plan.sources)
