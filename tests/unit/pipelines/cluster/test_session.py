@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray._private import services
 
 from engine.errors import PreflightError
 from engine.spec import FusionSpec
@@ -40,6 +41,7 @@ def spec(folder: Path) -> FusionSpec:
         ("127.0.0.1:1", "ConnectionError: UNAVAILABLE: .*refused"),
         ("127.0.0.1:none", "ConnectionError: UNAVAILABLE"),
         ("nonsense", "ValueError"),
+        ("ray://127.0.0.1:1", "ConnectionError: a run needs a cluster's own address"),
         ("no-such-host.invalid:6379", "ConnectionError: (UNAVAILABLE|DEADLINE_EXCEEDED)"),
     ],
 )
@@ -51,6 +53,24 @@ def test_an_address_where_no_ray_answers_is_refused_at_once(tmp_path, monkeypatc
     assert time.monotonic() - started < 2 * CONNECT_SECONDS
     where = re.escape(f"environment variable RAY_ADDRESS: no Ray answers at '{address}': ")
     assert re.search(where + reason, str(refused.value))
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("known", "reason"),
+    [
+        (None, "no Ray answers at 'auto': ConnectionError: Could not find any running Ray instance"),
+        ("127.0.0.1:1", "no Ray answers at '.*:1': ConnectionError: UNAVAILABLE"),
+    ],
+)
+def test_a_cluster_that_ray_must_find_itself_is_refused_where_none_answers(tmp_path, monkeypatch, known, reason):
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda temp_dir: known)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    started = time.monotonic()
+    with pytest.raises(PreflightError, match=reason), ray_session(spec(tmp_path), 1, 0):
+        pass
+    assert time.monotonic() - started < 2 * CONNECT_SECONDS
     assert not ray.is_initialized()
 
 
