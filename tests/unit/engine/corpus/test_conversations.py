@@ -125,6 +125,7 @@ def test_other_keys_of_messages_are_read_or_named(tmp_path):
         ),
         ([{**QUESTION, "weight": 1}, ANSWER], "message 1 has weight 1, but only messages with the role 'assistant'"),
         ([QUESTION, {**ANSWER, "weight": 0}], "all messages with the role 'assistant' are context, by weight 0 or"),
+        ([{**QUESTION, "role": "\ud800user"}, ANSWER], "message 1 has a role where character 0 is half of a surrogate"),
         ([QUESTION, LOOKS], "all messages with the role 'assistant' are context, by weight 0 or tool calls"),
         (
             [QUESTION, {**ANSWER, "name": "\ud800"}],
