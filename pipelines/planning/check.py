@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.corpus.files import find_files
-from engine.errors import Fault, PreflightError
+from engine.corpus.files import find_files, units_of
+from engine.errors import PreflightError
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.inspection import checkpoint_faults, package_faults
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
+from pipelines.stream.corpus_sample import unreadable_corpus
 from pipelines.stream.output_folder import written_folder_faults
 
 
@@ -21,10 +22,12 @@ def check(spec: FusionSpec, may_be_elsewhere: bool = True) -> None:
 
     Raises:
         PreflightError: lists every checkpoint whose files are damaged or do not fit each other, every path of a corpus
-            that can be no file of it, and folders that no run could write.
+            that can be no file of it, a corpus whose first rows cannot be read, and folders that no run could write.
     """
     spec = as_located_spec(spec)
-    faults: list[Fault] = find_files(spec.corpus.paths, "corpus.paths", may_be_elsewhere)[1]
+    files, faults = find_files(spec.corpus.paths, "corpus.paths", may_be_elsewhere)
+    if files and not faults:
+        faults += unreadable_corpus(spec.corpus, (unit for path in files for unit in units_of(path)))
     for domain, paths in spec.evaluation.corpora.items():
         faults += find_files(paths, f"evaluation.corpora.{domain}", may_be_elsewhere)[1]
     for where, checkpoint, backend in _checkpoints(spec):

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-from itertools import islice
 from typing import Any
 
 import fsspec
 
 from actors.training.checkpoint_index import checkpoints_folder, latest
-from engine.corpus.documents import Unreadable, read
 from engine.corpus.files import CorpusUnit
 from engine.errors import Fault, PreflightError
 from engine.reporting.trackers import tracker_faults
 from engine.spec import EvaluationSpec, FusionSpec
 from engine.spec.loading import dump_spec, load_spec
 from pipelines.evaluation.models import comparison_faults
+from pipelines.stream.corpus_sample import unreadable_corpus
 from pipelines.stream.output_folder import written_folder_faults
 from pipelines.stream.sizes import FlowPlan, derive_flow
 
 SPEC_FILE = "spec.yaml"
-
-#: Units of the corpus, and rows of each, that are read before a run starts.
-SAMPLED_UNITS, SAMPLED_ROWS = 16, 8
 
 #: Fields that may change between two starts of a run: where and how fast it works, not what it computes.
 PLACEMENT: dict[str, Any] = {
@@ -65,25 +61,10 @@ def preflight(spec: FusionSpec) -> FlowPlan:
     further = [*comparison_faults(spec, trains_first=True), *tracker_faults(spec)]
     further += written_folder_faults(spec) or _occupied(spec)
     flow = derive_flow(spec, further)
-    faults = _unreadable(spec, flow)
+    faults = unreadable_corpus(spec.corpus, (CorpusUnit(**fields) for fields in flow.corpus_units))
     if faults:
         raise PreflightError(faults)
     return flow
-
-
-def _unreadable(spec: FusionSpec, flow: FlowPlan) -> list[Fault]:
-    """A fault if a sample of the corpus holds no row that can be read, such as with a wrong ``text_column``."""
-    columns = spec.corpus.text_column, spec.corpus.messages_column
-    units = [CorpusUnit(**fields) for fields in flow.corpus_units[:SAMPLED_UNITS]]
-    rows = [row for unit in units for row in islice(read(unit, *columns), SAMPLED_ROWS)]
-    if any(not isinstance(row, Unreadable) for row in rows):
-        return []
-    if rows:
-        reason = f"none of the first {len(rows)} rows can be read; the first one is {rows[0]}"
-        return [Fault("corpus", reason, "correct corpus.paths, corpus.text_column or corpus.messages_column")]
-    if len(units) < len(flow.corpus_units):
-        return []
-    return [Fault("corpus.paths", f"{', '.join(spec.corpus.paths)} hold no row", "name files that do")]
 
 
 def _occupied(spec: FusionSpec) -> list[Fault]:

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 import yaml
+from pyarrow import parquet
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.paths import ROOT
@@ -128,6 +130,35 @@ def test_check_passes_over_files_that_are_on_another_machine(tmp_path):
     assert yaml.safe_load(done.stdout)["target_model"]["checkpoint"] == "/nowhere/model"
 
 
+def no_text(folder: Path) -> Path:
+    """Write a corpus without the column of the spec."""
+    path = folder / "rows.jsonl"
+    path.write_text('{"body": "one"}\n{"body": "two"}\n')
+    return path
+
+
+def no_rows(folder: Path) -> Path:
+    """Write a corpus without rows."""
+    parquet.write_table(pa.table({"text": pa.array([], pa.string())}), folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+@pytest.mark.parametrize(
+    ("words", "written"), [("none of the first 2 rows can be read", no_text), ("hold no row", no_rows)]
+)
+def test_every_verb_refuses_a_corpus_that_holds_nothing_to_learn(tmp_path, words, written):
+    spec = spec_file(tmp_path, corpus={"paths": [str(written(tmp_path))], "on_error": "skip"})
+    found = verbs(spec)
+    assert (found["codes"], found["loaded"]) == ([1, 1, 1, 1], [])
+    assert found["said"].count(words) == 4
+
+
+def verbs(spec: Path) -> dict:
+    """Exit codes and words of all verbs on one spec, and the libraries of models that they have loaded."""
+    command = [sys.executable, "-c", VERBS, str(spec)]
+    return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60).stdout)
+
+
 VERBS = """
 import io, json, sys
 from contextlib import redirect_stderr
@@ -174,9 +205,7 @@ def test_every_verb_refuses_damaged_files_before_it_loads_a_library_of_models(tm
     folder = tmp_path / "model"
     shutil.copytree(MODELS / "llama-docs", folder)
     damage(folder)
-    spec = spec_file(tmp_path, target_model={"checkpoint": str(folder)})
-    command = [sys.executable, "-c", VERBS, str(spec)]
-    found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60).stdout)
+    found = verbs(spec_file(tmp_path, target_model={"checkpoint": str(folder)}))
     assert found["codes"] == [1, 1, 1, 1]
     assert found["loaded"] == []
     assert found["said"].count("target_model.checkpoint: ") == 4

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from engine.model_files.checkpoint import Checkpoint
+from engine.text.token_bytes import BYTE_TO_CHARACTER
 from engine.text.tokenization import PassageTokenizer
 from pipelines.quickstart import texts
 
@@ -173,12 +174,30 @@ def tiktoken_ranks(name: str) -> dict[bytes, int]:
 
 
 def _of_ranks(ranks: dict[bytes, int], split: str, special: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer as transformers converts it from tiktoken's tokens."""
-    with tempfile.NamedTemporaryFile(suffix=".tiktoken") as file:
-        file.write(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
-        file.flush()
-        converter = TikTokenConverter(vocab_file=file.name, pattern=split, extra_special_tokens=special)
-        return PreTrainedTokenizerFast(tokenizer_object=converter.converted(), eos_token=special[-1])
+    """A byte-level tokenizer from tiktoken's tokens, as ``TikTokenConverter`` makes it, in half its time."""
+
+    def written(token: bytes) -> str:
+        return token.decode("latin-1").translate(BYTE_TO_CHARACTER)
+
+    merges = sorted(
+        (rank, ranks[token[:cut]], ranks[token[cut:]])
+        for token, rank in ranks.items()
+        for cut in range(1, len(token))
+        if token[:cut] in ranks and token[cut:] in ranks
+    )
+    pieces = {rank: written(token) for token, rank in ranks.items()}
+    vocabulary = {piece: rank for rank, piece in pieces.items()}
+    model = models.BPE(vocabulary, [(pieces[left], pieces[right]) for _, left, right in merges], ignore_merges=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[-1])
 
 
 def cl100k() -> PreTrainedTokenizerFast:
