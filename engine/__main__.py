@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _carry_out(parsed: argparse.Namespace, spec: engine.FusionSpec) -> None:
     # Takes a second; the libraries of the other verbs take ten to import.
-    engine.check(spec, may_be_elsewhere=parsed.verb == "check")
+    engine.check(spec, may_be_elsewhere=parsed.verb == "check", needs_ray=parsed.verb in ("run", "evaluate"))
     if parsed.verb == "check":
         print(dump_spec(spec), end="")
     elif parsed.verb == "plan":

@@ -10,15 +10,17 @@ from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.inspection import checkpoint_faults, package_faults
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
+from pipelines.cluster.address import silent_address
 from pipelines.stream.corpus_sample import unreadable_corpus
 from pipelines.stream.output_folder import written_folder_faults
 
 
-def check(spec: FusionSpec, may_be_elsewhere: bool = True) -> None:
+def check(spec: FusionSpec, may_be_elsewhere: bool = True, needs_ray: bool = False) -> None:
     """Look at the files that a spec names, which takes a second.
 
     Args:
         may_be_elsewhere: pass over everything that is not on this machine: a spec may be checked on another one.
+        needs_ray: try the cluster that ``RAY_ADDRESS`` names, too.
 
     Raises:
         PreflightError: lists every checkpoint whose files are damaged or do not fit each other, every path of a corpus
@@ -34,6 +36,8 @@ def check(spec: FusionSpec, may_be_elsewhere: bool = True) -> None:
         found = checkpoint_faults(where, checkpoint, may_be_elsewhere)
         faults += found or ([] if may_be_elsewhere else package_faults(where, checkpoint, backend))
     faults += written_folder_faults(spec, may_be_elsewhere)
+    if needs_ray:
+        faults += silent_address()
     if faults:
         raise PreflightError(faults)
 

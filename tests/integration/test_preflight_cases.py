@@ -153,6 +153,16 @@ def test_every_verb_refuses_a_corpus_that_holds_nothing_to_learn(tmp_path, words
     assert found["said"].count(words) == 4
 
 
+def test_a_cluster_that_does_not_answer_is_refused_before_a_library_of_models_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    command = [sys.executable, "-c", VERBS.replace('"check", "plan", ', ""), str(spec_file(tmp_path))]
+    found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60).stdout)
+    assert (found["codes"], found["loaded"]) == ([1, 1], [])
+    assert (
+        found["said"].count("environment variable RAY_ADDRESS: no Ray answers at '127.0.0.1:1': ConnectionRefused") == 2
+    )
+
+
 def verbs(spec: Path) -> dict:
     """Exit codes and words of all verbs on one spec, and the libraries of models that they have loaded."""
     command = [sys.executable, "-c", VERBS, str(spec)]
