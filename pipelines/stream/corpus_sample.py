@@ -15,15 +15,25 @@ SAMPLED_UNITS, SAMPLED_ROWS = 16, 8
 
 
 def unreadable_corpus(corpus: CorpusSpec, units: Iterable[CorpusUnit]) -> list[Fault]:
-    """A fault if a sample of the corpus holds no row that can be read, such as with a wrong ``text_column``."""
+    """A fault if a sample of the corpus shows that a run would end at it.
+
+    It would where no row can be read, such as with a wrong ``text_column``; at the first row that cannot be read unless
+    these are skipped; and where too much of a corpus that is all in the sample cannot be read.
+    """
     columns = corpus.text_column, corpus.messages_column
     units = list(islice(units, SAMPLED_UNITS + 1))
-    rows = [row for unit in units[:SAMPLED_UNITS] for row in islice(read(unit, *columns), SAMPLED_ROWS)]
-    if any(not isinstance(row, Unreadable) for row in rows):
-        return []
-    if rows:
-        reason = f"none of the first {len(rows)} rows can be read; the first one is {rows[0]}"
-        return [Fault("corpus", reason, "correct corpus.paths, corpus.text_column or corpus.messages_column")]
-    if len(units) > SAMPLED_UNITS:
-        return []
-    return [Fault("corpus.paths", f"{', '.join(corpus.paths)} hold no row", "name files that do")]
+    found = [list(islice(read(unit, *columns), SAMPLED_ROWS + 1)) for unit in units[:SAMPLED_UNITS]]
+    is_whole = len(units) <= SAMPLED_UNITS and all(len(rows) <= SAMPLED_ROWS for rows in found)
+    rows = [row for of_unit in found for row in of_unit[:SAMPLED_ROWS]]
+    bad = [row for row in rows if isinstance(row, Unreadable)]
+    remedy = "correct corpus.paths, corpus.text_column or corpus.messages_column"
+    if rows and len(bad) == len(rows):
+        return [Fault("corpus", f"none of the first {len(rows)} rows can be read; the first one is {bad[0]}", remedy)]
+    if bad and corpus.on_error == "fail":
+        return [Fault("corpus", f"{bad[0]}", "fix it, or set corpus.on_error: skip to leave it out")]
+    if is_whole and len(bad) > corpus.most_skipped * len(rows):
+        reason = f"{len(bad)} of {len(rows)} rows cannot be read, corpus.most_skipped allows {corpus.most_skipped:.1%}"
+        return [Fault("corpus", f"{reason}; the first one is {bad[0]}", f"{remedy}, or raise corpus.most_skipped")]
+    if is_whole and not rows:
+        return [Fault("corpus.paths", f"{', '.join(corpus.paths)} hold no row", "name files that do")]
+    return []

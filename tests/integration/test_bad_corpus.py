@@ -4,6 +4,7 @@ import pytest
 
 from engine import run
 from engine.errors import FusionError, PreflightError, RecordError
+from pipelines.stream.corpus_sample import SAMPLED_ROWS
 
 pytestmark = [pytest.mark.timeout(200), pytest.mark.usefixtures("shared_ray")]
 
@@ -28,11 +29,11 @@ def spec(tmp_path, on_error: str) -> dict:
 def test_fail_names_file_row_and_remedy(tmp_path):
     failing = spec(tmp_path, "fail")
     failing["corpus"]["paths"] = [str(tmp_path / "rows.jsonl")]  # of several bad files any may be met first
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*ROWS[:1] * SAMPLED_ROWS, *ROWS]))
     with pytest.raises(RecordError) as caught:
         run(failing)
-    assert str(caught.value) == (
-        f"{tmp_path / 'rows.jsonl'}, row 2: the document is empty; fix it, or set corpus.on_error: skip to leave it out"
-    )
+    where = f"{tmp_path / 'rows.jsonl'}, row 10"
+    assert str(caught.value) == f"{where}: the document is empty; fix it, or set corpus.on_error: skip to leave it out"
 
 
 def test_skip_goes_on_and_counts(tmp_path):
@@ -53,8 +54,10 @@ def test_skip_goes_on_and_counts(tmp_path):
 
 def test_a_run_that_learned_nothing_fails_and_exports_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.run.runner.train", lambda *_: ())
+    skipping = spec(tmp_path, "skip")
+    skipping["corpus"]["most_skipped"] = 1.0
     with pytest.raises(FusionError, match=r"nothing was learned: .* No model was exported"):
-        run(spec(tmp_path, "skip"))
+        run(skipping)
     assert not (tmp_path / "skip" / "export").exists()
 
 

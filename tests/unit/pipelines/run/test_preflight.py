@@ -55,6 +55,23 @@ def test_a_corpus_of_which_no_row_can_be_read_is_refused(tmp_path):
         check(tmp_path, corpus)
 
 
+SOME_BAD = '{"text": "one"}\n{"te\\\\ud83dxt": "x"}\n{"text": "two"}\n'
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("on_error: fail", r"row 2: has no key 'text'; it has te\\ud83dxt; fix it, or set corpus\.on_error: skip"),
+        ("on_error: skip", r"1 of 3 rows cannot be read, corpus\.most_skipped allows 5\.0%; the first one is .*row 2"),
+    ],
+)
+def test_a_corpus_at_whose_first_rows_a_run_would_end_is_refused(tmp_path, settings, words):
+    (tmp_path / "rows.jsonl").write_text(SOME_BAD)
+    with pytest.raises(PreflightError, match=words):
+        check(tmp_path, f"corpus={{paths: [{tmp_path / 'rows.jsonl'}], {settings}}}")
+    check(tmp_path, f"corpus={{paths: [{tmp_path / 'rows.jsonl'}], on_error: skip, most_skipped: 0.4}}")
+
+
 def test_a_corpus_without_rows_is_refused(tmp_path):
     parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "rows.parquet")
     with pytest.raises(PreflightError, match=r"corpus\.paths: .*rows\.parquet hold no row; name files that do"):
