@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from engine.corpus.reading import Reading
 from engine.errors import RecordError
 from engine.method.alignment import SourceAlignment
 from engine.method.answers import Answers, source_answers, target_answers
+from engine.method.canonical import CanonicalPairs
 from engine.method.fusion import fuse, whole_passages
 from engine.method.rows import FusedRows, SourceRows
 from engine.method.vocabulary import UNMAPPED
@@ -22,6 +24,8 @@ from engine.model_files.checkpoint import Checkpoint
 from engine.records import FUSED_PASSAGE, PASSAGE, check, schema, source_columns
 from engine.spec import AlignmentSpec, FusionRuleSpec
 from engine.text.tokenization import PassageTokenizer
+
+_log = logging.getLogger(__name__)
 
 #: Largest share of a batch's kept mass that may map nowhere. Real pairs of tokenizers lose at most two thirds where the
 #: source knows the text, a large vocabulary mapped to a small one by exact bytes alone, and 98.5 % where it guesses at
@@ -66,6 +70,12 @@ class Aligner:
             SourceAlignment(PassageTokenizer.load(checkpoint), target, alignment, sample, conversations)
             for _, checkpoint in sources
         ]
+        self._canonical = CanonicalPairs(target) if alignment.tokens == "bytes" and sources else None
+        if self._canonical is not None and not self._canonical.is_known:
+            _log.warning(
+                f"align: {target_checkpoint}: its tokenizer is {target.model_type}; tokens that it never writes one "
+                f"after the other are left out for byte-pair tokenizers alone"
+            )
         self._fusion = fusion
         self._alignment = alignment
         self._meter = meter
@@ -93,7 +103,7 @@ class Aligner:
         aligned = [source.align(texts, answers.rows, rows) for source, rows in zip(self._sources, scored, strict=True)]
         self._check_mapped_mass(aligned)
         by_product = self._alignment.split_tokens == "product"
-        fused = fuse(answers.rows, aligned, self._fusion, self._vocabulary, self._names, by_product)
+        fused = fuse(answers.rows, aligned, self._fusion, self._vocabulary, self._names, by_product, self._canonical)
         table = _table(batch, answers, *whole_passages(answers, fused))
         tokens = len(answers.token_ids)
         self._meter.record(passages=len(batch), tokens=tokens, busy_seconds=time.perf_counter() - started)

@@ -6,7 +6,7 @@ Nothing here calls the code it checks: alignment walks over bytes with its own l
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -27,6 +27,80 @@ def match_end_bytes(target_ends: Sequence[int], source_ends: Sequence[int], begi
         may_match = is_last_of_its_end and (alike or end > 0)
         matches.append(same[-1] if same and may_match else -1)
     return matches
+
+
+def match_bytes(
+    target_ends: Sequence[int],
+    source_ends: Sequence[int],
+    source_tokens: Sequence[int],
+    token_bytes: Sequence[bytes | None],
+    begins_alike: bool,
+) -> list[tuple[int, int]]:
+    """The source row of each target row of one passage, or -1, and the bytes of its next token that are read already.
+
+    As ``match_end_bytes``; inside a source token the row before it, if the token has the bytes of its place in the
+    text, or more of them at the beginning of a passage, or a space before them.
+    """
+    found = []
+    for row, match in enumerate(match_end_bytes(target_ends, source_ends, begins_alike)):
+        end, before = target_ends[row], [index for index, other in enumerate(source_ends) if other <= target_ends[row]]
+        is_last_of_its_end = row + 1 < len(target_ends) and end not in target_ends[row + 1 : -1]
+        cut = 0
+        if is_last_of_its_end and before and end not in source_ends and before[-1] + 1 < len(source_ends):
+            begin, data = source_ends[before[-1]], token_bytes[source_tokens[before[-1] + 1]] or b""
+            beyond = len(data) - (source_ends[before[-1] + 1] - begin)
+            if beyond == 0 or (beyond > 0 and begin == 0) or (beyond == 1 and data.startswith(b" ")):
+                match, cut = before[-1], end - begin + beyond
+        found.append((match, cut))
+    return found
+
+
+def continued_row(source: dict, row: int, cut: int) -> tuple[list[tuple[int, float]], float]:
+    """What one source says about the bytes after a target row: (target id, probability), and its least kept share.
+
+    Args:
+        source: as for ``source_distribution``, with ``token_bytes``, and ``cuts``: the target token of a source token
+            without its first bytes, or -1.
+        row, cut: of ``match_bytes``.
+    """
+    tokens, token_bytes = source["token_ids"], source["token_bytes"]
+    covers = [(row, b"", 1.0)]
+    if row > 0 and token_bytes[tokens[row]]:
+        path = math.exp(source["token_logprobs"][row - 1])
+        covers = [(row, b"", path), (row - 1, token_bytes[tokens[row]], 1.0)]
+    found, total, certain, unknown = [], 0.0, 0.0, 0.0
+    for at, residual, weight in covers:
+        if cut:
+            residual += token_bytes[tokens[row + 1]][:cut]
+        entries = [
+            (int(token), math.exp(float(logprob)))
+            for token, logprob in zip(source["topk_ids"][at], source["topk_logprobs"][at], strict=True)
+        ]
+        kept = sum(prob for _, prob in entries)
+        rest = max(1.0 - kept, 0.0)
+        known = [(token, prob) for token, prob in entries if 0 <= token < len(token_bytes)]
+        mass, own = kept, 0.0
+        if residual:
+            known = [item for item in known if _goes_on(token_bytes[item[0]], residual)]
+            mass = sum(prob for _, prob in known)
+            if at == row and tokens[row + 1] not in [token for token, _ in known]:
+                own = min(math.exp(source["token_logprobs"][at]), rest)
+            if not own and not any(_goes_on(data, residual) for data in token_bytes):
+                continue
+        estimate = (rest - own) * mass / kept if kept else 0.0
+        total += weight * (mass + own + estimate)
+        certain += weight * (mass + own)
+        unknown += weight * (rest - own)
+        if own:
+            known = [*known, (tokens[row + 1], own)]
+        pairs = [(source["cuts"](token, len(residual)), weight * prob) for token, prob in known]
+        found += [(target, prob) for target, prob in pairs if target >= 0 and prob > 0]
+    share = certain / (certain + unknown) if certain else 0.0
+    return [(target, prob / total) for target, prob in found], share
+
+
+def _goes_on(data: bytes | None, residual: bytes) -> bool:
+    return bool(data) and len(data) > len(residual) and data.startswith(residual)
 
 
 def nats_per_byte(
@@ -142,12 +216,16 @@ def fused_rows(
     product: bool = False,
     cross_entropy: Sequence[float] | None = None,
     context_bytes: int = 0,
+    cuts: Sequence[Sequence[int]] | None = None,
+    may_follow: Callable[[int, int], bool] | None = None,
 ) -> tuple[list[list[tuple[int, float]]], list[float]]:
     """One passage: the (target id, probability) entries of each row, top first, and each source's cross-entropy.
 
     Args:
         matches: of each source for each row: its row, -1 for none, -2 to teach the label.
         cross_entropy: given where it is not nats per byte.
+        cuts: of each source for each row, see ``match_bytes``; None where rows are taken as they are.
+        may_follow: whether a target token can stand after another; entries that cannot are left out, the others scaled.
     """
     first_byte = common_beginning([source["end_bytes"] for source in sources], num_bytes, context_bytes)
     by_passage = cross_entropy or [
@@ -164,19 +242,35 @@ def fused_rows(
         if fusion.granularity == "token":
             size = max(end_bytes[row + 1] - end_bytes[row], 1)
             compared = [nats[row] / size if at >= 0 else math.nan for nats, at in zip(of_label, here, strict=True)]
+        elif (
+            fusion.rule == "min_ce"
+            and fusion.arithmetic == "exact"
+            and any(at != -1 and math.isfinite(ce) for at, ce in zip(here, compared, strict=True))
+        ):
+            compared = [ce if at != -1 else math.nan for at, ce in zip(here, compared, strict=True)]
         weight = weights(compared, fusion, single)
         weight = [value if at != -1 else 0.0 for value, at in zip(weight, here, strict=True)]
         masses: dict[int, float] = {}
-        for source, at, value in zip(sources, here, weight, strict=True):
+        for index, (source, at, value) in enumerate(zip(sources, here, weight, strict=True)):
             if value > 0:
                 share = value / sum(weight)
                 parts = [(label, 1.0)]
-                if at >= 0:
+                if cuts is not None:
+                    parts = continued_row(source, at, cuts[index][row])[0]
+                elif at >= 0:
                     first_wins = fusion.arithmetic == "fusellm"
                     parts = source_distribution(source, at, label, end_bytes[row + 1], product, first_wins)
                 for target, prob in parts:
                     if prob > 0:
                         masses[int(target)] = masses.get(int(target), 0.0) + share * prob
+        if may_follow is not None and masses:
+            before = sum(masses.values())
+            masses = {
+                target: mass
+                for target, mass in masses.items()
+                if target == label or may_follow(int(token_ids[row]), target)
+            }
+            masses = {target: mass * before / sum(masses.values()) for target, mass in masses.items()}
         scale = max(1.0, sum(masses.values()))
         top = sorted(masses.items(), key=lambda item: (-item[1], item[0]))[: fusion.top_k]
         rows.append([(target, mass / scale) for target, mass in top])
@@ -234,6 +328,18 @@ def walk_over_bytes(tokenizer, text: str, add_bos: bool, ends_document: bool) ->
     return tokens, ends, too_many > 0
 
 
+def cut_token(source, target, method: str, token: int, cut: int) -> int:
+    """The target token of a source token without its first bytes."""
+    data = source.token_bytes[token][cut:]
+    same = [other for other, known in enumerate(target.token_bytes) if known == data]
+    pieces = [other for other in same if not _is_byte_piece(target, other)]
+    if same or method == "exact":
+        return min(pieces or same, default=-1)
+    first = target.tokens_within(data)[:1]
+    begins = bool(first) and bool(target.token_bytes[first[0]]) and data.startswith(target.token_bytes[first[0]])
+    return first[0] if begins else -1
+
+
 def fused_passage(
     text: str,
     ends_document: bool,
@@ -241,38 +347,79 @@ def fused_passage(
     sources: Sequence,
     distributions: Sequence[dict[str, np.ndarray]],
     fusion,
-    method: str,
-    product: bool = False,
+    alignment,
+    may_follow: Callable[[int, int], bool] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The expected ``records.FUSED_PASSAGE`` values of one passage, aligned by byte offsets.
+    """The expected ``records.FUSED_PASSAGE`` values of one passage, aligned by bytes or byte offsets.
 
     Args:
         target, sources: ``PassageTokenizer`` objects.
         distributions: of each source: ``token_ids``, ``end_bytes`` [S], ``topk_ids`` [S*K], ``topk_logprobs`` [S*K]
             float16, ``token_logprobs`` [S].
-        fusion: the spec's section. method: of the vocabulary mapping.
+        fusion, alignment: the spec's sections.
+        may_follow: under ``bytes``, whether a target token can stand after another.
     """
-    top_k, num_bytes = fusion.top_k, len(text.encode("utf8"))
+    top_k, num_bytes, method = fusion.top_k, len(text.encode("utf8")), alignment.vocabulary
     token_ids, ends, has_dummy = walk_over_bytes(target, text, target.adds_bos, ends_document)
-    plain, matches = [], []
+    plain, matches, cuts = [], [], []
     for source, rows in zip(sources, distributions, strict=True):
         scored = {name: rows[name].tolist() for name in ("token_ids", "end_bytes", "token_logprobs")}
         ranked = {name: rows[name].reshape(-1, top_k).tolist() for name in ("topk_ids", "topk_logprobs")}
-        plain.append(scored | ranked | {"mapping": mapping(source, target, method)})
+        table = mapping(source, target, method)
+        plain.append(scored | ranked | {"mapping": table, "token_bytes": source.token_bytes})
         begins_alike = has_dummy == walk_over_bytes(source, text, False, False)[2]
-        matches.append(match_end_bytes(ends, scored["end_bytes"], begins_alike))
-    entries, cross_entropy = fused_rows(token_ids, ends, num_bytes, plain, matches, fusion, product=product)
+        if alignment.tokens == "byte_offset":
+            matches.append(match_end_bytes(ends, scored["end_bytes"], begins_alike))
+            continue
+        plain[-1]["cuts"] = _cuts(source, target, method, table)
+        pairs = match_bytes(ends, scored["end_bytes"], scored["token_ids"], source.token_bytes, begins_alike)
+        for row, (at, cut) in enumerate(pairs):
+            if cut and continued_row(plain[-1], at, cut)[1] <= alignment.least_kept_share:
+                pairs[row] = (-1, 0)
+        matches.append([at for at, _ in pairs])
+        cuts.append([cut for _, cut in pairs])
+    entries, cross_entropy = fused_rows(
+        token_ids,
+        ends,
+        num_bytes,
+        plain,
+        matches,
+        fusion,
+        product=alignment.split_tokens == "product",
+        cuts=cuts or None,
+        may_follow=may_follow,
+    )
     ids = np.full((len(ends), top_k), NO_TOKEN, np.int32)
     probs = np.zeros((len(ends), top_k), np.float32)
     for row, found in enumerate(entries):
         for entry, (token, prob) in enumerate(found):
             ids[row, entry], probs[row, entry] = token, prob
+    taught = [row for row, found in enumerate(entries) if found]
     return {
         "token_ids": np.array(token_ids, np.int32),
         "fused_ids": ids,
         "fused_probs": probs,
         "is_fused": np.array([bool(found) for found in entries]),
-        "win_share": np.array(weights(cross_entropy, fusion) if fusion.rule == "min_ce" else [0.0] * len(sources)),
+        "win_share": np.array(win_share(cross_entropy, matches, taught, fusion)),
         "cross_entropy": np.array(cross_entropy),
         "covered_rows": np.array([sum(match >= 0 for match in row) for row in matches]),
     }
+
+
+def win_share(
+    cross_entropy: Sequence[float], matches: Sequence[Sequence[int]], taught: Sequence[int], fusion
+) -> list[float]:
+    """The share of the taught rows that each source wins under ``min_ce``: of those with a row, the cheapest."""
+    won = [0] * len(cross_entropy)
+    for row in taught if fusion.rule == "min_ce" else ():
+        present = [
+            (value, index)
+            for index, value in enumerate(cross_entropy)
+            if math.isfinite(value) and matches[index][row] != -1
+        ]
+        won[min(present)[1]] += 1
+    return [count / max(len(taught), 1) for count in won]
+
+
+def _cuts(source, target, method: str, table: Sequence[int]) -> Callable[[int, int], int]:
+    return lambda token, cut: cut_token(source, target, method, token, cut) if cut else table[token]

@@ -15,19 +15,13 @@ from typing import Literal
 
 import numpy as np
 
-from engine.method import kernels
+from engine.method import continuations, kernels
 from engine.method.edit_distance import align_by_edits
-from engine.method.rows import ScoredRows, SourceRows, TargetRows, TokenRows
-from engine.method.vocabulary import load_or_build, same_pieces, with_turn_end
+from engine.method.rows import NEXT_TOKEN, NO_ROW, ScoredRows, SourceRows, TargetRows, TokenRows
+from engine.method.vocabulary import load_or_build, load_or_build_cuts, same_pieces, with_turn_end
 from engine.spec import AlignmentSpec
 from engine.text.token_bytes import SPACE_MARKER
 from engine.text.tokenization import NO_ROLE, PassageTokenizer
-
-#: A target row without a source row; it is not fused.
-NO_ROW = -1
-
-#: A target row that is taught its next token, as the authors do where they find no source row.
-NEXT_TOKEN = -2
 
 
 class Matcher(ABC):
@@ -56,10 +50,10 @@ class ByteMatcher(Matcher):
     """Aligns plain passages by byte offsets; see ``match_end_bytes``."""
 
     def __call__(self, texts: Sequence[str], target: TokenRows, source: TokenRows) -> np.ndarray:
-        alike = self._begins_alike(texts, target, source)
+        alike = self.begins_alike(texts, target, source)
         return match_end_bytes(target.end_bytes, target.offsets, source.end_bytes, source.offsets, alike)
 
-    def _begins_alike(self, texts: Sequence[str], target: TokenRows, source: TokenRows) -> np.ndarray:
+    def begins_alike(self, texts: Sequence[str], target: TokenRows, source: TokenRows) -> np.ndarray:
         """Whether both sides put the same in front of a passage's first byte, bool [B]."""
         alike = [self._source.has_dummy_prefix(text) == self._target.has_dummy_prefix(text) for text in texts]
         return np.array(alike, bool)
@@ -68,7 +62,7 @@ class ByteMatcher(Matcher):
 class AnswerMatcher(ByteMatcher):
     """Aligns the answers of conversations by byte offsets; each of them counts as a passage."""
 
-    def _begins_alike(self, texts: Sequence[str], target: TokenRows, source: TokenRows) -> np.ndarray:
+    def begins_alike(self, texts: Sequence[str], target: TokenRows, source: TokenRows) -> np.ndarray:
         own = beginnings_beyond(self._target, target.token_ids, target.end_bytes, target.offsets)
         others = beginnings_beyond(self._source, source.token_ids, source.end_bytes, source.offsets)
         return np.array([one == other for one, other in zip(own, others, strict=True)], bool)
@@ -129,7 +123,7 @@ def matcher(source: PassageTokenizer, target: PassageTokenizer, tokens: str, map
         tokens: the spec's ``alignment.tokens``.
         mapping: the vocabulary mapping, which confirms pairs under ``min_edit``.
     """
-    if tokens == "byte_offset":
+    if tokens in ("bytes", "byte_offset"):
         return ByteMatcher(source, target)
     if tokens == "exact":
         return EditMatcher(source, target, "mapped", same_pieces(source, target))
@@ -164,6 +158,11 @@ class SourceAlignment:
         else:
             self.mapping = mapping
             self._matcher = matcher(source, target, alignment.tokens, mapping)
+        self._least_kept_share = alignment.least_kept_share
+        self._continuations = None
+        if alignment.tokens == "bytes":
+            cuts = load_or_build_cuts(source, target, alignment.vocabulary, alignment.cache_dir)
+            self._continuations = continuations.build_continuations(source.token_bytes, self.mapping, cuts)
 
     def align(self, texts: Sequence[str], target: TargetRows, scored: ScoredRows) -> SourceRows:
         """Align the source's rows with the target's; a row whose label is context is aligned with none.
@@ -171,9 +170,25 @@ class SourceAlignment:
         Args:
             texts: the passages.
         """
+        if self._continuations is not None:
+            return self._conditioned(texts, target, scored, self._continuations)
         match = self._matcher(texts, target, scored)
         match = np.where(target.label_is_context, NO_ROW, match)
         return SourceRows(**vars(scored), mapping=self.mapping, match=match)
+
+    def _conditioned(
+        self, texts: Sequence[str], target: TargetRows, scored: ScoredRows, tables: continuations.Continuations
+    ) -> SourceRows:
+        """Rows inside source tokens too, but those of which the kept entries say too little."""
+        alike = self._matcher.begins_alike(texts, target, scored)
+        match, cut = match_bytes(target, scored, alike, tables)
+        match = np.where(target.label_is_context, NO_ROW, match)
+        continuations.drop_uncertain(
+            self._least_kept_share, target.offsets, scored.offsets, match, cut,
+            scored.token_ids, scored.token_logprobs, scored.topk_ids, scored.topk_logprobs.view(np.uint16),
+            kernels.EXP_OF_FLOAT16_BITS, *tables,
+        )  # fmt: skip
+        return SourceRows(**vars(scored), mapping=self.mapping, match=match, cut=cut, continuations=tables)
 
 
 @dataclass(frozen=True)
@@ -220,6 +235,25 @@ def match_end_bytes(
     match = np.empty(len(target_ends), np.int32)
     kernels.match_end_bytes(target_ends, target_offsets, source_ends, source_offsets, begins_alike, match)
     return match
+
+
+def match_bytes(
+    target: TokenRows, source: TokenRows, begins_alike: np.ndarray, tables: continuations.Continuations
+) -> tuple[np.ndarray, np.ndarray]:
+    """The source row from which each target row can be answered, and the bytes of its next token that are read already.
+
+    As ``match_end_bytes``, and for a target row inside a source token the source row before that token.
+
+    Returns:
+        int32 [sum T]: the row, counted from the passage's first, or ``NO_ROW``; int32 [sum T]: 0 where both have
+        consumed the same bytes.
+    """
+    match, cut = (np.empty(len(target.end_bytes), np.int32) for _ in range(2))
+    continuations.match_bytes(
+        target.end_bytes, target.offsets, source.end_bytes, source.offsets, source.token_ids, begins_alike,
+        tables.data, tables.starts, match, cut,
+    )  # fmt: skip
+    return match, cut
 
 
 def beginnings_beyond(

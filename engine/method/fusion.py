@@ -13,7 +13,9 @@ import numpy as np
 
 from engine.method import kernels
 from engine.method.answers import Answers
-from engine.method.rows import FusedRows, SourceRows, TargetRows
+from engine.method.canonical import NO_PAIRS, CanonicalPairs
+from engine.method.continuations import Continuations
+from engine.method.rows import NO_ROW, FusedRows, SourceRows, TargetRows
 from engine.records import NO_TOKEN
 from engine.spec import FusionRuleSpec
 
@@ -25,6 +27,7 @@ def fuse(
     vocabulary: int,
     names: Sequence[str] = (),
     product: bool = False,
+    canonical: CanonicalPairs | None = None,
 ) -> FusedRows:
     """Map and fuse one batch of aligned passages.
 
@@ -35,6 +38,8 @@ def fuse(
         vocabulary: ids of the target.
         names: of the sources, where the rule is ``single``.
         product: whether a target token that a source splits gets the product of its pieces' probabilities.
+        canonical: the pairs of tokens that the target's tokenizer writes, for rows that are conditioned on bytes; None
+            takes any pair for possible.
     """
     batch, rows = len(target.num_bytes), len(target.end_bytes)
     ids = np.full((rows, fusion.top_k), NO_TOKEN, np.int32)
@@ -47,14 +52,17 @@ def fuse(
     cross_entropy = own_token_cross_entropies(target, sources) if per_token else cross_entropies(target, sources)
     single = names.index(fusion.single_source) if fusion.rule == "single" else 0
     weights = row_weights(target, sources, cross_entropy, fusion, single)
-    kernels.fuse_rows(
-        weights,
-        kernels.Labels(target.offsets, target.end_bytes, target.labels),
-        _arrays(sources),
-        kernels.Method(vocabulary, product, first_wins=per_token),
-        kernels.EXP_OF_FLOAT16_BITS,
-        kernels.Fused(ids, probs, is_fused),
-    )
+    if sources[0].continuations is not None:
+        ids, probs, is_fused = _fuse_bytes(target, sources, weights, fusion.top_k, vocabulary, canonical)
+    else:
+        kernels.fuse_rows(
+            weights,
+            kernels.Labels(target.offsets, target.end_bytes, target.labels),
+            _arrays(sources),
+            kernels.Method(vocabulary, product, first_wins=per_token),
+            kernels.EXP_OF_FLOAT16_BITS,
+            kernels.Fused(ids, probs, is_fused),
+        )
     covered = np.stack([_mean_by_passage(source.match >= 0, target.offsets, total=True) for source in sources], axis=1)
     return FusedRows(
         ids,
@@ -64,6 +72,38 @@ def fuse(
         cross_entropy,
         covered.astype(np.int32),
     )
+
+
+def _fuse_bytes(
+    target: TargetRows,
+    sources: Sequence[SourceRows],
+    weights: np.ndarray,
+    top_k: int,
+    vocabulary: int,
+    canonical: CanonicalPairs | None,
+) -> kernels.Fused:
+    """Fuse rows that are conditioned on bytes, again as long as pairs of tokens wait for the pre-tokenizer's answer."""
+    pairs = canonical.pairs if canonical is not None else NO_PAIRS
+    tables = Continuations(*zip(*(source.continuations for source in sources), strict=True))
+    while True:
+        rows = len(target.end_bytes)
+        fused = kernels.Fused(
+            np.full((rows, top_k), NO_TOKEN, np.int32), np.zeros((rows, top_k), np.float32), np.zeros(rows, bool)
+        )
+        kernels.fuse_byte_rows(
+            weights,
+            kernels.Labels(target.offsets, target.end_bytes, target.labels),
+            target.token_ids,
+            _arrays(sources),
+            tuple(source.cut for source in sources),
+            tables,
+            pairs,
+            vocabulary,
+            kernels.EXP_OF_FLOAT16_BITS,
+            fused,
+        )
+        if canonical is None or not canonical.answer():
+            return fused
 
 
 def _arrays(sources: Sequence[SourceRows]) -> kernels.Sources:
@@ -153,13 +193,20 @@ def label_nats(target: TargetRows, source: SourceRows) -> np.ndarray:
 def row_weights(
     target: TargetRows, sources: Sequence[SourceRows], cross_entropy: np.ndarray, fusion: FusionRuleSpec, single: int
 ) -> np.ndarray:
-    """The weight of each source in each row, float64 [sum T, N]; a source without a row there still has one.
+    """The weight of each source in each row, float64 [sum T, N]; a source without a row there may have one.
 
-    By token, sources are compared on the bytes of the row's label, among those that have a row there.
+    Under ``min_ce`` a row that the passage's winner lacks goes to the next best source that has one, but not with the
+    authors' arithmetic. By token, sources are compared on the bytes of the row's label, among those that have a row.
     """
     if fusion.granularity == "passage":
-        by_passage = source_weights(cross_entropy, fusion, single)
-        return np.repeat(by_passage, np.diff(target.offsets), axis=0)
+        lengths = np.diff(target.offsets)
+        weights = np.repeat(source_weights(cross_entropy, fusion, single), lengths, axis=0)
+        if fusion.rule == "min_ce" and fusion.arithmetic == "exact":
+            has_row = np.stack([source.match != NO_ROW for source in sources], axis=1)
+            lacking = np.flatnonzero(((weights > 0) > has_row).any(axis=1) & has_row.any(axis=1))
+            passages = np.repeat(np.arange(len(lengths)), lengths)[lacking]
+            weights[lacking] = source_weights(np.where(has_row[lacking], cross_entropy[passages], np.nan), fusion)
+        return weights
     labels = np.diff(target.end_bytes, append=0)[:, None]
     costs = np.stack([label_nats(target, source) for source in sources], axis=1) / np.maximum(labels, 1)
     has_row = np.stack([source.match >= 0 for source in sources], axis=1)
@@ -225,10 +272,13 @@ def whole_passages(answers: Answers, fused: FusedRows) -> tuple[FusedRows, np.nd
 def _win_share(
     weights: np.ndarray, is_fused: np.ndarray, cross_entropy: np.ndarray, target: TargetRows, fusion: FusionRuleSpec
 ) -> np.ndarray:
-    """Share of each passage for which ``min_ce`` chose each source, float32 [B,N]; 0 under other rules."""
+    """Share of each passage's fused rows for which ``min_ce`` chose each source, float32 [B,N]; 0 under other rules.
+
+    The authors choose once for a passage.
+    """
     if fusion.rule != "min_ce":
         return np.zeros(cross_entropy.shape, np.float32)
-    if fusion.granularity == "passage":
+    if fusion.arithmetic == "fusellm":
         return source_weights(cross_entropy, fusion).astype(np.float32)
     offsets = _offsets_of(is_fused, target.offsets)
     won = [_mean_by_passage(column, offsets) for column in weights[is_fused].T]

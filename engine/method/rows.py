@@ -12,7 +12,14 @@ from typing import Protocol
 
 import numpy as np
 
+from engine.method.continuations import Continuations
 from engine.records import NO_TOKEN
+
+#: A target row without a source row; it is not fused.
+NO_ROW = -1
+
+#: A target row that is taught its next token, as the authors do where they find no source row.
+NEXT_TOKEN = -2
 
 
 class TokenRows(Protocol):
@@ -98,11 +105,15 @@ class SourceRows(ScoredRows):
 
     Attributes:
         mapping: int32 [V of the source], target ids or -1.
-        match: int32 [sum T], for each target row a row of its passage, ``alignment.NO_ROW`` or ``NEXT_TOKEN``.
+        match: int32 [sum T], for each target row a row of its passage, ``NO_ROW`` or ``NEXT_TOKEN``.
+        cut: int32 [sum T], how many bytes of the source's next token the target row has read already; with
+            ``continuations`` where rows are conditioned on the bytes so far, None where not.
     """
 
     mapping: np.ndarray
     match: np.ndarray
+    cut: np.ndarray | None = None
+    continuations: Continuations | None = None
 
 
 @dataclass(frozen=True)

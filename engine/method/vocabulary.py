@@ -13,7 +13,7 @@ import hashlib
 import io
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import fsspec
 import numpy as np
@@ -86,27 +86,81 @@ def most_frequent(tokens: np.ndarray, partners: np.ndarray, counts: np.ndarray) 
 def load_or_build(
     source: PassageTokenizer, target: PassageTokenizer, method: str, cache_dir: str, sample: Sequence[str] = ()
 ) -> np.ndarray:
-    """``build_mapping``, cached at an fsspec path under a hash of both tokenizers (and of the sample, if it counts).
-
-    Several processes may build the same table at once: each writes a file of its own and moves it into place.
-    A cached file that cannot be read, or holds what cannot be a mapping of these two, is built again.
-    """
+    """``build_mapping``, cached at an fsspec path under a hash of both tokenizers (and of the sample, if it counts)."""
     key = hashlib.sha256(f"{FORMAT_VERSION} {method} {source.fingerprint} {target.fingerprint}".encode())
     for passage in sample if method == "statistical" else ():
         key.update(hashlib.sha256(passage.encode("utf8")).digest())
+    return _load_or_build(
+        cache_dir,
+        f"mapping-{key.hexdigest()[:32]}.npy",
+        lambda: build_mapping(source, target, method, sample),
+        lambda table: _is_mapping(table, source.vocab_size, target.vocab_size),
+    )
+
+
+def cut_starts(source: PassageTokenizer) -> np.ndarray:
+    """Where the target tokens of each source token begin in ``build_cuts``, int64 [V+1]: one for each of its bytes."""
+    return np.cumsum([0, *(max(len(data or b""), 1) for data in source.token_bytes)], dtype=np.int64)
+
+
+def build_cuts(source: PassageTokenizer, target: PassageTokenizer, method: str) -> np.ndarray:
+    """The target token of what is left of each source token when bytes are cut off its beginning.
+
+    Args:
+        method: ``exact`` takes the target token of the same bytes; the others that, or else the first token that the
+            target's tokenizer makes of these bytes.
+
+    Returns:
+        int32 [sum of bytes of the source's tokens]: a target id or ``UNMAPPED``; see ``cut_starts``. The places where
+        nothing is cut off are ``UNMAPPED`` too: there the vocabulary mapping counts.
+    """
+    known: dict[bytes, int] = {}
+    starts = cut_starts(source)
+    found = np.full(starts[-1], UNMAPPED, np.int32)
+    for token, data in enumerate(source.token_bytes):
+        for cut in range(1, len(data or b"")):
+            left = data[cut:]
+            if left not in known:
+                same = target.id_of_bytes.get(left, UNMAPPED)
+                known[left] = same if same != UNMAPPED or method == "exact" else _first_token(target, left)
+            found[starts[token] + cut] = known[left]
+    return found
+
+
+def load_or_build_cuts(source: PassageTokenizer, target: PassageTokenizer, method: str, cache_dir: str) -> np.ndarray:
+    """``build_cuts``, cached as ``load_or_build`` does."""
+    kind = "exact" if method == "exact" else "prefix"
+    key = hashlib.sha256(f"{FORMAT_VERSION} cuts {kind} {source.fingerprint} {target.fingerprint}".encode())
+    size = int(cut_starts(source)[-1])
+    return _load_or_build(
+        cache_dir,
+        f"cuts-{key.hexdigest()[:32]}.npy",
+        lambda: build_cuts(source, target, kind),
+        lambda table: _is_mapping(table, size, target.vocab_size),
+    )
+
+
+def _load_or_build(
+    cache_dir: str, name: str, build: Callable[[], np.ndarray], is_right: Callable[[np.ndarray], bool]
+) -> np.ndarray:
+    """A table from the cache, or built and put there.
+
+    Several processes may build the same table at once: each writes a file of its own and moves it into place.
+    A cached file that cannot be read, or holds what cannot be such a table, is built again.
+    """
     filesystem, folder = fsspec.core.url_to_fs(cache_dir)
-    path = os.path.join(folder, f"mapping-{key.hexdigest()[:32]}.npy")
+    path = os.path.join(folder, name)
     cached = _read(filesystem, path)
-    if cached is not None and _is_mapping(cached, source.vocab_size, target.vocab_size):
+    if cached is not None and is_right(cached):
         return cached
-    mapping = build_mapping(source, target, method, sample)
+    table = build()
     buffer = io.BytesIO()
-    np.save(buffer, mapping)
+    np.save(buffer, table)
     filesystem.makedirs(folder, exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex}"
     filesystem.pipe_file(temporary, buffer.getvalue())
     filesystem.mv(temporary, path)
-    return mapping
+    return table
 
 
 def with_turn_end(mapping: np.ndarray, source: PassageTokenizer, target: PassageTokenizer) -> np.ndarray:

@@ -87,6 +87,9 @@ def _methods_apart(sources: Sequence[Any], alignment: Any, fusion: Any) -> Itera
             f"product cannot go with alignment.tokens {alignment.tokens} and fusion.arithmetic {fusion.arithmetic}",
             "it needs byte_offset and exact",
         )
+    if alignment.tokens == "bytes" and fusion.arithmetic != "exact":
+        reason = f"bytes cannot go with fusion.arithmetic {fusion.arithmetic}, which fuses whole rows of the sources"
+        yield Fault("alignment.tokens", reason, "set it to byte_offset, or arithmetic to exact")
     if alignment.split_tokens == "product" and any(source.temperature != 1.0 for source in sources):
         yield Fault(
             "alignment.split_tokens",
@@ -108,9 +111,9 @@ def _not_for_conversations(corpus: Any, alignment: Any) -> Iterator[Fault]:
     if corpus.overlap_bytes:
         reason = f"is {corpus.overlap_bytes}, but a conversation is cut between turns"
         yield Fault("corpus.overlap_bytes", reason, "set it to 0, or leave corpus.messages_column empty")
-    if alignment and alignment.tokens != "byte_offset":
+    if alignment and alignment.tokens not in ("bytes", "byte_offset"):
         reason = f"{alignment.tokens} aligns whole texts, but each model renders a conversation as a different text"
-        yield Fault("alignment.tokens", reason, "set it to byte_offset, or leave corpus.messages_column empty")
+        yield Fault("alignment.tokens", reason, "set it to bytes, or leave corpus.messages_column empty")
 
 
 def _uneven_batch(training: Any) -> Iterator[Fault]:

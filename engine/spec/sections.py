@@ -135,11 +135,12 @@ class SourceModelSpec(Section):
 
 
 class AlignmentSpec(Section):
-    tokens: Literal["byte_offset", "min_edit", "exact", "suffix"] = "byte_offset"
-    """How target rows find source rows. byte_offset: both have consumed the same bytes of the passage; other rows have
-    no teacher. For comparison, the paper's dynamic programming over token strings, which accepts a pair by the
-    vocabulary mapping (min_edit), the same string (exact) or a common suffix (suffix, FuseChat's rule); other rows
-    learn the next token."""
+    tokens: Literal["bytes", "byte_offset", "min_edit", "exact", "suffix"] = "bytes"
+    """How target rows find source rows. bytes: every row gets what the source says about the bytes that follow, inside
+    source tokens too, without the tokens that the target's tokenizer never writes there. For comparison: byte_offset,
+    only rows where both have consumed the same bytes, as they are; and the paper's dynamic programming over token
+    strings, which accepts a pair by the vocabulary mapping (min_edit), the same string (exact) or a common suffix
+    (suffix, FuseChat's rule) and teaches other rows the next token."""
     vocabulary: Literal["prefix", "exact", "min_edit", "statistical"] = "prefix"
     """How a source token becomes a target token. exact: the token of the same bytes, else none; prefix: the same bytes,
     else the first target token of its bytes; min_edit: the nearest string (the paper's); statistical: the token that
@@ -148,6 +149,9 @@ class AlignmentSpec(Section):
     """Probability of a target token that the source splits, if it is the next one in the text. first_piece: none of its
     own, its first piece gets all; product: the product of its pieces' probabilities, taken from the first piece. Needs
     byte_offset."""
+    least_kept_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+    """Under bytes, the least share that a source's kept entries must have in a row inside one of its tokens, if all
+    its rest mass belongs there too; rows with less have no teacher."""
     sample_bytes: Annotated[int, Field(ge=2**10)] = 2**20
     """Size of the corpus sample for the statistical mapping."""
     cache_dir: Text = "~/.cache/knowledge-fusion-engine"

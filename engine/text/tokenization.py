@@ -199,6 +199,20 @@ class PassageTokenizer:
         """Whether ``encode`` begins ``text`` with a space that is not in it; some kinds add none before a space."""
         return self._dummy_prefix_before[" " if text.startswith(" ") else ""]
 
+    @property
+    def model_type(self) -> str:
+        """BPE, Unigram or WordPiece."""
+        return self._model["type"]
+
+    @property
+    def added_ids(self) -> frozenset[int]:
+        """The ids of added tokens, which are found in a text before its splitting and its merges."""
+        return frozenset(self._added)
+
+    def is_byte_piece(self, token: int) -> bool:
+        """Whether a token is written like ``<0x0A>``: it stands for a byte where there is no better piece."""
+        return is_byte_piece(self._raw_pieces[token], self._kind)
+
     def tokens_within(self, data: bytes) -> list[int]:
         """The ids of ``data`` as it would be tokenized in the middle of a text, as one pre-token.
 

@@ -2,25 +2,29 @@
 
     python -m tests.benchmarks.alignment [CORPUS_FILE ...]
 
-Figures: ``align_map_fuse_512``, ``align_map_fuse_2048``, ``align_map_fuse_512_k128`` (and ``_avg_ce`` of each): three
-sources of real tokenizers, against the plain Python twin; tokenization is not in them, it is the stage's other half.
+Figures: ``align_map_fuse_512``, ``_2048``, ``_512_k64`` and ``_512_k128`` (and ``_avg_ce`` of each): three sources of
+real tokenizers by byte offsets, against the plain Python twin; ``_bytes`` of each: conditioned on bytes, against byte
+offsets. Tokenization is not in them, it is the stage's other half.
 ``memory_per_token``: peak of what these allocate. ``min_edit_dp``: against a Python loop over rapidfuzz's distances.
 ``min_edit_table``: the nearest strings of a whole vocabulary, against ``rapidfuzz.process.cdist`` on as many cores.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import tracemalloc
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
+from engine.method.canonical import CanonicalPairs
 from engine.method.edit_distance import align_by_edits
 from engine.method.fusion import fuse
 from engine.method.rows import FusedRows, TargetRows
@@ -39,7 +43,7 @@ def main(paths: list[Path]) -> None:
     """All figures, on the text of ``paths``."""
     texts = documents(paths)
     on = ", ".join(path.name for path in paths)
-    for window, top_k, name in ((512, 10, "512"), (2048, 10, "2048"), (512, 128, "512_k128")):
+    for window, top_k, name in ((512, 10, "512"), (2048, 10, "2048"), (512, 64, "512_k64"), (512, 128, "512_k128")):
         align_map_fuse(texts, window, top_k, name, on)
     memory_per_token(texts, on)
     for window in (512, 2048):
@@ -62,9 +66,14 @@ class Work:
     def tokens(self) -> int:
         return len(self.rows.token_ids)
 
-    def run(self, fusion: FusionRuleSpec) -> FusedRows:
-        aligned = [source.aligned(self.texts, self.rows) for source in self.sources]
-        return fuse(self.rows, aligned, fusion, self.target.vocab_size)
+    @cached_property
+    def canonical(self) -> CanonicalPairs:
+        return CanonicalPairs(self.target)
+
+    def run(self, fusion: FusionRuleSpec, tokens: str = "byte_offset") -> FusedRows:
+        aligned = [source.aligned(self.texts, self.rows, tokens) for source in self.sources]
+        canonical = self.canonical if tokens == "bytes" else None
+        return fuse(self.rows, aligned, fusion, self.target.vocab_size, canonical=canonical)
 
     def run_twin(self, fusion: FusionRuleSpec, passage: int) -> None:
         """The same for one passage in plain Python."""
@@ -83,26 +92,31 @@ class Work:
 def align_map_fuse(texts: list[str], window: int, top_k: int, name: str, on: str) -> None:
     """Target tokens a second, with the memory that flows for each."""
     work = Work(texts, window, top_k)
-    for rule in ("min_ce", "avg_ce"):
+    passage_tokens = int(work.rows.offsets[1])
+    read = sum(source.topk_ids.nbytes + source.topk_logprobs.nbytes for source in work.sources) / work.tokens
+    against: dict[str, tuple[tuple[str, float], float]] = {}
+    for tokens, rule in itertools.product(("byte_offset", "bytes"), ("min_ce", "avg_ce")):
         fusion = FusionRuleSpec(rule=rule, top_k=top_k)
-        rate = work.tokens / best_seconds(lambda fusion=fusion: work.run(fusion), at_least=2.0)
-        passage_tokens = int(work.rows.offsets[1])
-        twin = passage_tokens / best_seconds(lambda fusion=fusion: work.run_twin(fusion, 0), at_least=0, most_rounds=1)
-        read = sum(source.topk_ids.nbytes + source.topk_logprobs.nbytes for source in work.sources) / work.tokens
+        rate = work.tokens / best_seconds(lambda fusion=fusion, tokens=tokens: work.run(fusion, tokens), at_least=2.0)
+        if tokens == "byte_offset":
+            twin = passage_tokens / best_seconds(
+                lambda fusion=fusion: work.run_twin(fusion, 0), at_least=0, most_rounds=1
+            )
+            against[rule] = ("plain Python twin", rate / twin), rate
+        what, ratio = against[rule][0] if tokens == "byte_offset" else ("byte_offset", rate / against[rule][1])
+        aligned = [source.aligned(work.texts, work.rows, tokens) for source in work.sources]
         say(
-            f"align_map_fuse_{name}" + ("" if rule == "min_ce" else f"_{rule}"),
+            "_".join(["align_map_fuse", name, *([rule] * (rule != "min_ce")), *([tokens] * (tokens == "bytes"))]),
             rate,
             "target tokens/s",
-            "plain Python twin",
-            rate / twin,
+            what,
+            ratio,
             corpus=on,
             target=TARGET,
             sources=SOURCES,
             top_k=top_k,
             window=window,
-            coverage=[
-                round(float((source.aligned(work.texts, work.rows).match >= 0).mean()), 4) for source in work.sources
-            ],
+            coverage=[round(float((rows.match >= 0).mean()), 4) for rows in aligned],
             bytes_read_per_token=round(read),
             bytes_written_per_token=top_k * 6,
         )
@@ -113,9 +127,9 @@ def memory_per_token(texts: list[str], on: str) -> None:
     fusion, peaks = FusionRuleSpec(top_k=10), {}
     for window in (512, 2048, 8192):
         work = Work(texts, window, 10)
-        work.run(fusion)
+        work.run(fusion, "bytes")
         tracemalloc.start()
-        work.run(fusion)
+        work.run(fusion, "bytes")
         peaks[window] = tracemalloc.get_traced_memory()[1] / work.tokens
         tracemalloc.stop()
     say(

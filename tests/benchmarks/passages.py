@@ -8,9 +8,9 @@ import numpy as np
 
 from engine.corpus.documents import Document, read_documents
 from engine.corpus.files import CorpusUnit, units_of
-from engine.method.alignment import ByteMatcher
-from engine.method.rows import SourceRows, TargetRows
-from engine.method.vocabulary import build_mapping
+from engine.method.alignment import SourceAlignment
+from engine.method.rows import ScoredRows, SourceRows, TargetRows
+from engine.spec import AlignmentSpec
 from engine.text.tokenization import PassageTokenizer
 from tests.support import real_tokenizers
 
@@ -81,16 +81,18 @@ class Scored:
         logprobs = np.sort(logits, axis=1)[:, ::-1] - np.logaddexp.reduce(logits, axis=1, keepdims=True) - 0.1
         self.topk_logprobs = np.ascontiguousarray(logprobs.astype(np.float16))
         self.token_logprobs = random.normal(-2, 1, rows).astype(np.float32)
-        self.mapping = build_mapping(source, target, "prefix")
-        self._matcher = ByteMatcher(source, target)
+        self._alignments = {
+            tokens: SourceAlignment(source, target, AlignmentSpec(tokens=tokens), [], conversations=False)
+            for tokens in ("byte_offset", "bytes")
+        }
+        self.mapping = self._alignments["byte_offset"].mapping
 
-    def aligned(self, texts: list[str], target: TargetRows) -> SourceRows:
-        """The rows, aligned by byte offsets."""
-        match = self._matcher(texts, target, self)
-        return SourceRows(
-            self.offsets, self.token_ids, self.end_bytes, self.topk_ids, self.topk_logprobs, self.token_logprobs,
-            self.mapping, match,
-        )  # fmt: skip
+    def aligned(self, texts: list[str], target: TargetRows, tokens: str = "byte_offset") -> SourceRows:
+        """The rows, aligned by byte offsets or bytes."""
+        rows = ScoredRows(
+            self.offsets, self.token_ids, self.end_bytes, self.topk_ids, self.topk_logprobs, self.token_logprobs
+        )
+        return self._alignments[tokens].align(texts, target, rows)
 
 
 def _kept_tokens(token_ids: np.ndarray, top_k: int, random: np.random.Generator) -> np.ndarray:

@@ -38,10 +38,10 @@ TEXTS = [
 
 #: Sections ``fusion`` and ``alignment``.
 METHODS = [
-    ({"rule": "min_ce", "top_k": 16}, {"vocabulary": "prefix"}),
+    ({"rule": "min_ce", "top_k": 16}, {"tokens": "byte_offset", "vocabulary": "prefix"}),
     (
         {"rule": "avg_ce", "granularity": "token", "temperature": 0.5, "top_k": 16},
-        {"vocabulary": "exact", "split_tokens": "product"},
+        {"tokens": "byte_offset", "vocabulary": "exact", "split_tokens": "product"},
     ),
 ]
 
@@ -100,8 +100,7 @@ def test_the_stream_equals_the_slow_path(tmp_path, distributions, fusion, alignm
             sources,
             [distribution(distributions, source.name, row) for source in located.source_models],
             located.fusion,
-            located.alignment.vocabulary,
-            located.alignment.split_tokens == "product",
+            located.alignment,
         )
         seen = streamed[f"0/{located.corpus.paths[0]}:{row + 1}:0"]
         assert np.array_equal(seen["token_ids"], expected["token_ids"]), text

@@ -1,5 +1,6 @@
 """Aligner: whole passages from tables to tables, against the slow path, and what it does about odd batches."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from actors.aligner import Aligner
 from actors.monitor import NoMeter
 from engine.errors import RecordError
+from engine.method import canonical
 from engine.method.vocabulary import UNMAPPED
 from engine.model_files.checkpoint import Checkpoint
 from engine.records import FUSED_PASSAGE, NO_TOKEN, PASSAGE, ragged, rows_of, schema, source_columns
@@ -83,22 +85,32 @@ def aligner(
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("target", ["byte-level-with-bos", "byte-level-without-bos", "sentencepiece-like"])
 @pytest.mark.parametrize(
-    ("fusion", "vocabulary", "split_tokens"),
+    ("fusion", "vocabulary", "tokens"),
     [
-        (FusionRuleSpec(top_k=TOP_K), "prefix", "first_piece"),
+        (FusionRuleSpec(top_k=TOP_K), "prefix", "byte_offset"),
         (FusionRuleSpec(rule="avg_ce", top_k=TOP_K), "prefix", "product"),
-        (FusionRuleSpec(rule="avg_ce", temperature=0.2, top_k=TOP_K), "exact", "first_piece"),
+        (FusionRuleSpec(rule="avg_ce", temperature=0.2, top_k=TOP_K), "exact", "byte_offset"),
         (FusionRuleSpec(rule="uniform", top_k=TOP_K), "exact", "product"),
         (FusionRuleSpec(granularity="token", top_k=TOP_K), "prefix", "product"),
-        (FusionRuleSpec(rule="avg_ce", granularity="token", top_k=TOP_K), "prefix", "first_piece"),
+        (FusionRuleSpec(rule="avg_ce", granularity="token", top_k=TOP_K), "prefix", "byte_offset"),
+        (FusionRuleSpec(top_k=TOP_K), "prefix", "bytes"),
+        (FusionRuleSpec(rule="uniform", top_k=TOP_K), "prefix", "bytes"),
+        (FusionRuleSpec(rule="avg_ce", temperature=0.2, top_k=TOP_K), "exact", "bytes"),
     ],
 )
-def test_every_passage_equals_the_slow_path(folders, tmp_path, target, fusion, vocabulary, split_tokens):
+def test_every_passage_equals_the_slow_path(folders, tmp_path, target, fusion, vocabulary, tokens):
     batch, names = passages(), list(folders)
     for name in names:
         batch = scored(batch, name, folders[name])
-    align = aligner(folders, target, names, tmp_path, fusion, vocabulary=vocabulary, split_tokens=split_tokens)
+    split_tokens = "product" if tokens == "product" else "first_piece"
+    alignment = AlignmentSpec(
+        tokens="byte_offset" if tokens == "product" else tokens, vocabulary=vocabulary, split_tokens=split_tokens
+    )
+    align = aligner(
+        folders, target, names, tmp_path, fusion, **alignment.model_dump(exclude={"cache_dir", "sample_bytes"})
+    )
     table = align(batch)
+    may_follow = asked(align) if tokens == "bytes" else None
     assert table.schema == schema(FUSED_PASSAGE)
     tokenizers = [PassageTokenizer.load(Checkpoint(str(folders[name]))) for name in names]
     for row, text in enumerate(TEXTS):
@@ -113,12 +125,13 @@ def test_every_passage_equals_the_slow_path(folders, tmp_path, target, fusion, v
             tokenizers,
             distributions,
             fusion,
-            vocabulary,
-            split_tokens == "product",
+            alignment,
+            may_follow,
         )
         for column in ("token_ids", "is_fused", "covered_rows"):
             assert rows_of(table[column])[row].tolist() == expected[column].tolist(), (text, column)
-        assert rows_of(table["fused_ids"])[row].tolist() == expected["fused_ids"].ravel().tolist(), text
+        differ = rows_of(table["fused_ids"])[row] != expected["fused_ids"].ravel()
+        assert not (differ & ~beside_its_equal(expected["fused_probs"])).any(), text
         if fusion.granularity == "passage":
             np.testing.assert_allclose(rows_of(table["win_share"])[row], expected["win_share"])
         np.testing.assert_allclose(rows_of(table["cross_entropy"])[row], expected["cross_entropy"], rtol=1e-6)
@@ -128,13 +141,35 @@ def test_every_passage_equals_the_slow_path(folders, tmp_path, target, fusion, v
         assert (probs.reshape(-1, TOP_K).sum(-1) <= 1 + 2**-11).all()
 
 
+def beside_its_equal(probs: np.ndarray) -> np.ndarray:
+    """Whether an entry has the probability of the one before or after it, bool [T*K].
+
+    Masses that add up to the same in another order may differ in their last bit, and then so does a tie's order.
+    """
+    close = np.isclose(probs[:, 1:], probs[:, :-1], rtol=1e-6)
+    none = np.zeros((len(probs), 1), bool)
+    return (np.hstack([close, none]) | np.hstack([none, close])).ravel()
+
+
+def asked(align: Aligner) -> Callable[[int, int], bool]:
+    """Whether the target's tokenizer writes a token after another; ``test_canonical`` asks the tokenizer itself."""
+
+    def may_follow(before: int, token: int) -> bool:
+        tables = align._canonical.pairs[:6]
+        if canonical.may_follow(before, token, *tables) == canonical.UNKNOWN_PAIR:
+            align._canonical.answer()
+        return canonical.may_follow(before, token, *tables) == canonical.POSSIBLE
+
+    return may_follow
+
+
 def test_the_authors_arithmetic_counts_eos_only_after_passages_that_end_their_document(folders, tmp_path):
     names = list(folders)
     batch = passages()
     for name in names:
         batch = scored(batch, name, folders[name])
     fusion = FusionRuleSpec(top_k=TOP_K, arithmetic="fusellm")
-    table = aligner(folders, names[0], names, tmp_path, fusion)(batch)
+    table = aligner(folders, names[0], names, tmp_path, fusion, tokens="byte_offset")(batch)
     for row, ends_document in enumerate(batch["ends_document"].to_pylist()):
         ends, costs = (
             [rows_of(batch[f"{name}/{part}"])[row] for name in names] for part in ("end_bytes", "token_logprobs")
@@ -274,7 +309,7 @@ def test_a_table_of_another_model_is_refused(folders, tmp_path, vocabulary):
 def test_a_few_rows_in_another_script_are_no_fault(folders, tmp_path):
     name = "sentencepiece-like"
     batch = scored(passages(["The cat sat on the mat."]), name, folders[name])
-    align = aligner(folders, "byte-level-with-bos", [name], tmp_path)
+    align = aligner(folders, "byte-level-with-bos", [name], tmp_path, tokens="byte_offset")
     align._sources[0].mapping = np.full_like(align._sources[0].mapping, UNMAPPED)
     table = align(batch)
     assert (rows_of(table["fused_probs"])[0] == 0).all(), "all of it is rest"

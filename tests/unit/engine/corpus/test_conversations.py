@@ -232,7 +232,7 @@ EXAMPLE = "pipelines/specs/instruction_example.yaml"
     ("override", "where", "sentence"),
     [
         ("corpus.overlap_bytes=64", "corpus.overlap_bytes", "cut between turns"),
-        ("alignment.tokens=suffix", "alignment.tokens", "set it to byte_offset"),
+        ("alignment.tokens=suffix", "alignment.tokens", "set it to bytes"),
     ],
 )
 def test_settings_that_conversations_exclude_are_refused(override, where, sentence):
