@@ -21,6 +21,9 @@ with np.errstate(over="ignore", invalid="ignore"):
 
 #: Masses from 1 down to 2**-32 are dealt to buckets of a quarter of a factor of two.
 BUCKETS, _BUCKET_SHIFT = 128, 50
+
+#: So few entries are sorted at once.
+FEW = 32
 _BITS_OF_ONE = int(np.float64(1.0).view(np.int64)) >> _BUCKET_SHIFT
 
 
@@ -469,8 +472,8 @@ def _path_probability(ends, logprobs, row, end, span):
 def _write_top(accumulator, touched, count, room, whole, all_ids, all_probs, row):
     """Write the top entries of one row, [K] each, by descending probability, ties by id; clear the accumulator.
 
-    Entries are dealt to buckets by the exponent of their mass and two more bits, so that only those of one bucket are
-    left to sort.
+    Where much is out of order, entries are dealt to buckets by the exponent of their mass and two more bits first, so
+    that only those of one bucket are left to sort.
 
     Args:
         touched: int64, ``count`` target tokens with mass.
@@ -478,22 +481,37 @@ def _write_top(accumulator, touched, count, room, whole, all_ids, all_probs, row
     """
     values, bits, buckets, begins, tokens, sorted_values = room
     top_k = all_ids.shape[1]
-    for bucket in range(begins.size):
-        begins[bucket] = 0
-    mass = 0.0
+    mass, descents = 0.0, 0
     for entry in range(count):
         value = accumulator[touched[entry]]
         accumulator[touched[entry]] = 0.0
         values[entry] = value
         mass += value
+        if entry and value > values[entry - 1]:
+            descents += 1
+    end = count
+    if count <= FEW or descents <= FEW // 4:  # sources' rows are sorted, and of one of them little is out of order
+        tokens[:count], sorted_values[:count] = touched[:count], values[:count]
+    else:
+        end = _deal(touched, values, bits, count, buckets, begins, tokens, sorted_values, top_k)
+    sort_by_probability(tokens, sorted_values, 0, end)
+    scale = 1.0 / max(mass, whole)
+    for entry in range(min(end, top_k)):
+        all_ids[row, entry], all_probs[row, entry] = tokens[entry], sorted_values[entry] * scale
+
+
+@njit
+def _deal(touched, values, bits, count, buckets, begins, tokens, sorted_values, top_k):
+    """Deal tokens to buckets, those of the highest masses first, until there are K; how many were dealt."""
+    begins[:] = 0
     for entry in range(count):
-        bucket = min(max(_BITS_OF_ONE - (bits[entry] >> _BUCKET_SHIFT), 0), begins.size - 2)
+        bucket = min(max(_BITS_OF_ONE - (bits[entry] >> _BUCKET_SHIFT), 0), BUCKETS - 1)
         buckets[entry] = bucket
         begins[bucket + 1] += 1
-    for bucket in range(begins.size - 1):
+    for bucket in range(BUCKETS):
         begins[bucket + 1] += begins[bucket]
     last = 0
-    while last + 1 < begins.size and begins[last] < top_k:
+    while last < BUCKETS and begins[last] < top_k:
         last += 1
     end = begins[last]
     for entry in range(count):
@@ -501,10 +519,7 @@ def _write_top(accumulator, touched, count, room, whole, all_ids, all_probs, row
         if place < end:
             tokens[place], sorted_values[place] = touched[entry], values[entry]
             begins[buckets[entry]] = place + 1
-    sort_by_probability(tokens, sorted_values, 0, end)
-    scale = 1.0 / max(mass, whole)
-    for entry in range(min(end, top_k)):
-        all_ids[row, entry], all_probs[row, entry] = tokens[entry], sorted_values[entry] * scale
+    return end
 
 
 @njit

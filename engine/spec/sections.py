@@ -150,8 +150,9 @@ class AlignmentSpec(Section):
     own, its first piece gets all; product: the product of its pieces' probabilities, taken from the first piece. Needs
     byte_offset."""
     least_kept_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
-    """Under bytes, the least share that a source's kept entries must have in a row inside one of its tokens, if all
-    its rest mass belongs there too; rows with less have no teacher."""
+    """Under bytes, the share that the kept entries of a row inside a source token must exceed, if all of the source's
+    rest mass belonged there too. Rows with less have no teacher from this source. Low, as an estimate of the rest is
+    better than no teacher until next to nothing is sure."""
     sample_bytes: Annotated[int, Field(ge=2**10)] = 2**20
     """Size of the corpus sample for the statistical mapping."""
     cache_dir: Text = "~/.cache/knowledge-fusion-engine"
@@ -160,8 +161,9 @@ class AlignmentSpec(Section):
 
 class FusionRuleSpec(Section):
     rule: Literal["min_ce", "avg_ce", "uniform", "single"] = "min_ce"
-    """min_ce takes the distribution of the source with the lowest cross-entropy, avg_ce averages them weighted by
-    cross-entropy, uniform averages them with equal weights, single takes one source: plain distillation."""
+    """min_ce takes the distribution of the source with the lowest cross-entropy, in each row among those that have one;
+    avg_ce averages them weighted by cross-entropy, uniform averages them with equal weights, single takes one source:
+    plain distillation."""
     single_source: str = ""
     """Name of the source that rule single takes; empty under every other rule."""
     granularity: Literal["passage", "token"] = "passage"
