@@ -202,10 +202,13 @@ def row_weights(
         lengths = np.diff(target.offsets)
         weights = np.repeat(source_weights(cross_entropy, fusion, single), lengths, axis=0)
         if fusion.rule == "min_ce" and fusion.arithmetic == "exact":
-            has_row = np.stack([source.match != NO_ROW for source in sources], axis=1)
-            lacking = np.flatnonzero(((weights > 0) > has_row).any(axis=1) & has_row.any(axis=1))
-            passages = np.repeat(np.arange(len(lengths)), lengths)[lacking]
-            weights[lacking] = source_weights(np.where(has_row[lacking], cross_entropy[passages], np.nan), fusion)
+            is_lacking = np.zeros(len(weights), bool)
+            for index, source in enumerate(sources):
+                is_lacking |= (source.match == NO_ROW) & (weights[:, index] > 0)
+            lacking = np.flatnonzero(is_lacking)
+            passages = np.searchsorted(target.offsets, lacking, side="right") - 1
+            has_row = np.stack([source.match[lacking] != NO_ROW for source in sources], axis=1)
+            weights[lacking] = source_weights(np.where(has_row, cross_entropy[passages], np.nan), fusion)
         return weights
     labels = np.diff(target.end_bytes, append=0)[:, None]
     costs = np.stack([label_nats(target, source) for source in sources], axis=1) / np.maximum(labels, 1)

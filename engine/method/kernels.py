@@ -73,17 +73,6 @@ class Fused(NamedTuple):
     is_fused: np.ndarray
 
 
-class Room(NamedTuple):
-    """Room to sort one row's tokens: float64 [n], their masses; int64 [n], their buckets; int64 [BUCKETS+1], where
-    buckets begin; int64 [n] and float64 [n], tokens and masses in order."""
-
-    values: np.ndarray
-    buckets: np.ndarray
-    begins: np.ndarray
-    tokens: np.ndarray
-    sorted_values: np.ndarray
-
-
 class Kept(NamedTuple):
     """The kept entries of one source row, int32 [K] and uint16 [K], and the source's mapping."""
 
@@ -401,7 +390,11 @@ def _place(token, places):
 
 @njit
 def _room(size):
-    """``Room`` for so many tokens; a plain tuple, whose parts numba counts once."""
+    """Room to sort one row's tokens.
+
+    float64 [n], their masses, and these as int64; int64 [n], their buckets; int64 [BUCKETS+1], where buckets begin;
+    int64 [n] and float64 [n], tokens and masses in order.
+    """
     values = np.empty(size)
     places = np.empty(size, np.int64), np.empty(BUCKETS + 1, np.int64), np.empty(size, np.int64)
     return values, values.view(np.int64), *places, np.empty(size)
@@ -469,18 +462,18 @@ def _path_probability(ends, logprobs, row, end, span):
 
 
 @njit
-def _write_top(accumulator, touched, count, room, whole, all_ids, all_probs, row):
-    """Write the top entries of one row, [K] each, by descending probability, ties by id; clear the accumulator.
+def _write_top(accumulator, touched, count, room, whole, ids, probs, row):
+    """Write the top entries of one row of [T, K] by descending probability, ties by id; clear the accumulator.
 
     Where much is out of order, entries are dealt to buckets by the exponent of their mass and two more bits first, so
     that only those of one bucket are left to sort.
 
     Args:
         touched: int64, ``count`` target tokens with mass.
-        room: ``Room``, taken apart, for as many. whole: the mass that becomes 1, unless the tokens have more.
+        room: ``_room`` for as many. whole: the mass that becomes 1, unless the tokens have more.
     """
-    values, bits, buckets, begins, tokens, sorted_values = room
-    top_k = all_ids.shape[1]
+    values = room[0]
+    top_k = ids.shape[1]
     mass, descents = 0.0, 0
     for entry in range(count):
         value = accumulator[touched[entry]]
@@ -489,15 +482,17 @@ def _write_top(accumulator, touched, count, room, whole, all_ids, all_probs, row
         mass += value
         if entry and value > values[entry - 1]:
             descents += 1
-    end = count
-    if count <= FEW or descents <= FEW // 4:  # sources' rows are sorted, and of one of them little is out of order
-        tokens[:count], sorted_values[:count] = touched[:count], values[:count]
-    else:
-        end = _deal(touched, values, bits, count, buckets, begins, tokens, sorted_values, top_k)
-    sort_by_probability(tokens, sorted_values, 0, end)
     scale = 1.0 / max(mass, whole)
+    if count <= FEW or descents <= FEW // 4:  # sources' rows are sorted, and of one of them little is out of order
+        sort_by_probability(touched, values, 0, count)
+        for entry in range(min(count, top_k)):
+            ids[row, entry], probs[row, entry] = touched[entry], values[entry] * scale
+        return
+    _, bits, buckets, begins, tokens, sorted_values = room
+    end = _deal(touched, values, bits, count, buckets, begins, tokens, sorted_values, top_k)
+    sort_by_probability(tokens, sorted_values, 0, end)
     for entry in range(min(end, top_k)):
-        all_ids[row, entry], all_probs[row, entry] = tokens[entry], sorted_values[entry] * scale
+        ids[row, entry], probs[row, entry] = tokens[entry], sorted_values[entry] * scale
 
 
 @njit
