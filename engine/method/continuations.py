@@ -127,7 +127,7 @@ def match_bytes(
         cut: int32 [sum T], filled: the bytes of the source's next token that the target row has consumed.
 
     Rows at the same byte match as they do there. A row inside a source token has none if the token's own bytes are not
-    those of the text, because a normalizer has changed them: then nobody knows how many to cut off.
+    those of the text, because a normalizer has changed them: then the number of bytes to cut off is unknown.
     """
     for passage in range(target_offsets.size - 1):
         first, end = source_offsets[passage], source_offsets[passage + 1]
