@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.coverage CORPUS_FILE ...
 
-For every ordered pair of real tokenizers and every file: ``byte_offset`` on the whole file, beside its upper bound (end
-offsets that both sides share, found with sets) and in windows of 512 target tokens; ``min_edit`` and ``exact`` on the
-first windows. A row is used wrongly if the source row that it takes has consumed other bytes. Prints a table, and one
-JSON line for each way.
+For every ordered pair of real tokenizers and every file: ``bytes`` (rows that have a source row to be conditioned on,
+before the check of kept mass, which needs scores) and ``byte_offset`` on the whole file, in windows of 512 target
+tokens, the latter beside its upper bound (end offsets that both sides share, found with sets); ``min_edit`` and
+``exact`` on the first windows. A row is used wrongly if the source row that it takes has consumed other bytes. Prints a
+table, and one JSON line for each way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from engine.method.alignment import ByteMatcher, Matcher, matcher
+from engine.method.continuations import match_bytes, token_order
 from engine.method.vocabulary import load_or_build
 from engine.text.tokenization import PassageTokenizer
 from tests.benchmarks.figures import say
@@ -55,12 +57,12 @@ def main(paths: list[Path]) -> None:
         for target, source, way, rows in of_file(path):
             by_pair.setdefault((target, source, way), Rows()).__iadd__(rows)
             by_file.setdefault((path.stem, way), Rows()).__iadd__(rows)
-    print("target <- source | byte_offset used | exact used, wrong | min_edit used, wrong")
+    print("target <- source | bytes used | byte_offset used | exact used, wrong | min_edit used, wrong")
     for target, source in itertools.permutations(real_tokenizers.NAMES, 2):
         print(f"{target} <- {source} | {cells(by_pair, (target, source))}")
     for path in paths:
         print(f"{path.stem} | {cells(by_file, (path.stem,))}")
-    for way in ("byte_offset", "exact", "min_edit"):
+    for way in ("bytes", "byte_offset", "exact", "min_edit"):
         total = Rows()
         for (*_, name), rows in by_file.items():
             if name == way:
@@ -72,9 +74,11 @@ def main(paths: list[Path]) -> None:
 
 
 def cells(table: dict, key: tuple[str, ...]) -> str:
-    """The shares of the three ways, in percent."""
-    byte_offset, exact, min_edit = (table[(*key, way)] for way in ("byte_offset", "exact", "min_edit"))
+    """The shares of the four ways, in percent."""
+    ways = ("bytes", "byte_offset", "exact", "min_edit")
+    given_bytes, byte_offset, exact, min_edit = (table[(*key, way)] for way in ways)
     return (
+        f"{100 * given_bytes.used / given_bytes.labelled:.1f} | "
         f"{100 * byte_offset.used / byte_offset.labelled:.1f} | "
         f"{100 * exact.used / exact.labelled:.1f}, {100 * exact.wrong / exact.labelled:.1f} | "
         f"{100 * min_edit.used / min_edit.labelled:.1f}, {100 * min_edit.wrong / min_edit.labelled:.1f}"
@@ -93,6 +97,7 @@ def of_file(path: Path) -> Iterator[tuple[str, str, str, Rows]]:
                 continue
             source = real_tokenizers.load(other)
             yield name, other, "byte_offset", count(target, source, ByteMatcher(source, target), whole, insist=True)
+            yield name, other, "bytes", count_given_bytes(target, source, whole)
             mapping = load_or_build(source, target, "min_edit", CACHE)
             for way in ("exact", "min_edit"):
                 edits = matcher(source, target, way, mapping)
@@ -107,12 +112,9 @@ def count(
     insist: bool,
 ) -> Rows:
     """Rows over some passages; ``insist`` that all end offsets that both sides share are used."""
-    rows = target_rows(target, texts)
-    encoded = [source.encode_with_roles(text, source.bos_id >= 0, True) for text in texts]
-    ids = np.concatenate([ids[:-1] for ids, _ in encoded])
-    ends = np.concatenate([ends[:-1] for _, ends in encoded])
-    offsets = np.cumsum([0, *(len(ids) - 1 for ids, _ in encoded)], dtype=np.int64)
-    match = align(texts, rows, SimpleNamespace(token_ids=ids, end_bytes=ends, offsets=offsets))
+    rows, scored = target_rows(target, texts), scored_tokens(source, texts)
+    ends, offsets = scored.end_bytes, scored.offsets
+    match = align(texts, rows, scored)
     found = Rows(labelled=len(match) - len(texts))
     for passage in range(len(texts)):
         where = slice(rows.offsets[passage], rows.offsets[passage + 1])
@@ -125,6 +127,28 @@ def count(
             shared = set(rows.end_bytes[where][:-1].tolist()) & set(source_ends.tolist()) - {0}
             assert set(rows.end_bytes[where][used].tolist()) - {0} == shared, "every shared end offset is used"
     return found
+
+
+def count_given_bytes(target: PassageTokenizer, source: PassageTokenizer, texts: list[str]) -> Rows:
+    """Rows that have a source row to be conditioned on; none of them is wrong."""
+    rows, scored = target_rows(target, texts), scored_tokens(source, texts)
+    data, starts, *_ = token_order(source.token_bytes)
+    match, cut = (np.empty(len(rows.end_bytes), np.int32) for _ in range(2))
+    match_bytes(
+        rows.end_bytes, rows.offsets, scored.end_bytes, scored.offsets, scored.token_ids,
+        ByteMatcher(source, target).begins_alike(texts, rows, scored), data, starts, match, cut,
+    )  # fmt: skip
+    return Rows(labelled=len(match) - len(texts), used=int((match >= 0).sum()))
+
+
+def scored_tokens(source: PassageTokenizer, texts: list[str]) -> SimpleNamespace:
+    """The tokens that a source's rows follow, as ``rows.TokenRows``."""
+    encoded = [source.encode_with_roles(text, source.bos_id >= 0, True) for text in texts]
+    return SimpleNamespace(
+        token_ids=np.concatenate([ids[:-1] for ids, _ in encoded]),
+        end_bytes=np.concatenate([ends[:-1] for _, ends in encoded]),
+        offsets=np.cumsum([0, *(len(ids) - 1 for ids, _ in encoded)], dtype=np.int64),
+    )
 
 
 if __name__ == "__main__":
