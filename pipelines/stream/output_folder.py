@@ -56,22 +56,23 @@ def _output_faults(folder: str, may_be_elsewhere: bool) -> list[Fault]:
 
 
 def _local_faults(where: str, folder: str) -> list[Fault]:
-    """A fault if a local folder cannot be made, or a file in it. What is made on the way is removed again."""
-    made: list[str] = []
+    """A fault if a local folder cannot be made, or a file in it.
+
+    What is missing is tried under another name: a run that starts at the same moment makes the folder itself.
+    """
     try:
         path = os.path.abspath(os.path.expanduser(folder))
         missing = _missing(path)
-        for place in missing:
-            os.mkdir(place)
-            made.append(place)
-        with tempfile.TemporaryFile(dir=path):
-            return []
+        there = os.path.dirname(missing[0]) if missing else path
+        if not missing:
+            with tempfile.TemporaryFile(dir=there):
+                return []
+        with tempfile.TemporaryDirectory(dir=there) as beside:
+            os.makedirs(os.path.join(beside, os.path.relpath(path, there)))
+        return []
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         return [Fault(where, f"{folder} cannot be made or written: {reason}", "choose another folder")]
-    finally:
-        for place in reversed(made):
-            os.rmdir(place)
 
 
 def _missing(path: str) -> list[str]:

@@ -1,9 +1,13 @@
 """A folder that a run could not write is a fault before the run, and the look leaves no file."""
 
+import subprocess
+import sys
+
 import pytest
 
 from engine import load_spec
 from pipelines.stream.output_folder import written_folder_faults
+from tests.support.paths import ROOT
 
 
 def faults_of(folder: object) -> str:
@@ -49,3 +53,23 @@ def test_a_folder_for_tables_that_cannot_be_made_is_a_fault(tmp_path):
     assert str(fault).startswith(
         f"alignment.cache_dir: {tmp_path}/file/tables cannot be made or written: Not a directory"
     )
+
+
+LOOKS = """
+import sys
+from engine.spec import FusionSpec
+from pipelines.stream.output_folder import written_folder_faults
+spec = FusionSpec.model_validate({
+    "run": {"name": "x", "output_dir": sys.argv[1]},
+    "corpus": {"paths": ["unused"]},
+    "target_model": {"checkpoint": "unused"},
+})
+print(sum(len(written_folder_faults(spec)) for _ in range(300)))
+"""
+
+
+def test_two_runs_that_look_at_once_find_no_fault(tmp_path):
+    command = [sys.executable, "-c", LOOKS, str(tmp_path / "runs" / "out")]
+    runs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [run.communicate(timeout=50)[0].strip() for run in runs] == ["0", "0"]
+    assert list(tmp_path.iterdir()) == []
