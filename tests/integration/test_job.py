@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = pytest.mark.timeout(720)
 
 
 def free_port() -> int:
@@ -26,7 +26,7 @@ def free_port() -> int:
 @pytest.fixture
 def head(tmp_path):
     """A running head: the environment of its clients and the address of its job server."""
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     temporary = Path("/dev/shm") / f"ray-head-{os.getpid()}"  # short: Ray's sockets live below it
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -40,6 +40,7 @@ def head(tmp_path):
     command = [RAY, "start", "--head", "--port", str(port), "--dashboard-port", str(dashboard), "--num-cpus", "12"]
     command += ["--dashboard-host", "127.0.0.1", "--object-store-memory", "500000000", "--temp-dir", str(temporary)]
     command += ["--block", "--min-worker-port", "0", "--max-worker-port", "0"]
+    command += ["--dashboard-agent-listen-port", str(agent)]  # the default port may belong to another Ray
     with open(tmp_path / "head.log", "w") as log:
         process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
     try:
@@ -66,7 +67,7 @@ def wait_for_port(port: int, process: subprocess.Popen, log: Path) -> None:
 
 def submit(environment: dict, address: str, *entrypoint: str) -> subprocess.CompletedProcess:
     command = [RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT), "--", *entrypoint]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def test_the_quickstart_runs_as_a_submitted_job(head, tmp_path):

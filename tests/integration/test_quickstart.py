@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from engine.history.result import RunResult
+from tests.support.own_home import COMPILED
 from tests.support.paths import ROOT
 
 STEPS = 30
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(660)
 
 PROGRAM = f"""
 import pickle, sys
@@ -46,7 +47,12 @@ def outcome(tmp_path_factory) -> dict:
     home.mkdir()
     temporary.mkdir()
     before = files_below(ROOT)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(temporary), "LANG": "C.UTF-8"}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "TMPDIR": str(temporary),
+        "LANG": "C.UTF-8",
+    } | COMPILED
     arguments = [str(base / "output"), str(base / "tables"), str(base / "result.pickle")]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments],
@@ -54,7 +60,7 @@ def outcome(tmp_path_factory) -> dict:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=360,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     leftovers = {name for name in files_below(temporary) if not name.startswith("ray/")}
