@@ -31,7 +31,7 @@ REPLACED = {
 #: Seconds from their start, loading included, within which they surely live.
 SOON_DONE = {"reader": 3.0, "source replica": 10.0, "aligner": 10.0}
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ def test_nothing_appears_outside_the_output_folder(outcome):
     assert outcome["new in repository"] == set()
     assert outcome["in home"] == set(), "but for what is compiled, which the tests keep elsewhere"
     assert outcome["in temporary folder"] == set()
-    assert len(outcome["tables"]) == 3, "one mapping table a source"
+    assert len(outcome["tables"]) == 6, "for each source its mapping and its cuts"
 
 
 def test_only_what_belongs_there_is_in_the_output_folder(outcome):
