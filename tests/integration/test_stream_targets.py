@@ -106,7 +106,7 @@ def test_the_stream_equals_the_slow_path(tmp_path, distributions, fusion, alignm
         assert np.array_equal(seen["token_ids"], expected["token_ids"]), text
         assert np.array_equal(seen["is_fused"], expected["is_fused"]), text
         if fusion["rule"] == "min_ce":
-            assert seen["win_share"].sum() == 1.0
+            assert seen["win_share"].sum() == pytest.approx(float(seen["is_fused"].any())), "shares of fused rows"
         np.testing.assert_allclose(seen["win_share"], expected["win_share"], err_msg=text)
         assert np.array_equal(seen["fused_ids"], expected["fused_ids"]), text
         np.testing.assert_allclose(seen["fused_probs"], expected["fused_probs"], rtol=2e-3, atol=1e-6)
