@@ -6,7 +6,7 @@ from engine import run
 from engine.errors import FusionError, PreflightError, RecordError
 from pipelines.stream.corpus_sample import SAMPLED_ROWS
 
-pytestmark = [pytest.mark.timeout(200), pytest.mark.usefixtures("shared_ray")]
+pytestmark = [pytest.mark.timeout(360), pytest.mark.usefixtures("shared_ray")]
 
 ROWS = [b'{"text": "a good document"}', b'{"text": ""}', b'{"text": "\xff"}', b'{"title": "x"}', b"{torn"]
 

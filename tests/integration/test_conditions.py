@@ -12,7 +12,7 @@ from engine import run
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import byte_level_with_bos
 
-pytestmark = [pytest.mark.timeout(200), pytest.mark.usefixtures("shared_ray")]
+pytestmark = [pytest.mark.timeout(360), pytest.mark.usefixtures("shared_ray")]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ PASSAGES = 8
 LENGTH = 600  # characters: some 200 tokens of SmolLM2, and less than a block of the target's
 TOLERANCE = 0.03
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(640)
 
 RUN = """
 import pickle, sys
@@ -88,7 +88,7 @@ def start(base: Path, program: str, *arguments: str) -> subprocess.Popen:
 def outputs_of(*processes: subprocess.Popen) -> list[str]:
     """The output of each process; when one fails, all are ended."""
     try:
-        printed = [process.communicate(timeout=360) for process in processes]
+        printed = [process.communicate(timeout=600) for process in processes]
     finally:
         for process in processes:
             process.kill()
