@@ -132,9 +132,9 @@ def match_bytes(
     for passage in range(target_offsets.size - 1):
         first, end = source_offsets[passage], source_offsets[passage + 1]
         target_end = target_offsets[passage + 1] - 1
-        alike = begins_alike[passage] and _rows_at_zero(
+        alike = begins_alike[passage] and rows_at_zero(
             target_ends, target_offsets[passage], target_end
-        ) == _rows_at_zero(source_ends, first, end)
+        ) == rows_at_zero(source_ends, first, end)
         source = first
         for row in range(target_offsets[passage], target_offsets[passage + 1]):
             match[row], cut[row] = -1, 0
@@ -157,7 +157,8 @@ def match_bytes(
 
 
 @njit
-def _rows_at_zero(ends, start, end):
+def rows_at_zero(ends, start, end):
+    """How many rows of a passage, BOS and the like, have consumed no byte."""
     count = 0
     while start + count < end and ends[start + count] == 0:
         count += 1

@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.method.canonical import MOST_REMEMBERED, POSSIBLE, UNKNOWN_PAIR, may_follow
 from engine.method.compiled import njit
-from engine.method.continuations import MOST_COVERS, continue_row
+from engine.method.continuations import MOST_COVERS, continue_row, rows_at_zero
 
 #: exp of every float16, indexed by its bits. numba has no float16 on CPUs, and a look-up is faster than exp.
 with np.errstate(over="ignore", invalid="ignore"):
@@ -96,8 +96,8 @@ def match_end_bytes(target_ends, target_offsets, source_ends, source_offsets, be
     for passage in range(target_offsets.size - 1):
         target_end = target_offsets[passage + 1] - 1
         first, source, end = source_offsets[passage], source_offsets[passage], source_offsets[passage + 1]
-        target_beginnings = _rows_at_zero(target_ends, target_offsets[passage], target_end)
-        alike = begins_alike[passage] and target_beginnings == _rows_at_zero(source_ends, first, end)
+        target_beginnings = rows_at_zero(target_ends, target_offsets[passage], target_end)
+        alike = begins_alike[passage] and target_beginnings == rows_at_zero(source_ends, first, end)
         for row in range(target_offsets[passage], target_offsets[passage + 1]):
             match[row] = -1
             if row >= target_end:
@@ -112,14 +112,6 @@ def match_end_bytes(target_ends, target_offsets, source_ends, source_offsets, be
                 source += 1
             if source < end and source_ends[source] == target_ends[row]:
                 match[row] = source - first
-
-
-@njit
-def _rows_at_zero(ends, start, end):
-    count = 0
-    while start + count < end and ends[start + count] == 0:
-        count += 1
-    return count
 
 
 @njit
