@@ -30,8 +30,9 @@ from engine.method.divergences import divergence
 from engine.records import NO_TOKEN
 from engine.spec import Divergence
 
-#: Logits of one chunk, 64 MiB in float32. With fewer, the sums over the lm_head's gradient dominate; more cost memory.
-CHUNK_LOGITS = 2**24
+#: Logits of one chunk, by device: 64 MiB in float32 on a CPU, 512 MiB in bfloat16 on a GPU. With fewer, the sums over
+#: the lm_head's gradient dominate, each of which reads and writes the whole of it; more cost memory.
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**28}
 
 #: Vocabulary rows whose gradient is made at once where it is summed in a wider type than it is made in.
 SUMMED_ROWS = 4096
@@ -120,17 +121,16 @@ class _ChunkedObjective(torch.autograd.Function):
         head_gradient = torch.zeros_like(lm_head, dtype=torch.float32)
         bias_gradient = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         sums = torch.zeros(2, dtype=torch.float64, device=hidden.device)
-        buffers = _Buffers(lm_head, max(1, min(len(hidden), CHUNK_LOGITS // len(lm_head))))
-        for start in range(0, len(hidden), buffers.rows):
-            end = min(start + buffers.rows, len(hidden))
+        device = hidden.device.type
+        chunks = (_GpuChunks if device == "cuda" else _Chunks)(
+            lm_head, max(1, min(len(hidden), CHUNK_LOGITS[device] // len(lm_head)))
+        )
+        for start in range(0, len(hidden), chunks.rows):
+            end = min(start + chunks.rows, len(hidden))
             rows = hidden[start:end].to(lm_head.dtype)
-            logits, slope = shaped(buffers.logits(rows, lm_head, bias), shape)
-            chunk_sums, gradient = _losses_and_gradient(logits, targets.rows(start, end), *scales, kind)
+            part = targets.rows(start, end)
+            chunk_sums, gradient = chunks.losses_and_gradient(rows, bias, part, scales, shape, kind, bias_gradient)
             sums += chunk_sums
-            gradient = gradient if slope is None else gradient.mul_(slope)
-            if bias_gradient is not None:
-                bias_gradient += gradient.sum(0)
-            gradient = buffers.rounded(gradient)
             hidden_gradient[start:end] = gradient @ lm_head
             _add_product(head_gradient, gradient, rows)
         context.has_bias = bias is not None
@@ -146,8 +146,10 @@ class _ChunkedObjective(torch.autograd.Function):
         return hidden, lm_head, bias[0] if context.has_bias else None, None, None, None, None
 
 
-class _Buffers:
-    """The memory of one chunk, used again for the next: new memory would be there beside the old, and cost its pages.
+class _Chunks:
+    """Losses and gradients of one chunk after the other by PyTorch, in memory that all of them use.
+
+    New memory for each chunk would be there beside the old, and cost its pages.
 
     Attributes:
         rows: of a chunk, at most.
@@ -155,21 +157,52 @@ class _Buffers:
 
     def __init__(self, lm_head: torch.Tensor, rows: int):
         self.rows = rows
+        self._lm_head = lm_head
         self._own = lm_head.new_empty(rows, len(lm_head))
         self._exact = self._own if lm_head.dtype == torch.float32 else torch.empty_like(self._own, dtype=torch.float32)
 
-    def logits(self, rows: torch.Tensor, lm_head: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """float32 [R,V], made in the type of ``lm_head``; until the next chunk's."""
-        logits = self._own[: len(rows)]
-        if bias is None:
-            torch.mm(rows, lm_head.T, out=logits)
-        else:
-            torch.addmm(bias, rows, lm_head.T, out=logits)
-        return logits if self._exact is self._own else self._exact[: len(rows)].copy_(logits)
+    def losses_and_gradient(self, rows, bias, targets, scales, shape, kind, bias_gradient):
+        """Add the bias's gradient; return the losses' sums, float64 [2], and the gradient by the logits, [R,V].
 
-    def rounded(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient made from the logits, in the type of the ``lm_head``."""
-        return gradient if self._exact is self._own else self._own[: len(gradient)].copy_(gradient)
+        The gradient has the type of the lm_head and is there until the next chunk's.
+        """
+        raw = _raw_logits(rows, self._lm_head, bias, out=self._own[: len(rows)])
+        logits, slope = shaped(raw if self._exact is self._own else self._exact[: len(rows)].copy_(raw), shape)
+        sums, gradient = _losses_and_gradient(logits, targets, *scales, kind)
+        gradient = gradient if slope is None else gradient.mul_(slope)
+        if bias_gradient is not None:
+            bias_gradient += gradient.sum(0)
+        return sums, gradient if self._exact is self._own else raw.copy_(gradient)
+
+
+class _GpuChunks:
+    """The same by the kernels of ``loss_kernels``, which need no float32 copy of the logits.
+
+    Attributes:
+        rows: of a chunk, at most.
+    """
+
+    def __init__(self, lm_head: torch.Tensor, rows: int):
+        self.rows = rows
+        self._lm_head = lm_head
+        self._own = lm_head.new_empty(rows, len(lm_head))
+
+    def losses_and_gradient(self, rows, bias, targets, scales, shape, kind, bias_gradient):
+        """See ``_Chunks``."""
+        from engine.method import loss_kernels  # Triton, which a CPU does not need
+
+        logits = _raw_logits(rows, self._lm_head, bias, out=self._own[: len(rows)])
+        sums = loss_kernels.losses_and_gradient(logits, targets, *scales, shape, kind)
+        if bias_gradient is not None:
+            bias_gradient += logits.sum(0, dtype=torch.float32)
+        return sums, logits
+
+
+def _raw_logits(rows: torch.Tensor, lm_head: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor):
+    """[R,V] in ``out``, made in the type of ``lm_head``."""
+    if bias is None:
+        return torch.mm(rows, lm_head.T, out=out)
+    return torch.addmm(bias, rows, lm_head.T, out=out)
 
 
 def shaped(raw: torch.Tensor, shape: LogitShape) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -222,7 +255,7 @@ def _losses_and_gradient(
     log_normalizer = normalizer.log()
     log_p = torch.cat([kept_exponents.double(), rest.double().log()], -1) - log_normalizer
     p = masses / normalizer * targets.fusion_mask[:, None]
-    fusion, slopes = divergence(kind, _fused_buckets(targets, kept), p, log_p)
+    fusion, slopes = divergence(kind, fused_buckets(targets, kept), p, log_p)
     lm = torch.where(has_label, log_normalizer - label_exponents, 0.0)
 
     lm_weight, slopes = lm_scale * has_label, fusion_scale * slopes
@@ -232,7 +265,7 @@ def _losses_and_gradient(
     return torch.stack([lm.sum(), fusion.sum()]), gradient.scatter_add_(-1, labels, -lm_weight)
 
 
-def _fused_buckets(targets: Targets, kept: torch.Tensor) -> torch.Tensor:
+def fused_buckets(targets: Targets, kept: torch.Tensor) -> torch.Tensor:
     """float64 [R,K+1], the fused distribution and then its rest mass; 0 in rows without one."""
     q = torch.where(kept, targets.fused_probs, 0.0).double()
     q_rest = torch.where(targets.fusion_mask[:, None], (1.0 - q.sum(-1, keepdim=True)).clamp(min=0.0), 0.0)

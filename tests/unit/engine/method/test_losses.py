@@ -93,10 +93,33 @@ def assert_equals_oracle(
         assert (gradient - right).norm() <= tolerance * right.norm() + 1e-8
 
 
+@pytest.fixture(scope="module")
+def interpreted_kernels():
+    """The kernels of a GPU, run by Triton's interpreter. It is chosen when they are defined."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        from engine.method import loss_kernels
+
+        patch.setattr(loss_kernels, "BLOCK", 16)  # several a row; the interpreter's time is that of the block
+        yield
+
+
+@pytest.fixture(params=["operations of PyTorch", "kernels of a GPU"])
+def both_ways(request, monkeypatch):
+    """The test runs both ways to the same numbers."""
+    if request.param == "kernels of a GPU":
+        request.getfixturevalue("by_kernels")
+
+
+@pytest.fixture
+def by_kernels(interpreted_kernels, monkeypatch):
+    monkeypatch.setattr(losses, "_Chunks", losses._GpuChunks)
+
+
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Three rows a chunk at V = 50, the last one incomplete."""
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", 150)
+    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", 150)
 
 
 @pytest.mark.parametrize("shape", [losses.PLAIN, LogitShape(0.0625), LogitShape(1.0, 5.0), LogitShape(1.5, 3.0)])
@@ -105,6 +128,18 @@ def small_chunks(monkeypatch):
 @each_divergence
 @pytest.mark.usefixtures("small_chunks")
 def test_values_and_gradients_equal_the_dense_oracle(rows, top_k, with_bias, shape, kind):
+    assert_random_rows_equal_oracle(rows, top_k, with_bias, shape, kind)
+
+
+@pytest.mark.parametrize(("shape", "with_bias"), [(losses.PLAIN, False), (LogitShape(1.5, 3.0), True)])
+@pytest.mark.parametrize(("rows", "top_k"), [(7, 1), (8, 10), (5, 50)])
+@each_divergence
+@pytest.mark.usefixtures("small_chunks", "by_kernels")
+def test_the_kernels_of_a_gpu_equal_the_dense_oracle(rows, top_k, with_bias, shape, kind):
+    assert_random_rows_equal_oracle(rows, top_k, with_bias, shape, kind)
+
+
+def assert_random_rows_equal_oracle(rows, top_k, with_bias, shape, kind):
     torch.manual_seed(rows)
     hidden, lm_head = torch.randn(rows, 8), torch.randn(50, 8)
     bias = torch.randn(50) if with_bias else None
@@ -142,6 +177,7 @@ def test_either_loss_alone(scales, kind):
 )
 @pytest.mark.parametrize("label", [NO_LABEL, 3, 4])
 @each_divergence
+@pytest.mark.usefixtures("both_ways")
 def test_odd_rows(ids, probs, label, kind):
     torch.manual_seed(1)
     assert_equals_oracle(torch.randn(1, 8), torch.randn(20, 8), None, one_row(ids, probs, label), kind=kind)
@@ -155,6 +191,7 @@ def test_many_entries_of_a_larger_vocabulary(kind):
 
 
 @each_divergence
+@pytest.mark.usefixtures("both_ways")
 def test_rows_without_anything_give_zero_loss_and_zero_gradient(kind):
     hidden, lm_head = torch.randn(12, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
     some = random_targets(12, 50, 4)
@@ -168,6 +205,7 @@ def test_rows_without_anything_give_zero_loss_and_zero_gradient(kind):
 
 
 @each_divergence
+@pytest.mark.usefixtures("both_ways")
 def test_a_fused_row_that_keeps_nothing_asks_for_nothing(kind):
     hidden, lm_head = torch.randn(1, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
     loss, sums = objective(hidden, lm_head, None, one_row([NO_TOKEN] * 3, [0.0] * 3), 1.0, 1.0, kind=kind)
@@ -178,6 +216,7 @@ def test_a_fused_row_that_keeps_nothing_asks_for_nothing(kind):
 
 @pytest.mark.parametrize("gap", [10.0, 20.0, 40.0])
 @each_divergence
+@pytest.mark.usefixtures("both_ways")
 def test_rest_mass_far_below_the_precision_of_one(gap, kind):
     """With 1 - sum p the rest of the target would be 0 from a gap of 17 on: no value, no gradient."""
     logits = torch.zeros(1, 8)
@@ -185,6 +224,7 @@ def test_rest_mass_far_below_the_precision_of_one(gap, kind):
     assert_equals_oracle(logits, torch.eye(8), None, one_row([2, NO_TOKEN], [0.75, 0.0]), kind=kind)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_target_without_any_rest_stays_finite():
     logits = torch.zeros(1, 8)
     logits[0, 2] = 500.0
@@ -224,12 +264,13 @@ def test_the_sums_do_not_depend_on_the_chunks(monkeypatch):
     hidden, lm_head, targets = torch.randn(40, 8), torch.randn(50, 8), random_targets(40, 50, 6)
     found = []
     for logits in (1, 50 * 7, 2**24):
-        monkeypatch.setattr(losses, "CHUNK_LOGITS", logits)
+        monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", logits)
         found.append(objective(hidden, lm_head, None, targets, 1.0, 1.0)[1].tolist())
     np.testing.assert_allclose(found, [found[0]] * 3, rtol=1e-6)
 
 
 @each_divergence
+@pytest.mark.usefixtures("both_ways")
 def test_bfloat16_weights_lose_no_more_than_their_own_rounding(kind):
     """Oracle: float64 from the very logits, rounded to bfloat16, that a bfloat16 model gives out."""
     torch.manual_seed(5)
