@@ -6,6 +6,7 @@ The numbers are for people. Exact values (learned passages, losses, win rates) t
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import uuid
 from collections import Counter
@@ -116,6 +117,7 @@ class Meter:
         self._process = uuid.uuid4().hex
         self._last_end: float | None = None
         self._totals = StageTotals(stage)
+        self._lock = threading.Lock()  # a replica with two batches in flight records from two threads
 
     def __reduce__(self) -> tuple:
         return Meter, (self._stage, self._monitor, self._max_restarts, self._limit)
@@ -143,18 +145,22 @@ class Meter:
             )
 
     def record(self, passages: int, tokens: int, busy_seconds: float) -> None:
-        """Add one call that has just ended; the time since the call before, less ``busy_seconds``, was waiting."""
-        now = time.perf_counter()
-        waited = 0.0 if self._last_end is None else max(0.0, now - self._last_end - busy_seconds)
-        self._last_end = now
-        self._totals = replace(
-            self._totals,
-            passages=self._totals.passages + passages,
-            tokens=self._totals.tokens + tokens,
-            busy_seconds=self._totals.busy_seconds + busy_seconds,
-            wait_seconds=self._totals.wait_seconds + waited,
-        )
-        self._monitor.report.remote(_actor_id() or self._process, self._process, self._totals)
+        """Add one call that has just ended; the time since the call before, less ``busy_seconds``, was waiting.
+
+        Where two calls overlap, the time that they share counts once.
+        """
+        with self._lock:
+            now = time.perf_counter()
+            since = busy_seconds if self._last_end is None else now - self._last_end
+            self._last_end = now
+            self._totals = replace(
+                self._totals,
+                passages=self._totals.passages + passages,
+                tokens=self._totals.tokens + tokens,
+                busy_seconds=self._totals.busy_seconds + min(busy_seconds, since),
+                wait_seconds=self._totals.wait_seconds + max(0.0, since - busy_seconds),
+            )
+            self._monitor.report.remote(_actor_id() or self._process, self._process, self._totals)
 
     def skip(self, row: SkippedRow) -> None:
         """Report a file or row that was left out."""

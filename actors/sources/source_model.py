@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from actors.monitor import Meter, NoMeter
 from actors.sources.backends import Backend, PromptRows
+from actors.sources.backends.in_thread import BackendInThread
 from actors.sources.probe import (
     Probe,
     check_distributions,
@@ -34,6 +36,8 @@ Encoded = tuple[np.ndarray, np.ndarray, slice | np.ndarray]
 
 class SourceModel:
     """One replica of a source model: its tokenizer and its engine.
+
+    Two threads may call it at once: one prepares a batch or converts its rows while the engine scores the other's.
 
     Every passage is scored with EOS after it, whether or not the document ends there: the row of the last text token
     needs a successor to exist. The row of EOS itself does not exist, so S is one less than the number of tokens. A
@@ -62,7 +66,7 @@ class SourceModel:
                 f"{source.name}: fusion.top_k is {top_k}, the vocabulary has {vocab_size} tokens; lower top_k"
             )
         self._context = context_limit(config, source.max_context_tokens, generated_tokens=1)
-        self._backend = _load_backend(source, top_k, self._context)
+        self._backend = BackendInThread(partial(_load_backend, source, top_k, self._context))
         self._probed: Probe | None = None
         if source.probe != "off":
             self._probed = probe(self._backend, self._tokenizer, self._adds_bos, self._context)

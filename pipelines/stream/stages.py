@@ -85,7 +85,13 @@ class AlignerStage:
 
 
 def pool(source: SourceModelSpec) -> ActorPoolStrategy:
-    """As many replicas as the spec says, or as many as are needed within its bounds."""
+    """As many replicas as the spec says, or as many as are needed within its bounds.
+
+    On a GPU each replica has two batches in flight, so that the engine does not wait while one is tokenized or
+    converted. On a CPU both would take the same core.
+    """
+    in_flight = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True} if source.num_gpus else {}
     if not source.most_replicas:
-        return ActorPoolStrategy(size=source.replicas)
-    return ActorPoolStrategy(min_size=source.replicas, initial_size=source.replicas, max_size=source.most_replicas)
+        return ActorPoolStrategy(size=source.replicas, **in_flight)
+    most = source.most_replicas
+    return ActorPoolStrategy(min_size=source.replicas, initial_size=source.replicas, max_size=most, **in_flight)

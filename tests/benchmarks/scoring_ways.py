@@ -121,7 +121,7 @@ class Ways:
             name="source", checkpoint=checkpoint, dtype=DTYPE, bos="always", probe="off", kv_cache_bytes=KV_CACHE_BYTES
         )
         self.source, self.batch = SourceModel(section, top_k), passages(texts)
-        self.llm = self.source._backend._engine
+        self.llm = self.source._backend.backend._engine
         tokenizer = PassageTokenizer.load(Checkpoint(checkpoint))
         arrays = [tokenizer.encode_with_roles(text, add_bos=True, ends_document=True)[0] for text in texts]
         self._arrays = sorted(arrays, key=len)  # the order in which SourceModel asks for them
@@ -141,7 +141,7 @@ class Ways:
     def engine(self, count: int | None = None) -> None:
         """The same engine on tokenized prompts (the first ``count``); its scores are dropped."""
         with tensors_dropped():
-            self.llm.generate(self._prompts[:count], self.source._backend._sampling, use_tqdm=False)
+            self.llm.generate(self._prompts[:count], self.source._backend.backend._sampling, use_tqdm=False)
 
     def public(self, llm: LLM) -> None:
         """Lists of dicts of objects with the tokens' strings, from tokenized prompts."""

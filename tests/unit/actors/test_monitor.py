@@ -58,6 +58,15 @@ def totals(passages, tokens, busy_seconds, wait_seconds):
     return StageTotals("gpt2-code", passages, tokens, busy_seconds, wait_seconds)
 
 
+def test_time_that_two_calls_share_counts_once(clock):
+    meter = Meter("gpt2-code", handle := Handle())
+    for end, busy_seconds in ((1002.0, 2.0), (1003.0, 2.0), (1006.0, 1.0)):
+        clock.now = end
+        meter.record(passages=1, tokens=10, busy_seconds=busy_seconds)
+    (stage,) = handle.monitor.snapshot().stages
+    assert (stage.busy_seconds, stage.wait_seconds) == (4.0, 2.0)  # 1000 to 1003 and 1005 to 1006; 1003 to 1005
+
+
 def test_a_stage_adds_up_over_its_replicas():
     monitor = RunMonitor()
     monitor.report("first", "1", totals(8, 800, 2.0, 0.5))

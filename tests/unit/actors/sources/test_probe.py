@@ -75,7 +75,7 @@ def test_weights_that_go_wrong_later_are_refused():
     """The cross-entropy of a batch is far from the probe's; a second probe tells why."""
     source = SourceModel(section(MODELS / "llama-docs"), TOP_K)
     assert len(source(many("Return the number of items."))) == FEWEST_ROWS
-    head = source._backend._model.get_output_embeddings().weight.data
+    head = source._backend.backend._model.get_output_embeddings().weight.data
     head[:] = head.flip(0)
     with pytest.raises(SourceModelError, match=r"one: it predicts a plain text at .*, and did at 3\.\d\d .* changed"):
         source(many("Return the number of items."))
