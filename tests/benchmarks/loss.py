@@ -55,10 +55,10 @@ def figures(vocabulary: int, dtype: torch.dtype) -> None:
 class Work:
     """Random inputs: every row has a label and the most of ``TOP_K`` entries of every source."""
 
-    def __init__(self, rows: int, vocabulary: int, dtype: torch.dtype):
+    def __init__(self, rows: int, vocabulary: int, dtype: torch.dtype, hidden_size: int = HIDDEN_SIZE):
         torch.manual_seed(0)
-        self.hidden = torch.randn(rows, HIDDEN_SIZE, device=DEVICE).to(dtype).requires_grad_()
-        self.lm_head = torch.empty(vocabulary, HIDDEN_SIZE, dtype=dtype, device=DEVICE).normal_(0.0, 0.1)
+        self.hidden = torch.randn(rows, hidden_size, device=DEVICE).to(dtype).requires_grad_()
+        self.lm_head = torch.empty(vocabulary, hidden_size, dtype=dtype, device=DEVICE).normal_(0.0, 0.1)
         self.lm_head.requires_grad_()
         self.labels = torch.randint(vocabulary, (rows,), device=DEVICE)
         # Entries all over the vocabulary, no one twice in a row, and nothing larger than what they need.

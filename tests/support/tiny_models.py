@@ -20,24 +20,22 @@ from transformers import (
 
 POSITIONS = 128
 WIDE = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "initializer_range": 0.25}
-GATED = {**WIDE, "intermediate_size": 128, "num_key_value_heads": 2, "max_position_embeddings": POSITIONS}
+GATED = {**WIDE, "intermediate_size": 128, "num_key_value_heads": 2}
 
 
-def tiny_model(architecture: str, vocabulary: int, seed: int = 0, tied: bool = False) -> PreTrainedModel:
+def tiny_model(
+    architecture: str, vocabulary: int, seed: int = 0, tied: bool = False, positions: int = POSITIONS
+) -> PreTrainedModel:
     """One of ``llama``, ``mistral``, ``gpt2`` and ``gpt-neox``, random, in float32."""
     torch.manual_seed(seed)
-    shared = {"vocab_size": vocabulary, "tie_word_embeddings": tied}
+    shared = {"vocab_size": vocabulary, "tie_word_embeddings": tied, "max_position_embeddings": positions}
     if architecture == "llama":
         return LlamaForCausalLM(LlamaConfig(**GATED, **shared))
     if architecture == "mistral":
         return MistralForCausalLM(MistralConfig(**GATED, **shared, sliding_window=None))
     if architecture == "gpt2":
-        return GPT2LMHeadModel(
-            GPT2Config(n_embd=64, n_head=2, n_layer=2, n_positions=POSITIONS, initializer_range=0.25, **shared)
-        )
-    return GPTNeoXForCausalLM(
-        GPTNeoXConfig(**WIDE, intermediate_size=128, max_position_embeddings=POSITIONS, rotary_pct=0.5, **shared)
-    )
+        return GPT2LMHeadModel(GPT2Config(n_embd=64, n_head=2, n_layer=2, initializer_range=0.25, **shared))
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**WIDE, intermediate_size=128, rotary_pct=0.5, **shared))
 
 
 def tiny_checkpoint(folder: Path, architecture: str, tokenizer: Path | None = None, seed: int = 0, **how) -> str:

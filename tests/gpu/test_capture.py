@@ -1,0 +1,71 @@
+"""Scores out of vLLM on a GPU: the captured tensors, its public form and transformers agree on every row."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from actors.sources.backends import vllm as backend_module
+from actors.sources.backends.vllm import VllmBackend
+from engine.spec import SourceModelSpec
+from tests.support.tiny_models import tiny_checkpoint
+
+pytestmark = pytest.mark.timeout(180)
+
+CONTEXT, VOCABULARY, STEP_TOKENS = 600, 400, 256
+
+#: Prompts of one token, of a whole step less one, of a step, of a step and one, and of several steps.
+LENGTHS = (1, 2, 3, 17, 255, 256, 257, 300, 511, 600)
+
+#: The largest mean difference of a log-probability that bfloat16 explains in a model of this size.
+BFLOAT16 = 4e-2
+
+
+def prompts() -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.integers(0, VOCABULARY, length).astype(np.int32) for length in LENGTHS]
+
+
+@torch.no_grad()
+def exact(folder: Path) -> list[np.ndarray]:
+    """Log-probabilities [n,V] of each prompt, by transformers in float32."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).cuda().eval()
+    return [
+        model(torch.tensor(prompt[None].astype(np.int64)).cuda()).logits[0].log_softmax(-1).cpu().numpy()
+        for prompt in prompts()
+    ]
+
+
+@pytest.mark.parametrize(("architecture", "top_k"), [("llama", 10), ("gpt2", 64), ("gpt-neox", 128)])
+def test_every_row_is_right(tmp_path, monkeypatch, architecture, top_k):
+    monkeypatch.setitem(backend_module.BATCHED_TOKENS, "cuda", STEP_TOKENS)
+    tiny_checkpoint(tmp_path, architecture, positions=1024)
+    section = SourceModelSpec(
+        name="one", checkpoint=str(tmp_path), dtype="bfloat16", num_gpus=0.1, kv_cache_bytes=2**27
+    )
+    backend = VllmBackend(section, top_k, CONTEXT)
+    config = backend._engine.llm_engine.vllm_config
+    print(f"{architecture}: model runner {'V2' if getattr(config, 'use_v2_model_runner', False) else 'V1'}")
+    assert backend.dense, "this vLLM's tensors cannot be captured"
+    captured = backend.score(prompts())
+    backend.dense = False
+    for rows, public in zip(captured, backend.score(prompts()), strict=True):
+        for name in ("topk_ids", "topk_logprobs", "token_logprobs"):
+            np.testing.assert_array_equal(getattr(rows, name), getattr(public, name))
+    check_against(exact(tmp_path), captured, top_k)
+
+
+def check_against(logprobs: list[np.ndarray], captured, top_k: int) -> None:
+    differences, shifted = [], []
+    for prompt, right, rows in zip(prompts(), logprobs, captured, strict=True):
+        assert rows.topk_ids.shape == (len(prompt) - 1, top_k)
+        assert rows.topk_ids.dtype == np.int32 and rows.topk_logprobs.dtype == np.float32
+        places = np.arange(len(prompt) - 1)
+        differences += [rows.token_logprobs - right[places, prompt[1:]]]
+        differences += [(rows.topk_logprobs - np.take_along_axis(right[:-1], rows.topk_ids, 1)).ravel()]
+        shifted += [(rows.topk_logprobs - np.take_along_axis(right[1:], rows.topk_ids, 1)).ravel()]
+    mean, one_place_off = (np.abs(np.concatenate(values)).mean() for values in (differences, shifted))
+    print(f"mean difference {mean:.5f} nats, one place off {one_place_off:.3f}")
+    assert mean < BFLOAT16 < one_place_off / 5

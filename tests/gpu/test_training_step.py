@@ -1,0 +1,55 @@
+"""A training step on a GPU, sharded by FSDP2 over nccl, against the same step on the CPU over gloo."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from actors.training.target_model import TargetModel
+from engine.spec import ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingSpec
+from tests.support.tiny_models import tiny_checkpoint
+from tests.support.training_blocks import LENGTH, TOP_K, training_blocks
+
+pytestmark = pytest.mark.timeout(180)
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def both_groups(tmp_path_factory):
+    """A process group of this process alone that speaks gloo for tensors on the CPU and nccl for those on the GPU."""
+    store = tmp_path_factory.mktemp("process-group") / "store"
+    torch.cuda.set_device(0)
+    dist.init_process_group("cpu:gloo,cuda:nccl", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def curve(checkpoint: str, device: str, **training) -> list[tuple[float, ...]]:
+    """LM loss, fusion loss and gradient norm of some steps."""
+    section = TrainingSpec(
+        block_length=LENGTH,
+        global_batch_blocks=4,
+        micro_batch_blocks=2,
+        max_steps=STEPS,
+        optimizer=OptimizerSpec(learning_rate=3e-3),
+        **training,
+    )
+    objective = ObjectiveSpec(lm_loss_weight=0.5)
+    target = TargetModel(TargetModelSpec(checkpoint=checkpoint), section, objective, TOP_K, torch.device(device))
+    steps = [target.train_step(training_blocks(step)) for step in range(STEPS)]
+    return [(losses.lm_loss, losses.fusion_loss, losses.grad_norm) for losses in steps]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt-neox"])
+@pytest.mark.usefixtures("both_groups")
+def test_steps_equal_the_cpus(tmp_path, architecture):
+    checkpoint = tiny_checkpoint(tmp_path, architecture, tied=architecture == "gpt2")
+    right = curve(checkpoint, "cpu")
+    assert right[-1][0] < right[0][0]
+    for found, tolerance in (
+        (curve(checkpoint, "cuda"), 1e-4),
+        (curve(checkpoint, "cuda", precision="bfloat16"), 3e-2),
+        (curve(checkpoint, "cuda", activation_checkpointing=True), 1e-4),
+    ):
+        for step, expected in zip(found, right, strict=True):
+            assert step == pytest.approx(expected, rel=tolerance)
