@@ -5,17 +5,36 @@ The numbers are for people. Exact values (learned passages, losses, win rates) t
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
+import traceback
 import uuid
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.errors import FusionError
 from engine.history.result import TRAIN, LeftOut, Progress, SkippedRow, StageTotals, StepRecord
+
+#: The longest wait until the monitor has heard why a process ends.
+MOST_SECONDS_TO_END = 10.0
+
+
+class Deaths(NamedTuple):
+    """The deaths of one replica since the last checkpoint, those with a lost node left out.
+
+    Attributes:
+        count: how often its process has died.
+        out_of_memory: how often a process of its stage has ended for want of memory, since the run's start.
+        reason: what the last process of its stage has said before it ended; empty if none has said anything.
+    """
+
+    count: int = 0
+    out_of_memory: int = 0
+    reason: str = ""
 
 
 class RunMonitor:
@@ -24,6 +43,10 @@ class RunMonitor:
     def __init__(self) -> None:
         self._processes: dict[str, dict[tuple[str, str], StageTotals]] = {}
         self._deaths: dict[tuple[str, str], int] = {}
+        self._forgiven: dict[tuple[str, str], int] = {}
+        self._nodes: dict[tuple[str, str], str] = {}
+        self._lost_nodes: set[str] = set()
+        self._reasons: dict[str, list[tuple[str, bool]]] = {}
         self._streams = 0
         self._earlier: set[tuple[str, str]] = set()
         self._steps: dict[int, StepRecord] = {}
@@ -42,16 +65,41 @@ class RunMonitor:
         """
         self._processes.setdefault(totals.name, {})[replica, process] = totals
 
-    def start(self, replica: str, process: str, stage: str, deaths: int = 0) -> int:
+    def start(
+        self,
+        replica: str,
+        process: str,
+        stage: str,
+        deaths: int = 0,
+        node: str = "",
+        lost_nodes: Collection[str] = (),
+    ) -> Deaths:
         """Note that a replica's process has started, after ``deaths`` deaths of the same replica by Ray's count.
 
-        Returns:
-            How many of the stage's processes have replaced a dead one.
+        Args:
+            node: where it has started.
+            lost_nodes: nodes that Ray reports dead. A process that was there has not died by its own fault.
         """
         self._processes.setdefault(stage, {}).setdefault((replica, process), StageTotals(stage))
         self._deaths[stage, replica] = deaths
-        total = self._sum(stage)
-        return total.starts - total.replicas
+        self._nodes[replica, process] = node
+        self._lost_nodes.update(lost_nodes)
+        reasons = self._reasons.get(stage, [])
+        return Deaths(
+            count=max(0, self._own_deaths(stage, replica) - self._forgiven.get((stage, replica), 0)),
+            out_of_memory=sum(short_of_memory for _, short_of_memory in reasons),
+            reason=reasons[-1][0] if reasons else "",
+        )
+
+    def end(self, stage: str, reason: str, out_of_memory: bool) -> None:
+        """Note why a process of a stage is about to end."""
+        self._reasons.setdefault(stage, []).append((reason, out_of_memory))
+
+    def commit(self) -> None:
+        """Note that a checkpoint was made: the run gets on, and deaths before it count no more."""
+        for stage, processes in self._processes.items():
+            for replica in {replica for replica, _ in processes}:
+                self._forgiven[stage, replica] = self._own_deaths(stage, replica)
 
     def step(self, record: StepRecord) -> None:
         """Add one optimizer step; a step that is taken again after a restart replaces the first."""
@@ -77,6 +125,12 @@ class RunMonitor:
             skipped=tuple(self._skipped[key] for key in sorted(self._skipped)),
             left_out=tuple(self._left_out[key] for key in sorted(self._left_out)),
         )
+
+    def _own_deaths(self, stage: str, replica: str) -> int:
+        """How often a replica has died but for the nodes that were lost."""
+        processes = [process for name, process in self._processes[stage] if name == replica]
+        lost = sum(self._nodes.get((replica, process)) in self._lost_nodes for process in processes)
+        return max(0, max(len(processes) - 1, self._deaths.get((stage, replica), 0)) - lost)
 
     def _sum(self, name: str) -> StageTotals:
         """The totals of a stage over all of its processes; its replicas are those of the present stream."""
@@ -105,7 +159,7 @@ class Meter:
     Args:
         stage: name of the stage.
         monitor: handle of the run's ``RunMonitor`` actor.
-        max_restarts: how often in all the stage's replicas may die and be replaced.
+        max_restarts: how often one replica may die and be replaced between two checkpoints.
         limit: the spec's name for this number.
     """
 
@@ -122,27 +176,36 @@ class Meter:
     def __reduce__(self) -> tuple:
         return Meter, (self._stage, self._monitor, self._max_restarts, self._limit)
 
-    def start(self) -> int:
-        """Report that this process has started; returns how many replicas of its stage have been replaced so far."""
+    def start(self) -> Deaths:
+        """Report that this process has started; returns how often its replica has died since the last checkpoint."""
         ray = sys.modules["ray"]
-        replica = _actor_id()
-        started = self._monitor.start.remote(replica or self._process, self._process, self._stage, _deaths(replica))
-        return ray.get(started)
+        replica, node = _actor_id(), ray.get_runtime_context().get_node_id()
+        lost_nodes = [other["NodeID"] for other in ray.nodes() if not other["Alive"]]
+        who = (replica or self._process, self._process, self._stage)
+        return ray.get(self._monitor.start.remote(*who, _deaths(replica), node, lost_nodes))
 
     def start_or_refuse(self) -> None:
-        """Report that this process has started, and refuse if the stage's replicas die too often.
+        """Report that this process has started, and refuse if its replica dies too often.
 
-        Ray itself would replace them for ever.
+        Ray itself would replace it for ever.
 
         Raises:
-            FusionError: the stage's replicas have died more often than ``max_restarts``.
+            FusionError: the replica has died more often than ``max_restarts`` since the last checkpoint.
         """
-        restarts = self.start()
-        if restarts > self._max_restarts:
+        deaths = self.start()
+        if deaths.count > self._max_restarts:
             raise FusionError(
-                f"{self._stage}: its replicas have died {restarts} times, {self._limit} is {self._max_restarts}; "
-                f"look for what ends them in Ray's logs (out of memory, a broken GPU, a lost node)"
+                f"{self._stage}: a replica has died {deaths.count} times since the last checkpoint, {self._limit} is "
+                f"{self._max_restarts}; {_explained(deaths)}"
             )
+
+    def end_process(self, error: BaseException, reason: str, out_of_memory: bool) -> None:
+        """Report why this process cannot go on, and end it; Ray starts another one, which does the same work again."""
+        traceback.print_exception(error)
+        ray = sys.modules["ray"]
+        ray.wait([self._monitor.end.remote(self._stage, reason, out_of_memory)], timeout=MOST_SECONDS_TO_END)
+        sys.stderr.flush()  # os._exit flushes nothing
+        os._exit(1)
 
     def record(self, passages: int, tokens: int, busy_seconds: float) -> None:
         """Add one call that has just ended; the time since the call before, less ``busy_seconds``, was waiting.
@@ -174,18 +237,25 @@ class Meter:
 class NoMeter:
     """Counts nothing, for use outside a run."""
 
-    def start(self) -> int:
-        """Count no process: 0 replicas were replaced."""
-        return 0
-
     def start_or_refuse(self) -> None:
         """Count no process and never refuse."""
+
+    def end_process(self, error: BaseException, reason: str, out_of_memory: bool) -> None:
+        """Leave the process alive: the caller raises the error."""
 
     def record(self, passages: int, tokens: int, busy_seconds: float) -> None:
         """Drop the report."""
 
     def skip(self, row: SkippedRow) -> None:
         """Drop the report."""
+
+
+def _explained(deaths: Deaths) -> str:
+    """What is known of the deaths, and where to look if that is nothing."""
+    if not deaths.reason:
+        return "look for what ends it in Ray's logs (out of memory, a broken GPU)"
+    memory = f"; memory was short {deaths.out_of_memory} times" if deaths.out_of_memory else ""
+    return f"the last reason: {deaths.reason}{memory}"
 
 
 def _actor_id() -> str | None:

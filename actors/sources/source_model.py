@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,12 +24,15 @@ from actors.sources.probe import (
 )
 from engine.corpus.passages import passages_of
 from engine.corpus.reading import Reading
-from engine.errors import SourceModelError, TokenizerError
+from engine.errors import FusionError, SourceModelError, TokenizerError, causes, first_line
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import context_limit, load_configuration
 from engine.records import PASSAGE, check, ragged, source_columns
 from engine.spec import SourceModelSpec
 from engine.text.tokenization import PassageTokenizer
+
+#: How torch, CUDA and vLLM say that memory is short, in lower case.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 
 #: A passage's token ids, its end bytes, and which of its rows are sent on.
 Encoded = tuple[np.ndarray, np.ndarray, slice | np.ndarray]
@@ -66,11 +70,12 @@ class SourceModel:
                 f"{source.name}: fusion.top_k is {top_k}, the vocabulary has {vocab_size} tokens; lower top_k"
             )
         self._context = context_limit(config, source.max_context_tokens, generated_tokens=1)
-        self._backend = BackendInThread(partial(_load_backend, source, top_k, self._context))
         self._probed: Probe | None = None
-        if source.probe != "off":
-            self._probed = probe(self._backend, self._tokenizer, self._adds_bos, self._context)
-            self._adds_bos = settled_bos(self._probed, source.name, self._adds_bos, source.probe == "correct")
+        with self._alive_or_dead():
+            self._backend = BackendInThread(partial(_load_backend, source, top_k, self._context))
+            if source.probe != "off":
+                self._probed = probe(self._backend, self._tokenizer, self._adds_bos, self._context)
+                self._adds_bos = settled_bos(self._probed, source.name, self._adds_bos, source.probe == "correct")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """``records.PASSAGE`` (and other sources' columns) to the same with ``records.source_columns``.
@@ -82,13 +87,14 @@ class SourceModel:
         check(batch, PASSAGE, self._source.name)
         encoded = self._encoded(batch)
         self._check_context(batch, encoded)
-        rows = self._score([ids for ids, _, _ in encoded])
         prompts = [ids for ids, _, _ in encoded]
-        vocab_size, dtype = self._backend.vocab_size, self._source.dtype
-        check_distributions(self._source.name, batch["passage_id"], prompts, rows, vocab_size, dtype)
-        if self._probed is not None and is_no_better_than_chance(self._probed, rows):
-            again = probe(self._backend, self._tokenizer, self._adds_bos, self._context)
-            check_same_model(self._source.name, self._probed, again)
+        with self._alive_or_dead():
+            rows = self._score(prompts)
+            vocab_size, dtype = self._backend.vocab_size, self._source.dtype
+            check_distributions(self._source.name, batch["passage_id"], prompts, rows, vocab_size, dtype)
+            if self._probed is not None and is_no_better_than_chance(self._probed, rows):
+                again = probe(self._backend, self._tokenizer, self._adds_bos, self._context)
+                check_same_model(self._source.name, self._probed, again)
         sent = [(row, kept) for row, (_, _, kept) in zip(rows, encoded, strict=True)]
         values = (
             [ids[kept] for ids, _, kept in encoded],
@@ -116,6 +122,28 @@ class SourceModel:
         by_prompt = dict(zip(order, rows, strict=True))
         return [by_prompt[index] for index in range(len(prompts))]
 
+    @contextmanager
+    def _alive_or_dead(self) -> Iterator[None]:
+        """End this process after any error but one of our own: the model's library may not outlive it.
+
+        A dead rank of several GPUs, a GPU without memory or a lost context leave a process that fails again and again.
+        Ray replaces a dead process and scores its passages again; the meter counts how often.
+
+        Raises:
+            SourceModelError: instead, outside of a run.
+        """
+        try:
+            yield
+        except Exception as error:
+            short_of_memory = is_out_of_memory(error)
+            if isinstance(error, FusionError) and not short_of_memory:
+                raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            if short_of_memory:
+                reason += f"; {_memory_remedy(self._source)}"
+            self._meter.end_process(error, reason, short_of_memory)
+            raise SourceModelError(f"{self._source.name}: {reason}") from error
+
     def _check_context(self, batch: pa.Table, encoded: Sequence[Encoded]) -> None:
         for passage_id, (ids, _, _) in zip(batch["passage_id"], encoded, strict=True):
             if len(ids) > self._context:
@@ -123,6 +151,22 @@ class SourceModel:
                     f"{self._source.name}: passage {passage_id} has {len(ids)} tokens, "
                     f"the model takes {self._context}; cut passages shorter, or raise max_context_tokens"
                 )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one inside it, is of memory; a rank of several GPUs gives only the message of its own."""
+    return any(
+        isinstance(cause, MemoryError) or any(words in str(cause).lower() for words in _OUT_OF_MEMORY)
+        for cause in causes(error)
+    )
+
+
+def _memory_remedy(source: SourceModelSpec) -> str:
+    cache = "kv_cache_bytes, " if source.backend == "vllm" else ""
+    if not source.num_gpus:
+        return f"lower its {cache}replicas or max_context_tokens, or give it a node with more memory"
+    own_gpu = "" if source.num_gpus == 1.0 else ", set num_gpus to 1"
+    return f"lower its {cache}max_context_tokens{own_gpu}, raise tensor_parallel_size, or take a larger GPU"
 
 
 def tempered(logprobs: np.ndarray, temperature: float) -> np.ndarray:

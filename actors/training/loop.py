@@ -67,6 +67,7 @@ def train_worker(
         reports.send(journal.history[:-1] if held_out else journal.history)
         if target.step % spec.training.checkpoint_every_steps == 0:
             commit(target, journal, writer)
+            reports.commit()
     if held_out and journal.history and not journal.history[-1].held_out:
         _evaluate(target, spec, held_out, journal)
     reports.send(journal.history)
@@ -97,6 +98,11 @@ class StepReports:
             for record in history[self._sent :]:
                 self._monitor.step.remote(record)
         self._sent = max(self._sent, len(history))
+
+    def commit(self) -> None:
+        """Report that a checkpoint was made."""
+        if dist.get_rank() == 0:
+            self._monitor.commit.remote()
 
 
 def learn(
@@ -164,4 +170,5 @@ def _evaluate(target: TargetModel, spec: FusionSpec, held_out: Mapping[str, Held
 
 
 def _export(target: TargetModel, spec: FusionSpec) -> None:
-    export(target, Checkpoint.of(spec.target_model), os.path.join(spec.run.output_dir, "export"))
+    folder = os.path.join(spec.run.output_dir, "export")
+    export(target, Checkpoint.of(spec.target_model), folder, spec.training.export_dtype)

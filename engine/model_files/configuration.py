@@ -26,6 +26,14 @@ def load_configuration(checkpoint: Checkpoint) -> Any:
     return AutoConfig.from_pretrained(folder)
 
 
+def checkpoint_dtype(config: Any) -> Any:
+    """The torch type of a checkpoint's weights outside of quantised layers, by its configuration; else float32."""
+    import torch
+
+    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
+
+
 def context_limit(config: Any, max_tokens: int, generated_tokens: int) -> int:
     """Tokens of the longest prompt, BOS and EOS included.
 

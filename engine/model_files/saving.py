@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedModel
 
+#: Of the files with weights, as transformers writes it.
+LARGEST_FILE = "5GB"
+
 
 def save_model(
     model: PreTrainedModel,
@@ -30,5 +33,5 @@ def save_model(
 
     settings = generation or model.generation_config
     model.generation_config = GenerationConfig()
-    model.save_pretrained(folder, state_dict=weights)
+    model.save_pretrained(folder, state_dict=weights, max_shard_size=LARGEST_FILE)
     settings.to_json_file(os.path.join(folder, "generation_config.json"))

@@ -113,7 +113,9 @@ class SourceModelSpec(Section):
     """Whether the run stops when this source fails for good; if not, fusion continues with the others, and the report
     lists the passages without it."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """Number of deaths, over all replicas of this source, that are replaced; the next one is a failure for good."""
+    """Number of deaths of one replica between two checkpoints that are replaced; the next one is a failure for good.
+    Deaths with a lost node do not count. Any error but the engine's own, such as a GPU out of memory, ends a replica's
+    process."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     """GPUs of one node that hold one replica together; each is reserved whole. Needs backend vllm and num_gpus 1."""
     quantization: str = ""
@@ -130,8 +132,9 @@ class SourceModelSpec(Section):
     its cross-entropy do not change."""
     max_context_tokens: Annotated[int, Field(ge=8)] = 2048
     """Passages are cut to this many of the source's tokens, or to the model's own limit if that is lower."""
-    kv_cache_bytes: Annotated[int, Field(ge=2**20)] = 2**28
-    """Memory for vLLM's key-value cache. Scoring needs space for about two batches, far less than serving."""
+    kv_cache_bytes: Annotated[int, Field(ge=0)] = 0
+    """Memory for vLLM's key-value cache on each GPU. 0: as much as two steps of the engine or two of the longest
+    passages need, 256 MB at least; serving would need far more. A cache that cannot hold one passage is refused."""
 
 
 class AlignmentSpec(Section):
@@ -238,10 +241,14 @@ class TrainingSpec(Section):
     checkpoint_every_steps: Annotated[int, Field(ge=1)] = 500
     """Steps between checkpoints; the last step always writes one."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How many times training may restart from its last checkpoint after the death of a worker. Readers and aligners
-    may be replaced equally often. Source models have a limit of their own."""
+    """How many times training may restart from its last checkpoint after the death of a worker. Each reader and aligner
+    may be replaced equally often between two checkpoints; deaths with a lost node do not count. Source models have a
+    limit of their own."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """Older checkpoints are deleted."""
+    export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the exported weights, in files of up to 5 GB; auto takes the checkpoint's. Checkpoints of the run keep
+    float32."""
     optimizer: OptimizerSpec = OptimizerSpec()
     """AdamW and its schedule."""
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from actors.sources.backends import device_of
 from actors.sources.backends import transformers as transformers_backend
-from actors.sources.backends import vllm as vllm_backend
+from actors.sources.backends.key_value_cache import BATCHED_TOKENS, cache_bytes
 from engine.model_files.checkpoint import Checkpoint
-from engine.model_files.configuration import load_configuration
+from engine.model_files.configuration import context_limit, load_configuration
 from engine.spec import FusionSpec, SourceModelSpec
 from engine.text.tokenization import PassageTokenizer
 
@@ -71,7 +72,7 @@ def _source_cost(source: SourceModelSpec, texts: Sequence[str], training: float,
     relative = work / training if training else 0.0
     weight_bytes = parameters * {"float32": 4, "bfloat16": 2, "float16": 2}.get(source.dtype, own_dtype_bytes)
     logits = _chunk_tokens(source) * vocabulary * BYTES_PER_LOGIT
-    cache = source.kv_cache_bytes if source.backend == "vllm" else 0
+    cache = _cache_bytes(source) if source.backend == "vllm" else 0
     return ModelCost(
         source.name,
         parameters,
@@ -88,7 +89,14 @@ def _chunk_tokens(source: SourceModelSpec) -> int:
     """Number of tokens whose vocabulary rows are in memory at once."""
     if source.backend == "transformers":
         return transformers_backend.PASS_TOKENS
-    return vllm_backend.BATCHED_TOKENS["cuda" if source.num_gpus else "cpu"]
+    return BATCHED_TOKENS[device_of(source)]
+
+
+def _cache_bytes(source: SourceModelSpec) -> int:
+    """Of one replica's key-value cache, over all its GPUs."""
+    config = load_configuration(Checkpoint.of(source))
+    context = context_limit(config, source.max_context_tokens, generated_tokens=1)
+    return cache_bytes(source, config, context) * source.tensor_parallel_size
 
 
 def _sizes(checkpoint: Checkpoint) -> tuple[int, int, int, int]:

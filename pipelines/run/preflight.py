@@ -34,6 +34,7 @@ PLACEMENT: dict[str, Any] = {
         "micro_batch_blocks",
         "checkpoint_every_steps",
         "keep_checkpoints",
+        "export_dtype",
         "max_tokens",
         "max_hours",
         "max_restarts",

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from actors.sources.backends.vllm import BATCHED_TOKENS
+from actors.sources.backends.key_value_cache import BATCHED_TOKENS, least_cache_bytes
 from engine.corpus.files import CorpusUnit, find_files, units_of
 from engine.corpus.sample import sample
 from engine.corpus.windows import scoring_window, text_window
@@ -77,6 +77,7 @@ def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
         windows.append(_window(faults, where, Checkpoint.of(source), look))
         if windows[-1] is not None:
             faults += [*_uneven_heads(where, source), *_few_tokens(source, spec.fusion.top_k)]
+            faults += _small_cache(where, source)
     for label, path in spec.evaluation.models.items():
         _window(faults, f"evaluation.models.{label}", Checkpoint(path), window_of_block)
     _check_chat_templates(spec, faults)
@@ -100,13 +101,22 @@ def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
         reader_cpus=READER_CPUS,
         aligner_replicas=aligners,
         aligner_cpus=ALIGNER_CPUS,
-        logical_cpus=training.num_workers * training.num_cpus_per_worker
-        + sum(source.replicas * source.num_cpus for source in spec.source_models)
-        + readers * READER_CPUS
-        + aligners * ALIGNER_CPUS,
-        gpus=training.num_workers * training.num_gpus_per_worker
-        + sum(source.replicas * source.num_gpus * source.tensor_parallel_size for source in spec.source_models),
+        logical_cpus=as_ray_counts(
+            training.num_workers * training.num_cpus_per_worker
+            + sum(source.replicas * source.num_cpus for source in spec.source_models)
+            + readers * READER_CPUS
+            + aligners * ALIGNER_CPUS
+        ),
+        gpus=as_ray_counts(
+            training.num_workers * training.num_gpus_per_worker
+            + sum(source.replicas * source.num_gpus * source.tensor_parallel_size for source in spec.source_models)
+        ),
     )
+
+
+def as_ray_counts(amount: float) -> float:
+    """An amount in Ray's units of 0.0001: parts of a GPU that fill it may add up to 1.0000000000000002."""
+    return round(amount, 4)
 
 
 def mapping_sample(spec: FusionSpec, flow: FlowPlan) -> list[str]:
@@ -157,6 +167,19 @@ def _uneven_heads(where: str, source: SourceModelSpec) -> list[Fault]:
     divisors = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
     reason = f"{size} GPUs cannot share the {heads} attention heads of {source.checkpoint} evenly"
     return [Fault(f"{where}.tensor_parallel_size", reason, f"choose one of {divisors}")]
+
+
+def _small_cache(where: str, source: SourceModelSpec) -> list[Fault]:
+    """A fault if the key-value cache that the spec asks for cannot hold one passage."""
+    if not source.kv_cache_bytes or source.backend != "vllm":
+        return []
+    config = load_configuration(Checkpoint.of(source))
+    context = context_limit(config, source.max_context_tokens, generated_tokens=1)
+    least = least_cache_bytes(source, config, context)
+    if source.kv_cache_bytes >= least:
+        return []
+    reason = f"{source.kv_cache_bytes:,} bytes cannot hold one passage of {context} tokens, which takes {least:,}"
+    return [Fault(f"{where}.kv_cache_bytes", reason, "raise it, set it to 0 to derive it, or lower max_context_tokens")]
 
 
 def _few_tokens(source: SourceModelSpec, top_k: int) -> list[Fault]:

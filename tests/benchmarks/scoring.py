@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from actors.sources.backends.key_value_cache import BATCHED_TOKENS
 from actors.sources.backends.transformers import TransformersBackend
-from actors.sources.backends.vllm import BATCHED_TOKENS
 from engine.model_files.checkpoint import Checkpoint
 from engine.spec import SourceModelSpec
 from engine.text.tokenization import PassageTokenizer

@@ -17,8 +17,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from actors.sources.backends.key_value_cache import BATCHED_TOKENS
 from actors.sources.backends.transformers import TransformersBackend
-from actors.sources.backends.vllm import BATCHED_TOKENS
 from actors.sources.source_model import SourceModel
 from engine.corpus.documents import Document, read_documents
 from engine.corpus.files import units_of

@@ -23,6 +23,6 @@ def test_a_replica_that_dies_on_every_start_stops_the_run_or_is_done_without(tmp
                     killed += 1
             time.sleep(0.05)
         assert run.wait() == int(required), run.log
-        assert "gpt2-code: its replicas have died" in run.log
+        assert "gpt2-code: a replica has died" in run.log
         if not required:
             assert "Passages without a source" in run.report

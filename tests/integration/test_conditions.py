@@ -38,7 +38,12 @@ def write_spec(folder, target, **sections):
         "objective": {"lm_loss_weight": 0.9},
         "fusion": {"top_k": 8},
         "alignment": {"cache_dir": str(folder / "tables")},
-        "training": {"block_length": 128, "global_batch_blocks": 4, "optimizer": {"learning_rate": 0.03}},
+        "training": {
+            "block_length": 128,
+            "global_batch_blocks": 4,
+            "export_dtype": "float32",  # the export is compared with the target in training
+            "optimizer": {"learning_rate": 0.03},
+        },
     }
     return spec | {name: spec.get(name, {}) | values for name, values in sections.items()}
 

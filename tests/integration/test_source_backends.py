@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from itertools import product
 from typing import Any
@@ -78,17 +77,6 @@ def install_in_another_vllm() -> tuple[bool, list[str]]:
             return keep_tensors(), [str(warning.message) for warning in caught]
     finally:
         LogprobsProcessor._update_prompt_logprobs = known
-
-
-def score_with_a_dead_engine(checkpoint: str) -> None:
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    def die(*_, **__):
-        raise EngineDeadError()
-
-    backend = vllm_backend(checkpoint, in_chunks=True)
-    backend._engine.generate = die
-    backend.score([np.array([3, 4], np.int32)])
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +187,3 @@ def test_ids_outside_the_vocabulary_are_refused(scored, other_process):
     oracle = TransformersBackend(section(scored["checkpoint"]), TOP_K)
     with pytest.raises(SourceModelError, match=message):
         oracle.score([np.array([3, -1], np.int32)])
-
-
-def test_a_dead_engine_ends_its_process(tokenizers, tmp_path):
-    checkpoint = tiny_checkpoint(tmp_path / "model", "llama", tokenizers["llama"])
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool, pytest.raises(BrokenProcessPool):
-        pool.submit(score_with_a_dead_engine, checkpoint).result(timeout=60)

@@ -7,14 +7,13 @@ every number. ``vllm_patches.keep_tensors`` replaces it; where it cannot, vLLM's
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from actors.sources.backends import PromptRows, check_ids, device_of
+from actors.sources.backends.key_value_cache import BATCHED_TOKENS, cache_bytes
 from actors.sources.backends.vllm_patches import (
     captured_tensors,
     hide_private_names_of_llvmlite,
@@ -25,6 +24,7 @@ from actors.sources.backends.vllm_patches import (
 )
 from engine.errors import SourceModelError
 from engine.model_files.checkpoint import Checkpoint
+from engine.model_files.configuration import load_configuration
 from engine.model_files.local import local_checkpoint
 from engine.spec import SourceModelSpec
 
@@ -39,9 +39,6 @@ ENVIRONMENT = {
 
 #: For vLLM's notes on architectures, which cost it a process of several seconds each.
 _CACHE_DIR = "~/.cache/knowledge-fusion-engine/vllm"
-
-#: Prompt tokens in one step of the engine; a vocabulary row of each is held in float32 on the CPU runner.
-BATCHED_TOKENS = {"cpu": 2048, "cuda": 4096}
 
 
 class VllmBackend:
@@ -87,12 +84,8 @@ class VllmBackend:
         """
         check_ids(prompts, self.vocab_size)
         requests = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
-        try:
-            with captured_tensors(self.dense):
-                outputs = self._engine.generate(requests, self._sampling, use_tqdm=False)
-        except Exception as error:
-            _exit_if_fatal(error)
-            raise
+        with captured_tensors(self.dense):
+            outputs = self._engine.generate(requests, self._sampling, use_tqdm=False)
         read = _dense_rows if self.dense else _flat_rows
         return [read(output.prompt_logprobs, self._top_k) for output in outputs]
 
@@ -113,7 +106,7 @@ def _engine_arguments(source: SourceModelSpec, top_k: int, context: int, device:
         "max_model_len": context + 1,  # one token is always generated
         "max_logprobs": top_k,
         "max_num_batched_tokens": BATCHED_TOKENS[device],
-        "kv_cache_memory_bytes": source.kv_cache_bytes,
+        "kv_cache_memory_bytes": cache_bytes(source, load_configuration(Checkpoint.of(source)), context),
         "gpu_memory_utilization": 0.05,  # only a check that this much is free: kv_cache_bytes sets the size
         "enable_prefix_caching": False,
         "enforce_eager": True,  # graphs help decoding; scoring is prefill alone
@@ -125,20 +118,6 @@ def _engine_arguments(source: SourceModelSpec, top_k: int, context: int, device:
         # Ray Data has reserved the GPUs; left to itself, vLLM would ask Ray for them again.
         "distributed_executor_backend": "mp" if source.tensor_parallel_size > 1 else None,
     }
-
-
-def _exit_if_fatal(error: Exception) -> None:
-    """End the process after an error that its engine cannot outlive: vLLM's core is dead, or the GPU's context is.
-
-    Only a dead process makes Ray replace the actor and score its rows again.
-    """
-    import torch
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    if isinstance(error, EngineDeadError | torch.AcceleratorError):
-        traceback.print_exception(error)
-        sys.stderr.flush()  # os._exit flushes nothing
-        os._exit(1)
 
 
 def _dense_rows(captured: tuple[np.ndarray, np.ndarray] | None, top_k: int) -> PromptRows:

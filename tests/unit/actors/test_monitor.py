@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from actors import monitor as run_monitor
-from actors.monitor import Meter, NoMeter, RunMonitor
+from actors.monitor import Deaths, Meter, NoMeter, RunMonitor
 from engine.errors import FusionError
 from engine.history.result import SkippedRow, StageTotals
 from tests.support.paths import ROOT
@@ -101,11 +101,11 @@ def test_a_step_that_comes_again_replaces_the_old_one():
 def test_a_new_stream_has_new_replicas_and_forgets_no_work():
     monitor = RunMonitor()
     monitor.begin_stream()
-    assert monitor.start("first", "1", "gpt2-code") == 0
-    assert monitor.start("first", "2", "gpt2-code") == 1
+    assert monitor.start("first", "1", "gpt2-code").count == 0
+    assert monitor.start("first", "2", "gpt2-code").count == 1
     monitor.report("first", "2", totals(8, 800, 2.0, 0.5))
     monitor.begin_stream()
-    assert monitor.start("second", "3", "gpt2-code") == 1, "deaths of the stream before still count"
+    assert monitor.start("second", "3", "gpt2-code").count == 0, "a replica of another stream"
     monitor.report("second", "3", totals(4, 300, 1.0, 0.25))
     assert monitor.snapshot().stages == (StageTotals("gpt2-code", 12, 1100, 3.0, 0.75, replicas=1, starts=2),)
 
@@ -121,13 +121,13 @@ def test_training_that_starts_again_is_counted():
 
 def test_a_stage_whose_replicas_die_too_often_is_refused():
     class Restarted(Meter):
-        def start(self) -> int:
-            return 3
+        def start(self) -> Deaths:
+            return Deaths(3)
 
     Restarted("align", Handle(), max_restarts=3).start_or_refuse()
-    with pytest.raises(FusionError, match="gpt2: its replicas have died 3 times, source_models max_restarts is 2"):
+    with pytest.raises(FusionError, match=r"gpt2: a replica has died 3 times .*, source_models max_restarts is 2"):
         Restarted("gpt2", Handle(), 2, "source_models max_restarts").start_or_refuse()
-    with pytest.raises(FusionError, match=r"align: its replicas have died 3 times, training\.max_restarts is 2; look"):
+    with pytest.raises(FusionError, match=r"align: a replica has died 3 times .*, training\.max_restarts is 2; look"):
         Restarted("align", Handle(), max_restarts=2).start_or_refuse()
 
 
@@ -206,14 +206,56 @@ def test_the_monitor_knows_nothing_of_ray():
 
 def test_a_process_that_takes_the_place_of_a_dead_one_is_counted():
     monitor = RunMonitor()
-    assert [monitor.start("actor 1", "a", "gpt2-code"), monitor.start("actor 2", "b", "gpt2-code")] == [0, 0]
-    assert monitor.start("actor 1", "c", "gpt2-code") == 1
-    assert monitor.start("actor 1", "c", "gpt2-code") == 1, "reported twice, counted once"
-    assert monitor.start("actor 9", "d", "llama-docs") == 0
-    assert monitor.start("actor 1", "e", "gpt2-code", deaths=4) == 4, "two have died before they could report"
+
+    def deaths(*started, **further):
+        return monitor.start(*started, **further).count
+
+    assert [deaths("actor 1", "a", "gpt2-code"), deaths("actor 2", "b", "gpt2-code")] == [0, 0]
+    assert deaths("actor 1", "c", "gpt2-code") == 1
+    assert deaths("actor 1", "c", "gpt2-code") == 1, "reported twice, counted once"
+    assert deaths("actor 9", "d", "llama-docs") == 0
+    assert deaths("actor 1", "e", "gpt2-code", deaths=4) == 4, "two have died before they could report"
     monitor.report("actor 1", "c", totals(3, 30, 1.0, 0.0))
     (stage,) = [stage for stage in monitor.snapshot().stages if stage.name == "gpt2-code"]
     assert (stage.replicas, stage.starts, stage.passages) == (2, 6, 3)
+
+
+def test_replicas_that_die_with_their_node_are_not_counted():
+    """Eight replicas of one node die together, against ``max_restarts: 3``; then one of them dies by itself."""
+    monitor = RunMonitor()
+    for replica in range(8):
+        monitor.start(f"actor {replica}", f"a{replica}", "gpt2-code", node="lost")
+    counts = [
+        monitor.start(f"actor {replica}", f"b{replica}", "gpt2-code", 1, "other", ["lost"]).count
+        for replica in range(8)
+    ]
+    assert counts == [0] * 8
+    assert monitor.start("actor 3", "c3", "gpt2-code", 2, "other", ["lost"]).count == 1
+    (stage,) = monitor.snapshot().stages
+    assert (stage.replicas, stage.starts) == (8, 17), "the report shows all of them"
+
+
+def test_deaths_before_a_checkpoint_count_no_more():
+    monitor = RunMonitor()
+    for process, expected in (("a", 0), ("b", 1), ("c", 2)):
+        assert monitor.start("actor", process, "corpus").count == expected
+    monitor.commit()
+    assert monitor.start("actor", "d", "corpus").count == 1
+    assert monitor.start("another", "e", "corpus").count == 0
+
+
+def test_the_refusal_says_what_ended_the_replicas_and_how_often_memory_was_short():
+    monitor = RunMonitor()
+    monitor.end("gpt2", "RuntimeError: Executor failed.", out_of_memory=False)
+    for _ in range(2):
+        monitor.end("gpt2", "OutOfMemoryError: CUDA out of memory; lower its kv_cache_bytes", out_of_memory=True)
+
+    class Restarted(Meter):
+        def start(self) -> Deaths:
+            return monitor.start("actor", "d", "gpt2", deaths=3)
+
+    with pytest.raises(FusionError, match=r"last reason: .*; lower its kv_cache_bytes; memory was short 2 times"):
+        Restarted("gpt2", Handle(), max_restarts=2).start_or_refuse()
 
 
 def test_passages_without_a_source_are_listed_once():

@@ -1,11 +1,14 @@
 """SourceModel around the plain backend: rows, habits, order, and what it refuses."""
 
+from typing import ClassVar
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, MptConfig
 
+from actors.monitor import NoMeter
 from actors.sources.backends import PromptRows
 from actors.sources.source_model import SourceModel, tempered
 from engine.errors import FusionError, SourceModelError
@@ -158,6 +161,43 @@ def test_numbers_that_are_no_log_probabilities_are_refused(checkpoint, wrong):
         SourceModelError, match=r"passage 0/a:\d:0 got log-probabilities that are not finite or above 0"
     ):
         source(passages(TEXTS))
+
+
+def test_any_error_but_our_own_ends_the_process_and_memory_is_named(checkpoint):
+    class Broken:
+        """A backend that raises what it is given."""
+
+        vocab_size = 400
+        error: Exception = SourceModelError("one: a prompt has ids from 0 to 900")
+
+        def score(self, prompts):
+            raise self.error
+
+    class Meter(NoMeter):
+        """Keeps why the process would end."""
+
+        ended: ClassVar[list[tuple[str, bool]]] = []
+
+        def end_process(self, error, reason, out_of_memory):
+            self.ended.append((reason, out_of_memory))
+
+    source = SourceModel(section(checkpoint), TOP_K, Meter())
+    source._backend = Broken()
+    with pytest.raises(SourceModelError, match="ids from 0 to 900"):
+        source(passages(TEXTS))
+    assert Meter.ended == []
+    source._source = source._source.model_copy(update={"backend": "vllm", "num_gpus": 0.5})
+    for error in (RuntimeError("Executor failed."), RuntimeError("Worker failed with error 'CUDA out of memory.'")):
+        source._backend.error = error
+        with pytest.raises(SourceModelError, match="one: RuntimeError: "):
+            source(passages(TEXTS))
+    (dead_rank, memory) = Meter.ended
+    assert dead_rank == ("RuntimeError: Executor failed.", False)
+    assert memory[1]
+    assert memory[0].endswith(
+        "; lower its kv_cache_bytes, max_context_tokens, set num_gpus to 1, raise tensor_parallel_size, or take a "
+        "larger GPU"
+    )
 
 
 def test_tokens_that_the_model_does_not_have_are_refused(checkpoint):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -15,6 +16,7 @@ from actors.training.export import export
 from actors.training.loading import empty_causal_lm, read_causal_lm
 from actors.training.target_model import TargetModel
 from engine.errors import TrainingError
+from engine.model_files import saving
 from engine.model_files.checkpoint import Checkpoint
 from engine.spec import LoraSpec, ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingSpec
 from engine.text.tokenization import PassageTokenizer
@@ -104,6 +106,24 @@ def test_the_export_of_an_fp8_checkpoint_does_not_claim_to_be_fp8(tmp_path, chec
     assert "quantization_config" not in json.loads((tmp_path / "export" / "config.json").read_text())
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert {parameter.dtype for parameter in exported.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "written"),
+    [("bfloat16", "auto", torch.bfloat16), ("float32", "auto", torch.float32), ("bfloat16", "float32", torch.float32)],
+)
+def test_the_export_has_the_checkpoints_type_or_the_specs_in_files_of_a_bounded_size(
+    tmp_path, checkpoint, stored, wanted, written, monkeypatch
+):
+    monkeypatch.setattr(saving, "LARGEST_FILE", "20KB")
+    path = Path(checkpoint) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": stored}))
+    export(target(checkpoint), Checkpoint(checkpoint), str(tmp_path / "export"), wanted)
+    files = list((tmp_path / "export").glob("*.safetensors"))
+    assert len(files) > 1
+    assert {tensor.dtype for file in files for tensor in load_file(file).values()} == {written}
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype="auto")
+    assert {parameter.dtype for parameter in exported.parameters()} == {written}
 
 
 @pytest.mark.parametrize("bos", ["tokenizer", "always", "never"])

@@ -36,6 +36,21 @@ def test_what_ray_must_reserve_is_counted():
     assert flow.gpus == 0
 
 
+def test_parts_of_a_gpu_that_fill_it_are_one():
+    parts = [0.1, 0.2, 0.3]
+    overrides = [f"source_models.{index}.num_gpus={part}" for index, part in enumerate(parts)]
+    overrides += ["training.num_gpus_per_worker=0.4", "training.num_workers=1"]
+    flow = derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides))
+    assert flow.gpus == 1.0
+
+
+def test_a_key_value_cache_that_cannot_hold_one_passage_is_refused():
+    overrides = ["source_models.0.kv_cache_bytes=300000"]
+    sentence = r"source_models\.0\.kv_cache_bytes: 300,000 bytes cannot hold one passage of \d+ tokens, which takes "
+    with pytest.raises(PreflightError, match=sentence):
+        derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides))
+
+
 def test_gpus_that_cannot_share_a_model_are_refused_before_anything_starts():
     """The quickstart's first source has 4 attention heads."""
     parallel = ["source_models.0.num_gpus=1", "source_models.0.replicas=2", "source_models.0.tensor_parallel_size={}"]
