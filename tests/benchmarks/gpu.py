@@ -1,0 +1,63 @@
+"""The engine on one GPU: scoring, the loss, the training step, and all of them as a stream.
+
+    python -m tests.benchmarks.gpu [--only scoring|loss|training|stream] [--sizes 1b 7b] [--passes N]
+    python -m tests.benchmarks.gpu --tiny --device cpu      # the same code on a CPU, for its own sake
+
+Figures, each a ratio within one run, of models with random weights: ``gpu_scoring_vs_prefill`` and
+``gpu_scoring_vs_engine`` (``gpu_scoring``); ``gpu_loss_memory``, ``gpu_loss_time`` and ``gpu_loss_kernels``
+(``gpu_loss``); ``gpu_train_mfu`` and ``gpu_train_vs_plain`` (``gpu_training``); ``gpu_stream`` (``gpu_stream``). Each
+part runs in a process of its own, because an engine does not give back all that it takes; one that fails does not stop
+the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+from tests.benchmarks.gpu_shapes import SHAPES
+
+PARTS = ("loss", "training", "scoring", "stream")
+
+
+def main() -> int:
+    """All figures; how many parts have failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="models and texts that take seconds on a CPU")
+    parser.add_argument("--sizes", nargs="+", choices=[*SHAPES], default=["1b", "7b"], help="of the scored models")
+    parser.add_argument("--passes", type=int, default=4, help="of the stream over its corpus")
+    chosen = parser.parse_args()
+    if chosen.only:
+        run_part(chosen.only, chosen)
+        return 0
+    command = [sys.executable, "-m", "tests.benchmarks.gpu", *sys.argv[1:]]
+    return sum(subprocess.run([*command, "--only", part]).returncode != 0 for part in PARTS)
+
+
+def run_part(part: str, chosen: argparse.Namespace) -> None:
+    """The figures of one part. Imports only what that part needs: vLLM sets what PyTorch does in its process."""
+    sizes = ["tiny"] if chosen.tiny else chosen.sizes
+    if part == "loss":
+        from tests.benchmarks import gpu_loss
+
+        gpu_loss.figures(chosen.device, chosen.tiny)
+    elif part == "training":
+        from tests.benchmarks import gpu_training
+
+        gpu_training.figures(chosen.device, sizes[0])
+    elif part == "scoring":
+        from tests.benchmarks import gpu_scoring
+
+        for size in sizes:
+            gpu_scoring.figures(chosen.device, size)
+    else:
+        from tests.benchmarks import gpu_stream
+
+        gpu_stream.figures(chosen.device, sizes[0], chosen.passes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

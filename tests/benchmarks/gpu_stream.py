@@ -1,0 +1,101 @@
+"""The whole stream on one GPU, for the benchmark ``gpu``: three sources and a target of one size, random weights.
+
+``gpu_stream``: target tokens a second of a run through ``engine.run``, against what the same card takes for a target
+token when each stage works alone (seconds busy in the run, source by source, and in training). Above 1, stages hide
+under one another.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+import engine
+from engine.history.result import RunResult
+from tests.benchmarks.figures import say
+from tests.benchmarks.gpu_shapes import SHAPES, card, gpt_neox_config, llama_config, save_checkpoint
+from tests.support.paths import ROOT
+
+QUICKSTART = ROOT / "pipelines/specs/quickstart.yaml"
+
+#: Each with the tokenizer of another of the quickstart's models.
+SOURCES = (("llama-docs", llama_config), ("gpt2-code", llama_config), ("neox-mixed", gpt_neox_config))
+
+VOCABULARY, BLOCKS = 32_000, 16
+
+
+def figures(device: str, size: str, passes: int) -> None:
+    """The figure of one size."""
+    with tempfile.TemporaryDirectory() as folder:
+        report(engine.run(spec(Path(folder), device, size, passes)), device, size)
+
+
+def spec(folder: Path, device: str, size: str, passes: int):
+    """The quickstart's corpus, and models of that size."""
+    on_gpu = device == "cuda"
+    length = min(SHAPES[size].context, 1024)
+    dtype = "bfloat16" if on_gpu else "float32"
+    sources = [
+        {
+            "name": name,
+            "checkpoint": make(folder / name, config(size, VOCABULARY if on_gpu else 3_000), name, device),
+            "dtype": dtype,
+            "num_gpus": 0.15 if on_gpu else 0.0,
+            "probe": "off",
+            "kv_cache_bytes": 2**32 if on_gpu else 2**26,
+        }
+        for name, config in SOURCES
+    ]
+    target = make(folder / "target", llama_config(size, VOCABULARY if on_gpu else 3_000), "mistral-target", device)
+    return engine.load_spec(
+        QUICKSTART,
+        overrides=[
+            f"run.output_dir={folder / 'output'}",
+            f"alignment.cache_dir={folder / 'tables'}",
+            "run.deterministic=false",
+            f"corpus.passes={passes}",
+            f"source_models={sources}",
+            f"target_model={{checkpoint: {target}}}",
+            "evaluation.corpora={}",
+            "training.num_workers=1",
+            f"training.num_gpus_per_worker={0.55 if on_gpu else 0.0}",
+            f"training.precision={dtype}",
+            "training.activation_checkpointing=true",
+            f"training.block_length={length}",
+            f"training.global_batch_blocks={BLOCKS if on_gpu else 4}",
+            "training.micro_batch_blocks=4",
+            "training.max_steps=1000000",
+            "training.checkpoint_every_steps=1000000",
+        ],
+    )
+
+
+def make(folder: Path, config, tokenizer: str, device: str) -> str:
+    """A checkpoint in bfloat16."""
+    return save_checkpoint(folder, config, tokenizer, device, torch.bfloat16)
+
+
+def report(result: RunResult, device: str, size: str) -> None:
+    """The figure of a finished run, by its steps from the second on: the first waits for all engines to start."""
+    steps = result.history[1:]
+    tokens = sum(step.tokens for step in steps)
+    seconds = result.history[-1].elapsed_seconds - result.history[0].elapsed_seconds
+    busy = {stage.name: stage.busy_seconds for stage in result.stages}
+    waited = sum(step.wait_seconds for step in steps)
+    alone = sum(busy[name] for name, _ in SOURCES) + sum(step.seconds - step.wait_seconds for step in steps)
+    say(
+        "gpu_stream",
+        tokens / seconds,
+        "target tokens/s",
+        "the GPU's stages one after the other",
+        alone / seconds,
+        card=card(device),
+        size=size,
+        steps=result.steps,
+        tokens=tokens,
+        training_waits_share=round(waited / seconds, 4),
+        busy_seconds={name: round(value, 2) for name, value in busy.items()},
+        seconds=round(seconds, 2),
+    )
