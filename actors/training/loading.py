@@ -20,8 +20,12 @@ from engine.model_files.local import local_checkpoint
 from engine.spec import LoraSpec, TargetModelSpec
 
 
-def empty_causal_lm(spec: TargetModelSpec) -> PreTrainedModel:
+def empty_causal_lm(spec: TargetModelSpec, attention: str = "sdpa") -> PreTrainedModel:
     """Build the model without its weights; with ``lora.rank`` all parameters but the adapters' are frozen.
+
+    Args:
+        spec: the section ``target_model``.
+        attention: transformers' name of the implementation.
 
     Raises:
         TrainingError: ``lora.target_modules`` names no module, or one that must not have an adapter.
@@ -30,7 +34,7 @@ def empty_causal_lm(spec: TargetModelSpec) -> PreTrainedModel:
     if hasattr(config, "quantization_config"):  # of the checkpoint's weights; training and export have plain ones
         del config.quantization_config
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
     if spec.lora.rank:
         add_adapters(model, spec.lora)
     return model

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
+from actors.training.attention import attention_implementation, in_one_row
 from actors.training.collectives import of_all_workers
 from actors.training.loading import empty_causal_lm, fill, read_causal_lm
 from actors.training.sharding import compile_blocks, recompute_activations, shard
@@ -93,7 +94,11 @@ class _TargetWithLoss(nn.Module):
         transformers sees from positions that go back to 0 where a passage begins. It does so only without an attention
         mask and without a cache.
         """
-        return self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        shape = input_ids.shape
+        if in_one_row(self.model.config._attn_implementation):
+            input_ids, position_ids = input_ids.view(1, -1), position_ids.reshape(1, -1)
+        output = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        return output.last_hidden_state.view(*shape, -1)
 
 
 class TargetModel:
@@ -134,7 +139,7 @@ class TargetModel:
         whole = read_causal_lm(spec) if dist.get_rank() == 0 else None
         if whole is not None:
             _check_packing(_TargetWithLoss(whole, objective.divergence), spec.checkpoint)
-        causal_lm = empty_causal_lm(spec)
+        causal_lm = empty_causal_lm(spec, attention_implementation(training, device))
         self.spec, self.config = spec, causal_lm.config
         self.generation_config = whole.generation_config if whole is not None else None
         if training.activation_checkpointing:

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow.parquet
-import zstandard
 
 from engine.corpus.files import CorpusUnit, kind_of_file
 from engine.errors import printable
@@ -229,6 +228,8 @@ def _open(path: str) -> Iterator[BinaryIO]:
         if path.endswith(".gz"):
             yield gzip.GzipFile(fileobj=file)
         elif path.endswith(".zst"):
+            import zstandard  # few corpora need it, and every reader would load it
+
             # Across frames: files of several frames are common, and the default stops silently after the first.
             reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
             yield io.BufferedReader(reader)

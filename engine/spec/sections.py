@@ -218,6 +218,10 @@ class TrainingSpec(Section):
     """0 trains on CPUs (gloo), 1 on GPUs (nccl); a fraction shares one GPU with the source models, for one worker."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and gathered parameters; the optimizer always keeps float32."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    """How packed passages are kept apart: sdpa by a mask of L x L, which holds everywhere; flash_attention_2 (needs the
+    package flash-attn, a GPU and bfloat16) and flex_attention (needs a GPU; compiles at the first step) leave out what
+    the mask would hide. auto takes flash_attention_2 where it can run, else sdpa."""
     activation_checkpointing: bool = False
     """Keep only the inputs of each transformer block for the backward pass and compute the rest again: less memory, a
     third more work."""

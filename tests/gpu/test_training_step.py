@@ -53,3 +53,12 @@ def test_steps_equal_the_cpus(tmp_path, architecture):
     ):
         for step, expected in zip(found, right, strict=True):
             assert step == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.usefixtures("both_groups")
+def test_flex_attention_keeps_passages_apart_as_a_mask_does(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path, "llama")
+    for step, expected in zip(
+        curve(checkpoint, "cuda", attention="flex_attention"), curve(checkpoint, "cuda", attention="sdpa"), strict=True
+    ):
+        assert step == pytest.approx(expected, rel=1e-3)
