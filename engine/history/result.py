@@ -145,6 +145,7 @@ class EvaluationResult:
             its standard error ``acc_stderr,none``).
         higher_is_better: task to metric (``acc``) to its direction.
         subtasks: group of tasks, if it has its own numbers, to the tasks in it.
+        failures: part that could not be made (``merges``, ``bits per byte`` or ``tasks``) to the reason.
     """
 
     checkpoints: dict[str, str] = field(default_factory=dict)
@@ -152,6 +153,7 @@ class EvaluationResult:
     tasks: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     higher_is_better: dict[str, dict[str, bool]] = field(default_factory=dict)
     subtasks: dict[str, list[str]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def evaluation_json(spec: FusionSpec, evaluation: EvaluationResult) -> str:
         "tasks": evaluation.tasks,
         "higher_is_better": evaluation.higher_is_better,
         "subtasks": evaluation.subtasks,
+        "failures": evaluation.failures,
         "window_tokens": spec.training.block_length,
         "evaluation": spec.evaluation.model_dump(mode="json"),
     }

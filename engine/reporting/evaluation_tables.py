@@ -51,6 +51,11 @@ def score_tables(evaluation: EvaluationResult) -> list[ScoreTable]:
     return tables
 
 
+def failure_lines(evaluation: EvaluationResult) -> list[str]:
+    """A sentence for each part of an evaluation that could not be made."""
+    return [f"The evaluation has no {part}: {reason}" for part, reason in evaluation.failures.items()]
+
+
 def columns(bits_per_byte: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Held-out bits per byte by column: heading to label to number; the mean of the domains comes last."""
     domains = list(dict.fromkeys(domain for row in bits_per_byte.values() for domain in row))

@@ -10,7 +10,7 @@ from string import Template
 import fsspec
 
 from engine.history.result import RunResult
-from engine.reporting.evaluation_tables import Cell, ScoreTable, score_tables
+from engine.reporting.evaluation_tables import Cell, ScoreTable, failure_lines, score_tables
 from engine.reporting.figures import Rows, run_figures, short_place, source_rows, stage_rows_with_times
 from engine.reporting.plots import plots
 from engine.spec import FusionSpec
@@ -43,7 +43,12 @@ def render_report(spec: FusionSpec, result: RunResult) -> str:
         title=escape(result.name),
         lead=escape(_lead(spec)),
         summary=_table(run_figures(result)),
-        evaluation="".join(_scores(table) for table in score_tables(result.evaluation)),
+        evaluation="".join(
+            [
+                *(_scores(table) for table in score_tables(result.evaluation)),
+                *(f"<p>{escape(line)}</p>" for line in failure_lines(result.evaluation)),
+            ]
+        ),
         sources=_table(source_rows(result)),
         plots=_figures(plots(result)),
         stages=_table(stage_rows_with_times(result)),

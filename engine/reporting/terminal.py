@@ -21,7 +21,7 @@ from rich.text import Text
 
 from engine.history.result import EvaluationResult, Progress, RunResult, StepRecord
 from engine.history.totals import ratio
-from engine.reporting.evaluation_tables import ScoreTable, score_tables
+from engine.reporting.evaluation_tables import ScoreTable, failure_lines, score_tables
 from engine.reporting.figures import (
     Rows,
     duration,
@@ -227,6 +227,7 @@ def summary_table(result: RunResult) -> RenderableType:
     parts: list[RenderableType] = [_rich(run_figures(result))]
     parts += [_rich(rows) for rows in (source_rows(result), stage_rows(result)) if rows.rows]
     parts += [_rich_scores(table) for table in score_tables(result.evaluation)]
+    parts += [Text(line) for line in failure_lines(result.evaluation)]
     paths = {"exported model": result.export_dir, "report": result.report_path, "spec": result.spec_path}
     parts += [Text(f"{label:<16}{path}", overflow="ignore", no_wrap=True) for label, path in paths.items()]
     return Group(*parts)
@@ -242,7 +243,9 @@ def show_evaluation(evaluation: EvaluationResult, files: Sequence[str] = (), con
     console = console or terminal()
     for table in score_tables(evaluation):
         console.print(_rich_scores(table))
-    if not score_tables(evaluation):
+    for line in failure_lines(evaluation):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not score_tables(evaluation) and not evaluation.failures:
         message = "nothing to evaluate: name held-out domains in evaluation.corpora, or tasks in evaluation.tasks"
         console.print(message, markup=False, soft_wrap=True)
     for file in files:

@@ -302,6 +302,9 @@ class EvaluationSpec(Section):
     """Only the first questions of each task, this many; 0: all."""
     task_batch: Annotated[int, Field(ge=1)] = 8
     """Questions in one forward pass."""
+    labels: dict[Text, Text] = {}
+    """Labels that the nodes of the evaluation after training must have; empty: cluster.training_labels. It takes the
+    GPU of a training worker for each model, and loads models in bfloat16 there, in float32 on CPUs."""
     every_steps: Annotated[int, Field(ge=0)] = 0
     """Steps between evaluations of the target during training, by its own workers, in training.precision; the last step
     is evaluated too. 0: none."""

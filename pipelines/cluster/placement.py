@@ -89,7 +89,16 @@ def _needs(spec: FusionSpec) -> list[_Need]:
         spec.cluster.training_labels,
         "num_cpus_per_worker or num_gpus_per_worker",
     )
-    return [*needs, worker]
+    evaluation = _Need(
+        "evaluation",
+        "one evaluated model",
+        1.0,
+        training.num_gpus_per_worker,
+        "evaluation.labels",
+        spec.evaluation.labels,
+        "training.num_gpus_per_worker",
+    )
+    return [*needs, worker, *([evaluation] if spec.evaluation.labels else [])]
 
 
 def _node_fault(need: _Need, nodes: Sequence[Mapping[str, Any]]) -> Fault | None:

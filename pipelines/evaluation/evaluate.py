@@ -10,31 +10,28 @@ import ray
 
 from engine.corpus.documents import Conversation, Document, read
 from engine.corpus.files import find_files, units_of
-from engine.errors import RecordError
+from engine.errors import RecordError, causes, first_line
 from engine.history.result import EvaluationResult
 from engine.model_files.checkpoint import Checkpoint
 from engine.spec import FusionSpec
 from pipelines.evaluation.bits_per_byte import Scores, Text, bits_per_byte, over_common_bytes, score_texts
 from pipelines.evaluation.ensemble import ensemble
 from pipelines.evaluation.merges import parts_of, write_merge
-from pipelines.evaluation.models import compared_models, named
+from pipelines.evaluation.models import compared_models, evaluation_labels, named
 from pipelines.evaluation.tasks import TaskScores, run_tasks
 
 
 def evaluate_models(spec: FusionSpec) -> EvaluationResult:
     """Everything that ``spec.evaluation`` asks for, on all models that it compares.
 
-    Writes the merges to ``output_dir/merges``.
-
-    Raises:
-        RecordError: a held-out file or row cannot be read and ``corpus.on_error`` is ``fail``.
-        FusionError: models cannot be merged.
+    Writes the merges to ``output_dir/merges``. What cannot be made is missing in the result, with the reason in its
+    ``failures``: a run's model and report must not be lost to a row that cannot be read, or to a GPU without memory.
     """
-    settings = spec.evaluation
+    settings, failures = spec.evaluation, {}
     models = compared_models(spec)
-    models |= _merged(spec, models)
-    bits = _bits_per_byte(spec, models) if settings.corpora else {}
-    tasks = _task_scores(spec, models) if settings.tasks else {}
+    models |= _made("merges", failures, lambda: _merged(spec, models))
+    bits = _made("bits per byte", failures, lambda: _bits_per_byte(spec, models)) if settings.corpora else {}
+    tasks = _made("tasks", failures, lambda: _task_scores(spec, models)) if settings.tasks else {}
     return EvaluationResult(
         checkpoints={label: str(checkpoint) for label, checkpoint in models.items()}
         | {label: " + ".join(members) for label, members in settings.ensembles.items()},
@@ -42,7 +39,18 @@ def evaluate_models(spec: FusionSpec) -> EvaluationResult:
         tasks={label: found.scores for label, found in tasks.items()},
         higher_is_better={task: row for found in tasks.values() for task, row in found.higher_is_better.items()},
         subtasks={group: parts for found in tasks.values() for group, parts in found.subtasks.items()},
+        failures=failures,
     )
+
+
+def _made(part: str, failures: dict[str, str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``make`` returns; after an error nothing, and its reason in ``failures``."""
+    try:
+        return make()
+    except Exception as error:  # of a file, a model, a GPU, Ray: whatever it is, the other parts can still be made
+        *_, root = causes(error)
+        failures[part] = f"{type(root).__name__}: {first_line(root)}"
+        return {}
 
 
 def held_out_documents(spec: FusionSpec) -> dict[str, list[Text]]:
@@ -70,7 +78,7 @@ def _documents(spec: FusionSpec, paths: Sequence[str]) -> list[Text]:
 
 def _merged(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
     """Label to checkpoint of every merge, written."""
-    merge = ray.remote(num_cpus=1)(write_merge)
+    merge = ray.remote(num_cpus=1, label_selector=evaluation_labels(spec))(write_merge)
     folder = os.path.join(spec.run.output_dir, "merges")
     written = {
         label: merge.remote(recipe, [named(models, part) for part in parts_of(recipe)], os.path.join(folder, label))
@@ -112,7 +120,8 @@ def _task_scores(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[str
 
 
 def _remote(spec: FusionSpec, work: Callable[..., Any]) -> Any:
-    return ray.remote(num_cpus=1, num_gpus=spec.training.num_gpus_per_worker)(work)
+    labels = evaluation_labels(spec)
+    return ray.remote(num_cpus=1, num_gpus=spec.training.num_gpus_per_worker, label_selector=labels)(work)
 
 
 def _device(spec: FusionSpec) -> str:

@@ -22,6 +22,11 @@ def export_dir(spec: FusionSpec) -> str:
     return os.path.join(spec.run.output_dir, "export")
 
 
+def evaluation_labels(spec: FusionSpec) -> dict[str, str]:
+    """Labels of the nodes where the evaluation after training runs."""
+    return spec.evaluation.labels or spec.cluster.training_labels
+
+
 def compared_models(spec: FusionSpec) -> dict[str, Checkpoint]:
     """Label to checkpoint of everything that an evaluation of this spec compares, merges and ensembles aside."""
     models = _models_before(spec)

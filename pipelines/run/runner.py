@@ -19,6 +19,7 @@ from engine.history.result import EvaluationResult, Progress, RunResult, StepRec
 from engine.history.stopping import exported_step, reached
 from engine.history.totals import seconds_of_earlier_starts, source_totals
 from engine.reporting.evaluation_files import write_evaluation
+from engine.reporting.evaluation_tables import failure_lines
 from engine.reporting.model_card import write_model_card
 from engine.reporting.page import write_report
 from engine.reporting.rates import in_stream_order
@@ -73,7 +74,8 @@ def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> EvaluationRes
     """Evaluate the target before, the sources, the run's export if there is one, further models, merges and ensembles.
 
     Measures held-out bits per byte (``evaluation.corpora``) and tasks (``evaluation.tasks``). Prints the tables and
-    writes ``evaluation.json`` and ``evaluation.png`` to the output folder.
+    writes ``evaluation.json`` and ``evaluation.png`` to the output folder, those of the parts that could be made if one
+    could not.
 
     Raises:
         SpecError, PreflightError, FusionError: as in ``run``.
@@ -86,6 +88,8 @@ def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> EvaluationRes
     with ray_session(spec, logical_cpus=1, gpus=spec.training.num_gpus_per_worker), readable_errors():
         evaluation = evaluate_models(spec)
     show_evaluation(evaluation, write_evaluation(spec, evaluation))
+    if evaluation.failures:
+        raise FusionError("; ".join(failure_lines(evaluation)))
     return evaluation
 
 

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from engine.model_files.checkpoint import Checkpoint
+from engine.reporting.evaluation_tables import failure_lines
+from engine.spec import ClusterSpec
 from engine.spec.loading import parse
 from pipelines.evaluation import evaluate
 from pipelines.evaluation.bits_per_byte import ScoredText
+from pipelines.evaluation.tasks import TaskScores
 
 
 def nats(*bits: float) -> np.ndarray:
@@ -40,6 +43,34 @@ def spec(tmp_path):
             },
         }
     )
+
+
+def test_what_fails_costs_its_own_table_and_says_why(spec, monkeypatch):
+    spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"tasks": ("one",)})})
+    monkeypatch.setattr(evaluate, "compared_models", lambda spec: {"with BOS": Checkpoint("with BOS")})
+
+    def out_of_memory(spec, models):
+        raise RuntimeError("task failed") from RuntimeError("CUDA out of memory")
+
+    scores = TaskScores({"one": {"acc,none": 0.5}}, {}, {})
+    monkeypatch.setattr(evaluate, "_bits_per_byte", out_of_memory)
+    monkeypatch.setattr(evaluate, "_task_scores", lambda spec, models: {"with BOS": scores})
+    found = evaluate.evaluate_models(spec)
+    assert found.failures == {"bits per byte": "RuntimeError: CUDA out of memory"}
+    assert (found.bits_per_byte, found.tasks) == ({}, {"with BOS": {"one": {"acc,none": 0.5}}})
+    assert failure_lines(found) == ["The evaluation has no bits per byte: RuntimeError: CUDA out of memory"]
+
+
+@pytest.mark.parametrize(("own", "expected"), [({}, {"pool": "training"}), ({"pool": "other"}, {"pool": "other"})])
+def test_the_evaluation_runs_where_training_does_unless_the_spec_says_elsewhere(spec, monkeypatch, own, expected):
+    changes = {
+        "cluster": ClusterSpec(training_labels={"pool": "training"}),
+        "evaluation": spec.evaluation.model_copy(update={"labels": own}),
+    }
+    asked = {}
+    monkeypatch.setattr(evaluate.ray, "remote", lambda **options: asked.update(options) or (lambda work: work))
+    evaluate._remote(spec.model_copy(update=changes), print)
+    assert asked["label_selector"] == expected
 
 
 def test_all_models_and_ensembles_of_a_table_are_compared_over_the_same_bytes(spec, monkeypatch):
