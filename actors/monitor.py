@@ -14,10 +14,14 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 from engine.errors import FusionError
 from engine.history.result import TRAIN, LeftOut, Progress, SkippedRow, StageTotals, StepRecord
+
+#: Skipped rows and passages left out that a picture lists; it counts all of them.
+MOST_ROWS = 100
 
 #: The longest wait until the monitor has heard why a process ends.
 MOST_SECONDS_TO_END = 10.0
@@ -114,16 +118,23 @@ class RunMonitor:
         for passage_id in passage_ids:
             self._left_out[source, passage_id] = LeftOut(source, passage_id, reason)
 
-    def snapshot(self, since_step: int = 0) -> Progress:
-        """Everything so far, but only the steps after ``since_step``; the totals count all steps."""
+    def snapshot(self, since_step: int = 0, most_rows: int | None = MOST_ROWS) -> Progress:
+        """Everything so far, but only the steps after ``since_step``; the totals count all steps.
+
+        Args:
+            most_rows: skipped rows, and passages left out, that are listed, the first ones to come; None: all, sorted.
+                A hundred thousand of them cost a second, and the driver looks every second.
+        """
         stages = [self._sum(name) for name in self._processes]
         if self._steps:
             stages.append(_train_totals(self._steps.values(), max(1, self._streams)))
         return Progress(
             stages=tuple(stages),
             steps=tuple(self._steps[step] for step in sorted(self._steps) if step > since_step),
-            skipped=tuple(self._skipped[key] for key in sorted(self._skipped)),
-            left_out=tuple(self._left_out[key] for key in sorted(self._left_out)),
+            skipped=_listed(self._skipped, most_rows),
+            left_out=_listed(self._left_out, most_rows),
+            num_skipped=len(self._skipped),
+            num_left_out=len(self._left_out),
         )
 
     def _own_deaths(self, stage: str, replica: str) -> int:
@@ -248,6 +259,11 @@ class NoMeter:
 
     def skip(self, row: SkippedRow) -> None:
         """Drop the report."""
+
+
+def _listed(rows: dict[Any, Any], most: int | None) -> tuple:
+    """The first rows, or all of them in order."""
+    return tuple(rows[key] for key in sorted(rows)) if most is None else tuple(islice(rows.values(), most))
 
 
 def _explained(deaths: Deaths) -> str:

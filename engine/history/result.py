@@ -107,12 +107,18 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Progress:
-    """A snapshot of a run, which the driver takes about once a second."""
+    """A snapshot of a run, which the driver takes about once a second.
+
+    Attributes:
+        skipped, left_out: the first ones, ``num_skipped`` and ``num_left_out`` in all.
+    """
 
     stages: tuple[StageTotals, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     skipped: tuple[SkippedRow, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    num_skipped: int = 0
+    num_left_out: int = 0
 
 
 @dataclass(frozen=True)

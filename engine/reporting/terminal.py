@@ -207,13 +207,18 @@ def _stage_table(rates: Sequence[StageRate]) -> Table:
 
 
 def _remarks(state: RunState) -> list[str]:
-    skipped, left_out = state.picture.skipped, state.picture.left_out
+    picture = state.picture
     remarks = []
-    if skipped:
-        last, plural = skipped[-1], "s" * (len(skipped) > 1)
-        remarks.append(f"{len(skipped):,} row{plural} skipped, last {last.path}, row {last.row}: {last.reason}")
-    if left_out:
-        remarks.append(f"{len(left_out):,} passages fused without {left_out[-1].source}: {left_out[-1].reason}")
+    if picture.skipped:
+        first, plural = picture.skipped[0], "s" * (picture.num_skipped > 1)
+        remarks.append(
+            f"{picture.num_skipped:,} row{plural} skipped, first {first.path}, row {first.row}: {first.reason}"
+        )
+    if picture.left_out:
+        first = picture.left_out[0]
+        remarks.append(
+            f"{picture.num_left_out:,} passages fused without a source, first {first.source}: {first.reason}"
+        )
     if restarts := training_restarts(state.picture.stages):
         remarks.append(f"training was restarted {restarts} time{'s' * (restarts > 1)}, from its last checkpoint")
     return remarks

@@ -101,14 +101,14 @@ def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan) -> RunResult:
     """
     spilled_before, monitor = spilled_bytes(), _run_monitor()
 
-    def snapshot(since_step: int = 0) -> Progress:
+    def snapshot(since_step: int) -> Progress:
         return ray.get(monitor.snapshot.remote(since_step))
 
     display = ProgressDisplay(spec)
     observers = [display, RayMetrics(spec), *chosen_trackers(spec)]
     with Watch(snapshot, observers, display.say):
         history = train(spec, flow, monitor)
-    progress = snapshot()
+    progress = ray.get(monitor.snapshot.remote(0, most_rows=None))
     if not history:
         raise FusionError(_nothing_learned(spec, progress))
     result = _result(spec, history, progress)

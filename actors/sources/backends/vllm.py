@@ -37,6 +37,9 @@ ENVIRONMENT = {
     "VLLM_CPU_CI_ENV": "1",  # no warm-up by compiling
 }
 
+#: What vLLM reads of a model on the hub; one without safetensors it downloads by itself.
+_MODEL_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
 #: For vLLM's notes on architectures, which cost it a process of several seconds each.
 _CACHE_DIR = "~/.cache/knowledge-fusion-engine/vllm"
 
@@ -64,7 +67,8 @@ class VllmBackend:
         checkpoint = Checkpoint.of(source)
         try:
             folder = local_checkpoint(checkpoint)
-            with temporary_files_removed(), one_start_at_a_time(device):
+            _download(folder)
+            with one_start_at_a_time(source.num_gpus), temporary_files_removed():
                 self._engine = LLM(model=folder, **_engine_arguments(source, top_k, context, device))
         except (ValueError, RuntimeError, OSError) as error:
             raise SourceModelError(f"{checkpoint}: vLLM cannot load it: {error}") from error
@@ -88,6 +92,14 @@ class VllmBackend:
             outputs = self._engine.generate(requests, self._sampling, use_tqdm=False)
         read = _dense_rows if self.dense else _flat_rows
         return [read(output.prompt_logprobs, self._top_k) for output in outputs]
+
+
+def _download(name: str) -> None:
+    """Download a model that is on the hub, so that no other engine waits for that; vLLM then finds it in the cache."""
+    if not os.path.isdir(name):
+        from huggingface_hub import snapshot_download
+
+        snapshot_download(name, allow_patterns=_MODEL_FILES, ignore_patterns=["original/*", "consolidated*"])
 
 
 def _prepare_process(device: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import inspect
+import os
+import re
 import sys
 import tempfile
 import warnings
@@ -17,8 +19,6 @@ _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
 #: The engine's tensors and the method's parameters for which ``keep_tensors`` was written.
 _KNOWN_FIELDS = ("logprob_token_ids", "logprobs", "selected_token_ranks")
 _KNOWN_PARAMETERS = ["self", "prompt_logprobs_tensors"]
-
-_START_LOCK = "/tmp/knowledge-fusion-engine-start.lock"
 
 
 def keep_freed_memory() -> None:
@@ -74,17 +74,19 @@ def temporary_files_removed() -> Iterator[None]:
 
 
 @contextmanager
-def one_start_at_a_time(device: str) -> Iterator[None]:
-    """Let the engines of a node start one after the other on its GPUs.
+def one_start_at_a_time(gpu_share: float) -> Iterator[None]:
+    """Let the engines that share a GPU start one after the other.
 
     Why: an engine measures the free memory before and after it loads its weights. Two that start together on one GPU
     count each other's memory as their own.
-    Guard: the kernel frees the lock when its holder dies; on a CPU nothing is locked.
+    Guard: the kernel frees the lock when its holder dies; with a whole GPU, or none, nothing is locked.
     """
-    if device == "cpu":
+    if not 0.0 < gpu_share < 1.0:
         yield
         return
-    with open(_START_LOCK, "w") as lock:
+    gpu = re.sub(r"\W", "-", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+    place = os.path.join(tempfile.gettempdir(), f"knowledge-fusion-engine-{os.getuid()}-gpu-{gpu}.lock")
+    with open(place, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -150,6 +150,18 @@ def test_a_row_is_skipped_once_in_all_passes():
     assert [(row.path, row.row) for row in skipped] == [("corpus.jsonl", 7), ("corpus.jsonl", 8), ("other.jsonl", 7)]
 
 
+def test_a_picture_lists_the_first_hundred_rows_and_counts_all():
+    monitor = RunMonitor()
+    for row in range(1000, 0, -1):
+        monitor.skip(SkippedRow("corpus.jsonl", row, "not JSON"))
+    monitor.leave_out("gpt2-code", [f"0/a:{row}:0" for row in range(500)], "it died")
+    picture = monitor.snapshot()
+    assert (picture.num_skipped, picture.num_left_out) == (1000, 500)
+    assert [row.row for row in picture.skipped] == list(range(1000, 900, -1))
+    assert len(picture.left_out) == 100
+    assert [row.row for row in monitor.snapshot(most_rows=None).skipped] == list(range(1, 1001))
+
+
 def test_waiting_is_what_lies_between_two_pieces_of_work(clock):
     handle = Handle()
     meter = Meter("gpt2-code", handle)

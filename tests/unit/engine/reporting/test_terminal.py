@@ -122,10 +122,10 @@ def test_the_panel_shows_all_parts(state, width):
 def test_a_replaced_replica_and_a_skipped_row_are_shown(state):
     replaced = StageTotals("gpt2-code", 200, 20000, 49.0, 11.0, replicas=2, starts=3)
     row = SkippedRow("corpus.jsonl", 7, "not JSON [really]")
-    state.update(Progress(stages=(replaced,), skipped=(row,)), now=61.0)
+    state.update(Progress(stages=(replaced,), skipped=(row,), num_skipped=1), now=61.0)
     text = shown(panel(state))
     assert "2 (1 replaced)" in text
-    assert "1 row skipped, last corpus.jsonl, row 7: not JSON [really]" in text
+    assert "1 row skipped, first corpus.jsonl, row 7: not JSON [really]" in text
 
 
 def test_a_restart_of_training_is_shown(state):

@@ -1,11 +1,15 @@
 """A source's type, quantisation and GPUs reach vLLM as the spec has them."""
 
+import os
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 from actors.sources.backends import vllm as backend
+from actors.sources.backends import vllm_patches
+from actors.sources.backends.vllm_patches import one_start_at_a_time
 from actors.sources.source_model import SourceModel
 from engine.spec import SourceModelSpec
 from tests.support.paths import ROOT
@@ -44,3 +48,26 @@ def test_left_to_the_checkpoint_it_is_the_checkpoints(arguments):
     start()
     assert (arguments["dtype"], arguments["quantization"], arguments["tensor_parallel_size"]) == ("auto", None, 1)
     assert arguments["distributed_executor_backend"] is None
+
+
+def test_engines_wait_for_those_on_the_same_shared_gpu_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(vllm_patches.tempfile, "tempdir", str(tmp_path))
+
+    def starts_meanwhile(gpu: str, share: float) -> bool:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpu)
+        started = threading.Event()
+
+        def start():
+            with one_start_at_a_time(share):
+                started.set()
+
+        threading.Thread(target=start, daemon=True).start()
+        return started.wait(0.5)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1")
+    with one_start_at_a_time(0.5):
+        assert starts_meanwhile("GPU-2", 0.5)
+        assert starts_meanwhile("GPU-1", 1.0), "a whole GPU is shared with no other engine"
+        assert not starts_meanwhile("GPU-1", 0.5)
+    assert starts_meanwhile("GPU-1", 0.5)
+    assert all(name.startswith(f"knowledge-fusion-engine-{os.getuid()}-gpu-GPU-") for name in os.listdir(tmp_path))
