@@ -28,6 +28,9 @@ class Continuations(NamedTuple):
         order: int32 [tokens with bytes], tokens by their bytes. rank: int32 [V], a token's place in it, -1 for one
             without bytes.
         longer: int32 [V, 2], the ranks of the tokens that begin with all bytes of a token and go on.
+        begun: int32 [., 2], for each number of bytes of a token the ranks of the tokens that begin with them and go on;
+            its places are those of ``cut_tokens``, and the first of a token is not used.
+        whole: int32 [V], the target token of a whole token, or -1.
         cut_starts: int64 [V+1]. cut_tokens: int32, for each number of bytes that are cut off a token, none first, the
             target token of what is left, or -1.
     """
@@ -37,6 +40,8 @@ class Continuations(NamedTuple):
     order: np.ndarray
     rank: np.ndarray
     longer: np.ndarray
+    begun: np.ndarray
+    whole: np.ndarray
     cut_starts: np.ndarray
     cut_tokens: np.ndarray
 
@@ -49,15 +54,17 @@ def build_continuations(token_bytes: Sequence[bytes | None], mapping: np.ndarray
         mapping: int32 [V], the target token of a whole token.
         cuts: ``vocabulary.build_cuts``.
     """
-    data, starts, order, rank, longer = token_order(token_bytes)
+    data, starts, order, rank = token_order(token_bytes)
     cut_starts = np.cumsum([0, *np.maximum(np.diff(starts), 1)], dtype=np.int64)
+    longer, begun = np.zeros((len(starts) - 1, 2), np.int32), np.zeros((cut_starts[-1], 2), np.int32)
+    find_ranges(data, starts, order, cut_starts, longer, begun)
     cut_tokens = cuts.copy()
     cut_tokens[cut_starts[:-1]] = mapping
-    return Continuations(data, starts, order, rank, longer, cut_starts, cut_tokens)
+    return Continuations(data, starts, order, rank, longer, begun, mapping, cut_starts, cut_tokens)
 
 
 def token_order(token_bytes: Sequence[bytes | None]) -> tuple[np.ndarray, ...]:
-    """``data``, ``starts``, ``order``, ``rank`` and ``longer`` of ``Continuations``.
+    """``data``, ``starts``, ``order`` and ``rank`` of ``Continuations``.
 
     Args:
         token_bytes: the bytes of each token, None for one that has none.
@@ -68,18 +75,47 @@ def token_order(token_bytes: Sequence[bytes | None]) -> tuple[np.ndarray, ...]:
     order = np.array(sorted((token for token, piece in enumerate(pieces) if piece), key=pieces.__getitem__), np.int32)
     rank = np.full(len(pieces), -1, np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
-    longer = np.zeros((len(pieces), 2), np.int32)
-    find_longer(data, starts, order, longer)
-    return data, starts, order, rank, longer
+    return data, starts, order, rank
 
 
 @njit
-def find_longer(data, starts, order, longer):
-    """Fill ``Continuations.longer``."""
+def find_ranges(data, starts, order, cut_starts, longer, begun):
+    """Fill ``longer`` and ``begun`` of ``Continuations`` by one walk up the order, which finds where ranges begin, and
+    one down, which finds where they end."""
+    most = 0
+    for token in order:
+        most = max(most, starts[token + 1] - starts[token])
+    bounds = np.zeros(most + 1, np.int64)
     for place in range(order.size):
-        token = order[place]
-        span = starts[token], starts[token + 1]
-        longer[token] = _narrowed(place, order.size, 0, span, data, starts, order)
+        token, shared = order[place], 0
+        length = starts[token + 1] - starts[token]
+        if place > 0:
+            shared = _shared_bytes(token, order[place - 1], data, starts)
+        bounds[shared + 1 : length] = place
+        bounds[length] = place + 1  # after it come its equals, and those that go on
+        begun[cut_starts[token] + 1 : cut_starts[token] + length, 0] = bounds[1:length]
+        longer[token, 0] = place + 1
+    for place in range(order.size - 1, -1, -1):
+        token, shared = order[place], 0
+        length = starts[token + 1] - starts[token]
+        if place + 1 < order.size:
+            following = order[place + 1]
+            shared = _shared_bytes(token, following, data, starts)
+            if shared == length and starts[following + 1] - starts[following] == length:
+                longer[token, 0] = longer[following, 0]
+        bounds[shared + 1 : length + 1] = place + 1
+        begun[cut_starts[token] + 1 : cut_starts[token] + length, 1] = bounds[1:length]
+        longer[token, 1] = bounds[length]
+
+
+@njit
+def _shared_bytes(one, other, data, starts):
+    """How many bytes two tokens have in common at their beginnings."""
+    most = min(starts[one + 1] - starts[one], starts[other + 1] - starts[other])
+    for depth in range(most):
+        if data[starts[one] + depth] != data[starts[other] + depth]:
+            return depth
+    return most
 
 
 @njit
@@ -168,7 +204,7 @@ def rows_at_zero(ends, start, end):
 @njit
 def continue_row(
     at, first, cut, token_ids, logprobs, topk_ids, topk_bits, exp,
-    data, starts, order, rank, longer, cut_starts, cut_tokens, found, masses, size,
+    data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens, found, masses, size,
 ):  # fmt: skip
     """What one source says about the bytes after a target row, as target tokens.
 
@@ -183,74 +219,106 @@ def continue_row(
         found: int32, masses: float64, filled from ``size`` on: target tokens, possibly several times, and their masses.
 
     Returns:
-        How many were found; the mass of all covers, by which the masses are to be divided; the mass of kept entries,
-        with a target token or without; the mass beyond the kept entries.
+        Where the found ones end; the mass of all covers, by which the masses are to be divided; the mass of kept
+        entries, with a target token or without; the mass beyond the kept entries.
     """
+    total, certain, unknown = 0.0, 0.0, 0.0
+    deepest = _deepest_cover(at, first, token_ids, starts)
+    for cover in range(deepest + 1):
+        row, weight = at - cover, 1.0
+        for earlier in range(at - deepest, row):
+            weight *= np.exp(logprobs[earlier])
+        if cover == 0 and cut == 0:
+            size, kept = _take_all(row, weight, topk_ids, topk_bits, exp, whole, found, masses, size)
+            counted, own, rest = kept, 0.0, max(1.0 - kept, 0.0)
+            estimate = rest
+        else:
+            low, high, length = _after_residual(
+                at, cover, cut, token_ids, data, starts, order, longer, begun, cut_starts
+            )  # fmt: skip
+            if low >= high:
+                continue
+            following = token_ids[at + 1] if cover == 0 else -1
+            size, kept, counted, is_kept = _take_longer(
+                row, weight, topk_ids, topk_bits, exp, rank, low, high, following,
+                cut_starts, cut_tokens, length, found, masses, size,
+            )  # fmt: skip
+            own, rest = 0.0, max(1.0 - kept, 0.0)
+            if following >= 0 and not is_kept:
+                own = min(np.exp(logprobs[row]), rest)
+                target = cut_tokens[cut_starts[following] + length]
+                if target >= 0 and own > 0.0:
+                    found[size], masses[size] = target, weight * own
+                    size += 1
+            estimate = (rest - own) * counted / kept if kept > 0.0 else 0.0
+        total += weight * (counted + own + estimate)
+        certain += weight * (counted + own)
+        unknown += weight * (rest - own)
+    return size, total, certain, unknown
+
+
+@njit
+def _deepest_cover(at, first, token_ids, starts):
+    """How many rows before ``at`` answer too: none before the passage or a token of no bytes."""
     deepest = 0
     while deepest + 1 < MOST_COVERS and at - deepest > first:
         token = token_ids[at - deepest]
         if starts[token + 1] == starts[token]:
             break
         deepest += 1
-    count, total, certain, unknown = size, 0.0, 0.0, 0.0
-    for cover in range(deepest + 1):
-        weight = 1.0
-        for row in range(at - deepest, at - cover):
-            weight *= np.exp(logprobs[row])
-        row, low, high, length = at - cover, -1, order.size, 0
-        if cover > 0 or cut > 0:
-            low, high, length = _after_residual(at, cover, cut, token_ids, data, starts, order, longer)
-            if low >= high:
-                continue
-        following = token_ids[at + 1] if cover == 0 and cut > 0 else -1
-        kept, consistent = 0.0, 0.0
-        for entry in range(topk_ids.shape[1]):
-            token, mass = topk_ids[row, entry], exp[topk_bits[row, entry]]
-            kept += mass
-            if token < 0 or token >= rank.size:
-                continue
-            if low >= 0:
-                if rank[token] < low or rank[token] >= high:
-                    continue
-                consistent += mass
-                if token == following:
-                    following = -1
-            target = cut_tokens[cut_starts[token] + length]
-            if target >= 0 and mass > 0.0:
-                found[count], masses[count] = target, weight * mass
-                count += 1
-        rest = max(1.0 - kept, 0.0)
-        if low < 0:
-            total += weight * (kept + rest)
-            certain += weight * kept
-            unknown += weight * rest
-            continue
-        own = 0.0
-        if following >= 0:
-            own = min(np.exp(logprobs[row]), rest)
-            target = cut_tokens[cut_starts[following] + length]
-            if target >= 0 and own > 0.0:
-                found[count], masses[count] = target, weight * own
-                count += 1
-        estimate = (rest - own) * consistent / kept if kept > 0.0 else 0.0
-        total += weight * (consistent + own + estimate)
-        certain += weight * (consistent + own)
-        unknown += weight * (rest - own)
-    return count - size, total, certain, unknown
+    return deepest
 
 
 @njit
-def _after_residual(at, cover, cut, token_ids, data, starts, order, longer):
+def _take_all(row, weight, topk_ids, topk_bits, exp, whole, found, masses, size):
+    """Take each entry of a row, weighted; where the found ones end, and the mass of all entries."""
+    kept = 0.0
+    for entry in range(topk_ids.shape[1]):
+        token, mass = topk_ids[row, entry], exp[topk_bits[row, entry]]
+        kept += mass
+        if 0 <= token < whole.size and whole[token] >= 0 and mass > 0.0:
+            found[size], masses[size] = whole[token], weight * mass
+            size += 1
+    return size, kept
+
+
+@njit
+def _take_longer(
+    row, weight, topk_ids, topk_bits, exp, rank, low, high, following,
+    cut_starts, cut_tokens, length, found, masses, size,
+):  # fmt: skip
+    """Take those entries of a row whose tokens have ranks from ``low`` to ``high``, cut by ``length`` bytes, weighted.
+
+    Returns:
+        Where the found ones end; the mass of all entries; of those taken; whether ``following`` is one of them.
+    """
+    kept, taken, is_kept = 0.0, 0.0, False
+    for entry in range(topk_ids.shape[1]):
+        token, mass = topk_ids[row, entry], exp[topk_bits[row, entry]]
+        kept += mass
+        if 0 <= token < rank.size and low <= rank[token] < high:
+            taken += mass
+            is_kept |= token == following
+            target = cut_tokens[cut_starts[token] + length]
+            if target >= 0 and mass > 0.0:
+                found[size], masses[size] = target, weight * mass
+                size += 1
+    return size, kept, taken, is_kept
+
+
+@njit
+def _after_residual(at, cover, cut, token_ids, data, starts, order, longer, begun, cut_starts):
     """The ranks of the tokens that begin with the residual of a cover and go on, and the residual's length."""
-    low, high, depth = 0, order.size, 0
-    if cover > 0:
-        token = token_ids[at - cover + 1]
-        low, high = longer[token]
-        depth = starts[token + 1] - starts[token]
-        for row in range(at - cover + 2, at + 1):
-            span = starts[token_ids[row]], starts[token_ids[row] + 1]
-            low, high = _narrowed(low, high, depth, span, data, starts, order)
-            depth += span[1] - span[0]
+    if cover == 0:
+        low, high = begun[cut_starts[token_ids[at + 1]] + cut]
+        return low, high, cut
+    token = token_ids[at - cover + 1]
+    low, high = longer[token]
+    depth = starts[token + 1] - starts[token]
+    for row in range(at - cover + 2, at + 1):
+        span = starts[token_ids[row]], starts[token_ids[row] + 1]
+        low, high = _narrowed(low, high, depth, span, data, starts, order)
+        depth += span[1] - span[0]
     if cut > 0:
         begin = starts[token_ids[at + 1]]
         low, high = _narrowed(low, high, depth, (begin, begin + cut), data, starts, order)
@@ -261,7 +329,7 @@ def _after_residual(at, cover, cut, token_ids, data, starts, order, longer):
 @njit
 def drop_uncertain(
     least, target_offsets, source_offsets, match, cut, token_ids, logprobs, topk_ids, topk_bits, exp,
-    data, starts, order, rank, longer, cut_starts, cut_tokens,
+    data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens,
 ):  # fmt: skip
     """Take the source row from target rows inside source tokens of which the kept entries say too little.
 
@@ -278,7 +346,7 @@ def drop_uncertain(
             if match[row] >= 0 and cut[row] > 0:
                 _, _, certain, unknown = continue_row(
                     first + match[row], first, cut[row], token_ids, logprobs, topk_ids, topk_bits, exp,
-                    data, starts, order, rank, longer, cut_starts, cut_tokens, found, masses, 0,
+                    data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens, found, masses, 0,
                 )  # fmt: skip
                 if certain <= least * (certain + unknown):
                     match[row], cut[row] = -1, 0

@@ -13,9 +13,11 @@ import numpy as np
 
 from engine.method import kernels
 from engine.method.answers import Answers
+from engine.method.byte_fusion import fuse_byte_rows
 from engine.method.canonical import NO_PAIRS, CanonicalPairs
 from engine.method.continuations import Continuations
 from engine.method.rows import NO_ROW, FusedRows, SourceRows, TargetRows
+from engine.method.top_entries import as_float16
 from engine.records import NO_TOKEN
 from engine.spec import FusionRuleSpec
 
@@ -66,7 +68,7 @@ def fuse(
     covered = np.stack([_mean_by_passage(source.match >= 0, target.offsets, total=True) for source in sources], axis=1)
     return FusedRows(
         ids,
-        probs.astype(np.float16),
+        as_float16(probs),
         is_fused,
         _win_share(weights, is_fused, cross_entropy, target, fusion),
         cross_entropy,
@@ -90,7 +92,7 @@ def _fuse_bytes(
         fused = kernels.Fused(
             np.full((rows, top_k), NO_TOKEN, np.int32), np.zeros((rows, top_k), np.float32), np.zeros(rows, bool)
         )
-        kernels.fuse_byte_rows(
+        fuse_byte_rows(
             weights,
             kernels.Labels(target.offsets, target.end_bytes, target.labels),
             target.token_ids,

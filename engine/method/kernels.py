@@ -10,21 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.method.canonical import MOST_REMEMBERED, POSSIBLE, UNKNOWN_PAIR, may_follow
 from engine.method.compiled import njit
-from engine.method.continuations import MOST_COVERS, continue_row, rows_at_zero
+from engine.method.continuations import rows_at_zero
+from engine.method.top_entries import add, sorting_room, take_masses, write_top
 
 #: exp of every float16, indexed by its bits. numba has no float16 on CPUs, and a look-up is faster than exp.
 with np.errstate(over="ignore", invalid="ignore"):
     EXP_OF_FLOAT16_BITS = np.exp(np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float64))
-
-
-#: Masses from 1 down to 2**-32 are dealt to buckets of a quarter of a factor of two.
-BUCKETS, _BUCKET_SHIFT = 128, 50
-
-#: So few entries are sorted at once.
-FEW = 32
-_BITS_OF_ONE = int(np.float64(1.0).view(np.int64)) >> _BUCKET_SHIFT
 
 
 class Labels(NamedTuple):
@@ -219,7 +211,7 @@ def fuse_rows(weights, target, sources, method, exp, fused):
     ids, probs, is_fused = fused.ids, fused.probs, fused.is_fused
     accumulator, own = np.zeros(method.vocabulary), np.zeros(method.vocabulary)
     touched = np.empty(len(match) * (ids.shape[1] + 1), np.int64)
-    room = _room(touched.size)
+    room = sorting_room(touched.size)
     for passage in range(target_offsets.size - 1):
         for row in range(target_offsets[passage], target_offsets[passage + 1]):
             total = 0.0
@@ -234,7 +226,7 @@ def fuse_rows(weights, target, sources, method, exp, fused):
                 if weight <= 0.0 or at == -1:
                     continue
                 if at < 0:
-                    count = _add(label, weight, accumulator, touched, count)
+                    count = add(label, weight, accumulator, touched, count)
                     continue
                 at += offsets[n][passage]
                 kept = Kept(topk_ids[n][at], topk_bits[n][at], mapping[n])
@@ -246,150 +238,11 @@ def fuse_rows(weights, target, sources, method, exp, fused):
                     span = target_ends[row], target_ends[row + 1]
                     path = _path_probability(ends[n], logprobs[n], at, offsets[n][passage + 1], span)
                     piece = tokens[n][at + 1]
-                    count = _add(label, weight * path, accumulator, touched, count)
+                    count = add(label, weight * path, accumulator, touched, count)
                 count = _add_all(kept, exp, weight, piece, path, accumulator, touched, count)
             is_fused[row] = count > 0
-            _write_top(accumulator, touched, count, room, 1.0, ids, probs, row)
-
-
-@njit
-def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, vocabulary, exp, fused):
-    """As ``fuse_rows``, for source rows that are conditioned on the bytes so far (``engine.method.continuations``).
-
-    Args:
-        token_ids: int32 [sum T], the target's tokens.
-        sources: ``Sources``, whose mapping is not used.
-        cut: int32 [sum T] of each source, see ``continuations.match_bytes``.
-        tables: ``Continuations`` of N sources, in each field one array a source.
-        pairs: ``canonical.Pairs``. Of the fused row, entries that cannot follow the target's token are left out, and
-            what is left is scaled to one, the rest mass keeping its share. The label, which does follow, stays.
-        vocabulary: V of the target.
-    """
-    tokens, splits, lasts, firsts, merges, partners, places, answers = pairs
-    offsets, next_tokens = target.offsets, target.next_tokens
-    ids, probs, is_fused = fused.ids, fused.probs, fused.is_fused
-    num_sources, most = len(sources.match), MOST_COVERS * (ids.shape[1] + 1)
-    longest = 0
-    for passage in range(offsets.size - 1):
-        longest = max(longest, offsets[passage + 1] - offsets[passage])
-    found, masses = np.empty(longest * num_sources * most, np.int32), np.empty(longest * num_sources * most)
-    ends, totals = np.zeros((num_sources + 1, longest), np.int64), np.empty(longest)
-    accumulator, touched = np.zeros(vocabulary), np.empty(num_sources * most, np.int64)
-    room = _room(touched.size)
-    for passage in range(offsets.size - 1):
-        begin, length = offsets[passage], offsets[passage + 1] - offsets[passage]
-        totals[:] = 0.0
-        for n in range(num_sources):
-            _add_weights(begin, length, weights, n, sources.match[n], totals)
-        # One source after the other: numba takes long to look up arrays in tuples.
-        size = 0
-        for n in range(num_sources):
-            size = _continue_passage(
-                begin, length, next_tokens, weights, n, totals, sources.match[n], cut[n], sources.offsets[n][passage],
-                sources.token_ids[n], sources.token_logprobs[n], sources.topk_ids[n], sources.topk_bits[n], exp,
-                tables.data[n], tables.starts[n], tables.order[n], tables.rank[n], tables.longer[n],
-                tables.cut_starts[n], tables.cut_tokens[n], found, masses, size, ends,
-            )  # fmt: skip
-        for place in range(length):
-            row, count = begin + place, 0
-            for n in range(num_sources):
-                first = ends[n, place - 1] if place else (ends[n - 1, length - 1] if n else 0)
-                for entry in range(first, ends[n, place]):
-                    count = _add(found[entry], masses[entry], accumulator, touched, count)
-            if not count:
-                continue
-            left = 1.0
-            if tokens.size:
-                count, left = _drop_impossible(
-                    token_ids[row], next_tokens[row], accumulator, touched, count,
-                    tokens, splits, lasts, firsts, merges, partners, places, answers,
-                )  # fmt: skip
-            is_fused[row] = count > 0
-            _write_top(accumulator, touched, count, room, left, ids, probs, row)
-
-
-@njit
-def _add_weights(begin, length, weights, n, match, totals):
-    for place in range(length):
-        if match[begin + place] >= 0:
-            totals[place] += weights[begin + place, n]
-
-
-@njit
-def _continue_passage(
-    begin, length, next_tokens, weights, n, totals, match, cut, first, token_ids, logprobs, topk_ids, topk_bits, exp,
-    data, starts, order, rank, longer, cut_starts, cut_tokens, found, masses, size, ends,
-):  # fmt: skip
-    """What one source says about the target rows of one passage, weighted, after the first ``size`` entries.
-
-    Args:
-        ends: int64 [N, T], filled: where the entries of each row end.
-
-    Returns:
-        Where all entries end.
-    """
-    for place in range(length):
-        row = begin + place
-        at, weight = match[row], weights[row, n]
-        if at >= 0 and weight > 0.0 and next_tokens[row] >= 0:
-            count, total, _, _ = continue_row(
-                first + at, first, cut[row], token_ids, logprobs, topk_ids, topk_bits, exp,
-                data, starts, order, rank, longer, cut_starts, cut_tokens, found, masses, size,
-            )  # fmt: skip
-            scale = weight / totals[place] / total if total > 0.0 else 0.0
-            for entry in range(size, size + count):
-                masses[entry] *= scale
-            size += count
-        ends[n, place] = size
-    return size
-
-
-@njit
-def _drop_impossible(
-    before, label, accumulator, touched, count, tokens, splits, lasts, firsts, merges, partners, places, answers
-):  # fmt: skip
-    """Take out the tokens that cannot follow ``before``; how many are left, and the share of the mass."""
-    kept, dropped, place = 0.0, 0.0, 0
-    row = _place(before, places)
-    for entry in range(count):
-        token = touched[entry]
-        mass = accumulator[token]
-        column = _place(token, places)
-        answer = answers[row, column] if row >= 0 and column >= 0 else UNKNOWN_PAIR
-        if answer == UNKNOWN_PAIR:
-            answer = may_follow(before, token, tokens, splits, lasts, firsts, merges, partners)
-            if row >= 0 and column >= 0:
-                answers[row, column] = answer
-        if answer == POSSIBLE or token == label:
-            touched[place] = token
-            place += 1
-            kept += mass
-        else:
-            accumulator[token] = 0.0
-            dropped += mass
-    return place, kept / (kept + dropped) if kept > 0.0 else 1.0
-
-
-@njit
-def _place(token, places):
-    """The place of a token in the memory of answers, the next free one if it has none; -1 if all are taken."""
-    place = places[token]
-    if place < 0 and places[-1] < MOST_REMEMBERED:
-        place = places[token] = places[-1]
-        places[-1] += 1
-    return place
-
-
-@njit
-def _room(size):
-    """Room to sort one row's tokens.
-
-    float64 [n], their masses, and these as int64; int64 [n], their buckets; int64 [BUCKETS+1], where buckets begin;
-    int64 [n] and float64 [n], tokens and masses in order.
-    """
-    values = np.empty(size)
-    places = np.empty(size, np.int64), np.empty(BUCKETS + 1, np.int64), np.empty(size, np.int64)
-    return values, values.view(np.int64), *places, np.empty(size)
+            mass = take_masses(accumulator, touched, count, room[0])
+            write_top(touched, count, room, 1.0 / max(mass, 1.0), ids, probs, row)
 
 
 @njit
@@ -403,7 +256,7 @@ def _add_all(kept, exp, weight, piece, path, accumulator, touched, count):
         prob = exp[bits[entry]]
         if token == piece:
             prob = max(prob - path, 0.0)
-        count = _add(mapping[token], weight * prob, accumulator, touched, count)
+        count = add(mapping[token], weight * prob, accumulator, touched, count)
     return count
 
 
@@ -424,20 +277,8 @@ def _add_first(kept, exp, weight, own, accumulator, touched, count):
     for entry in range(token_ids.size):
         token = token_ids[entry]
         if 0 <= token < mapping.size and mapping[token] >= 0 and own[mapping[token]] > 0.0:
-            count = _add(mapping[token], weight * own[mapping[token]] / mass, accumulator, touched, count)
+            count = add(mapping[token], weight * own[mapping[token]] / mass, accumulator, touched, count)
             own[mapping[token]] = 0.0
-    return count
-
-
-@njit
-def _add(token, mass, accumulator, touched, count):
-    """Add ``mass`` to a target token; the new number of tokens with mass."""
-    if mass <= 0.0:
-        return count
-    if accumulator[token] == 0.0:
-        touched[count] = token
-        count += 1
-    accumulator[token] += mass
     return count
 
 
@@ -451,73 +292,3 @@ def _path_probability(ends, logprobs, row, end, span):
         last += 1
     is_split = last > row + 1 and last < end and ends[last] == stop and stop > begin
     return np.exp(logprob) if is_split else 0.0
-
-
-@njit
-def _write_top(accumulator, touched, count, room, whole, ids, probs, row):
-    """Write the top entries of one row of [T, K] by descending probability, ties by id; clear the accumulator.
-
-    Where much is out of order, entries are dealt to buckets by the exponent of their mass and two more bits first, so
-    that only those of one bucket are left to sort.
-
-    Args:
-        touched: int64, ``count`` target tokens with mass.
-        room: ``_room`` for as many. whole: the mass that becomes 1, unless the tokens have more.
-    """
-    values = room[0]
-    top_k = ids.shape[1]
-    mass, descents = 0.0, 0
-    for entry in range(count):
-        value = accumulator[touched[entry]]
-        accumulator[touched[entry]] = 0.0
-        values[entry] = value
-        mass += value
-        if entry and value > values[entry - 1]:
-            descents += 1
-    scale = 1.0 / max(mass, whole)
-    if count <= FEW or descents <= FEW // 4:  # sources' rows are sorted, and of one of them little is out of order
-        sort_by_probability(touched, values, 0, count)
-        for entry in range(min(count, top_k)):
-            ids[row, entry], probs[row, entry] = touched[entry], values[entry] * scale
-        return
-    _, bits, buckets, begins, tokens, sorted_values = room
-    end = _deal(touched, values, bits, count, buckets, begins, tokens, sorted_values, top_k)
-    sort_by_probability(tokens, sorted_values, 0, end)
-    for entry in range(min(end, top_k)):
-        ids[row, entry], probs[row, entry] = tokens[entry], sorted_values[entry] * scale
-
-
-@njit
-def _deal(touched, values, bits, count, buckets, begins, tokens, sorted_values, top_k):
-    """Deal tokens to buckets, those of the highest masses first, until there are K; how many were dealt."""
-    begins[:] = 0
-    for entry in range(count):
-        bucket = min(max(_BITS_OF_ONE - (bits[entry] >> _BUCKET_SHIFT), 0), BUCKETS - 1)
-        buckets[entry] = bucket
-        begins[bucket + 1] += 1
-    for bucket in range(BUCKETS):
-        begins[bucket + 1] += begins[bucket]
-    last = 0
-    while last < BUCKETS and begins[last] < top_k:
-        last += 1
-    end = begins[last]
-    for entry in range(count):
-        place = begins[buckets[entry]]
-        if place < end:
-            tokens[place], sorted_values[place] = touched[entry], values[entry]
-            begins[buckets[entry]] = place + 1
-    return end
-
-
-@njit
-def sort_by_probability(tokens, values, start, end):
-    """Sort ``tokens[start:end]`` and their ``values`` by descending value, ties by ascending token, by insertion."""
-    for index in range(start + 1, end):
-        token, value = tokens[index], values[index]
-        place = index
-        while place > start and (
-            value > values[place - 1] or (value == values[place - 1] and token < tokens[place - 1])
-        ):
-            tokens[place], values[place] = tokens[place - 1], values[place - 1]
-            place -= 1
-        tokens[place], values[place] = token, value

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.method import continuations, kernels
 from engine.method.alignment import match_bytes
+from engine.method.byte_fusion import fuse_byte_rows
 from engine.method.canonical import NO_PAIRS, CanonicalPairs
 from engine.method.vocabulary import build_cuts
 from engine.spec import FusionRuleSpec
@@ -128,7 +129,7 @@ class Scene:
             (kept,), (bits,), (self.tables.rank,),
         )  # fmt: skip
         labels = kernels.Labels(offsets, self.end_bytes, np.append(self.token_ids[1:], np.int32(-1)))
-        kernels.fuse_byte_rows(
+        fuse_byte_rows(
             np.ones((size, 1)), labels, self.token_ids, sources, (cut,),
             continuations.Continuations(*((table,) for table in self.tables)), pairs,
             vocabulary, exponentials.ravel(), fused,
@@ -287,3 +288,21 @@ def test_the_kernel_equals_its_twin(seed):
         for token, prob in entries:
             expected[token] += prob
         np.testing.assert_allclose(dense[row], expected, atol=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(ALPHABET, max_size=5), min_size=1, max_size=30))
+def test_ranges_hold_the_tokens_that_begin_alike_and_go_on(pieces):
+    """Some tokens have no bytes, and several may have the same."""
+    token_bytes = [piece.encode() or None for piece in pieces]
+    none = np.zeros(sum(max(len(piece), 1) for piece in pieces), np.int32)
+    tables = continuations.build_continuations(token_bytes, np.zeros(len(pieces), np.int32), none)
+    for token, data in enumerate(token_bytes):
+        for size in range(1, len(data or b"") + 1):
+            low, high = tables.longer[token] if size == len(data) else tables.begun[tables.cut_starts[token] + size]
+            goes_on = {
+                other
+                for other, known in enumerate(token_bytes)
+                if known and len(known) > size and known.startswith(data[:size])
+            }
+            assert set(tables.order[low:high].tolist()) == goes_on

@@ -1,0 +1,136 @@
+"""The inner loops of fusion for source rows that are conditioned on the bytes so far, in numba.
+
+Their slow twin is ``tests/oracles.py``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.method.canonical import POSSIBLE, UNKNOWN_PAIR, may_follow, place_of, remember, remembered
+from engine.method.compiled import njit
+from engine.method.continuations import MOST_COVERS, continue_row
+from engine.method.top_entries import add, sorting_room, take_masses, write_top
+
+
+@njit
+def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, vocabulary, exp, fused):
+    """As ``kernels.fuse_rows``, for source rows that are conditioned on the bytes so far (``continuations.py``).
+
+    Args:
+        token_ids: int32 [sum T], the target's tokens.
+        sources: ``Sources``, whose mapping is not used.
+        cut: int32 [sum T] of each source, see ``continuations.match_bytes``.
+        tables: ``Continuations`` of N sources, in each field one array a source.
+        pairs: ``canonical.Pairs``. Of the fused row, entries that cannot follow the target's token are left out, and
+            what is left is scaled to one, the rest mass keeping its share. The label, which does follow, stays.
+        vocabulary: V of the target.
+    """
+    tokens, splits, lasts, firsts, merges, partners, places, answers = pairs
+    offsets, next_tokens = target.offsets, target.next_tokens
+    ids, probs, is_fused = fused.ids, fused.probs, fused.is_fused
+    num_sources, most = len(sources.match), MOST_COVERS * (ids.shape[1] + 1)
+    longest = 0
+    for passage in range(offsets.size - 1):
+        longest = max(longest, offsets[passage + 1] - offsets[passage])
+    found, masses = np.empty(longest * num_sources * most, np.int32), np.empty(longest * num_sources * most)
+    ends, scales = np.zeros((num_sources, longest + 1), np.int64), np.zeros((num_sources, longest))
+    totals = np.empty(longest)
+    accumulator, touched = np.zeros(vocabulary), np.empty(num_sources * most, np.int64)
+    room = sorting_room(touched.size)
+    for passage in range(offsets.size - 1):
+        begin, length = offsets[passage], offsets[passage + 1] - offsets[passage]
+        totals[:] = 0.0
+        for n in range(num_sources):
+            _add_weights(begin, length, weights, n, sources.match[n], totals)
+        # One source after the other: numba takes long to look up arrays in tuples.
+        size = 0
+        for n in range(num_sources):
+            size = _continue_passage(
+                begin, length, next_tokens, weights, n, totals, sources.match[n], cut[n], sources.offsets[n][passage],
+                sources.token_ids[n], sources.token_logprobs[n], sources.topk_ids[n], sources.topk_bits[n], exp,
+                tables.data[n], tables.starts[n], tables.order[n], tables.rank[n], tables.longer[n], tables.begun[n],
+                tables.whole[n], tables.cut_starts[n], tables.cut_tokens[n], found, masses, size, ends, scales,
+            )  # fmt: skip
+        for place in range(length):
+            row, count = begin + place, 0
+            for n in range(num_sources):
+                for entry in range(ends[n, place], ends[n, place + 1]):
+                    count = add(found[entry], masses[entry] * scales[n, place], accumulator, touched, count)
+            if not count:
+                continue
+            if tokens.size:
+                count, mass, whole = _take_possible(
+                    token_ids[row], next_tokens[row], accumulator, touched, count, room[0],
+                    tokens, splits, lasts, firsts, merges, partners, places, answers,
+                )  # fmt: skip
+            else:
+                mass, whole = take_masses(accumulator, touched, count, room[0]), 1.0
+            is_fused[row] = count > 0
+            if count:
+                write_top(touched, count, room, 1.0 / max(mass, whole), ids, probs, row)
+
+
+@njit
+def _add_weights(begin, length, weights, n, match, totals):
+    for place in range(length):
+        if match[begin + place] >= 0:
+            totals[place] += weights[begin + place, n]
+
+
+@njit
+def _continue_passage(
+    begin, length, next_tokens, weights, n, totals, match, cut, first, token_ids, logprobs, topk_ids, topk_bits, exp,
+    data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens, found, masses, size, ends, scales,
+):  # fmt: skip
+    """What one source says about the target rows of one passage, after the first ``size`` entries.
+
+    Args:
+        ends: int64 [N, T+1], filled: where the entries of each row begin, and the last ones end.
+        scales: float64 [N, T], filled: by what the masses of each row's entries are to be multiplied.
+
+    Returns:
+        Where all entries end.
+    """
+    ends[n, 0] = size
+    for place in range(length):
+        row = begin + place
+        at, weight = match[row], weights[row, n]
+        if at >= 0 and weight > 0.0 and next_tokens[row] >= 0:
+            size, total, _, _ = continue_row(
+                first + at, first, cut[row], token_ids, logprobs, topk_ids, topk_bits, exp,
+                data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens, found, masses, size,
+            )  # fmt: skip
+            scales[n, place] = weight / totals[place] / total if total > 0.0 else 0.0
+        ends[n, place + 1] = size
+    return size
+
+
+@njit
+def _take_possible(
+    before, label, accumulator, touched, count, values,
+    tokens, splits, lasts, firsts, merges, partners, places, answers,
+):  # fmt: skip
+    """As ``take_masses``, of the tokens that can follow ``before``.
+
+    Returns:
+        How many they are; their mass; and the share of all mass that they have.
+    """
+    kept, dropped, place = 0.0, 0.0, 0
+    row = place_of(before, places)
+    for entry in range(count):
+        token = touched[entry]
+        mass = accumulator[token]
+        accumulator[token] = 0.0
+        column = place_of(token, places)
+        answer = remembered(answers, row, column)
+        if answer == UNKNOWN_PAIR:
+            answer = may_follow(before, token, tokens, splits, lasts, firsts, merges, partners)
+            remember(answer, answers, row, column)
+        if answer == POSSIBLE or token == label:
+            touched[place], values[place] = token, mass
+            place += 1
+            kept += mass
+        else:
+            dropped += mass
+    return place, kept, kept / (kept + dropped) if kept > 0.0 else 1.0

@@ -1,0 +1,132 @@
+"""The masses of one row's tokens added up, and the highest of them written in order; kernels in numba.
+
+An accumulator is float64 [V] of 0; the tokens of a row that have mass are *touched*, and their masses are cleared when
+the row is done.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.method.compiled import njit
+
+#: Masses from 1 down to 2**-32 are dealt to buckets of a quarter of a factor of two.
+BUCKETS, _BUCKET_SHIFT = 128, 50
+_BITS_OF_ONE = int(np.float64(1.0).view(np.int64)) >> _BUCKET_SHIFT
+
+#: So few entries are sorted at once.
+FEW = 32
+
+
+@njit
+def sorting_room(size):
+    """Room to sort one row's tokens.
+
+    float64 [n], their masses, and these as int64; int64 [n], their buckets; int64 [BUCKETS+1], where buckets begin;
+    int64 [n] and float64 [n], tokens and masses in order.
+    """
+    values = np.empty(size)
+    places = np.empty(size, np.int64), np.empty(BUCKETS + 1, np.int64), np.empty(size, np.int64)
+    return values, values.view(np.int64), *places, np.empty(size)
+
+
+@njit
+def add(token, mass, accumulator, touched, count):
+    """Add ``mass`` to a target token; the new number of tokens with mass."""
+    if mass <= 0.0:
+        return count
+    before = accumulator[token]
+    accumulator[token] = before + mass
+    touched[count] = token  # written over next, unless it is the token's first mass: no processor can foresee which
+    return count + (before == 0.0)
+
+
+@njit
+def take_masses(accumulator, touched, count, values):
+    """Move the masses of the tokens from the accumulator to ``values``; their sum."""
+    mass = 0.0
+    for entry in range(count):
+        token = touched[entry]
+        values[entry] = accumulator[token]
+        accumulator[token] = 0.0
+        mass += values[entry]
+    return mass
+
+
+@njit
+def write_top(touched, count, room, scale, ids, probs, row):
+    """Write the top entries of one row of [T, K], scaled, by descending probability, ties by id.
+
+    Where much is out of order, entries are dealt to buckets by the exponent of their mass and two more bits first, so
+    that only those of one bucket are left to sort.
+
+    Args:
+        touched: int64, ``count`` target tokens; room: ``sorting_room``, with their masses.
+    """
+    values, bits, buckets, begins, tokens, sorted_values = room
+    top_k, descents = ids.shape[1], 0
+    for entry in range(1, count):
+        descents += values[entry] > values[entry - 1]
+    if count <= FEW or descents <= FEW // 4:  # sources' rows are sorted, and of one of them little is out of order
+        sort_by_probability(touched, values, 0, count)
+        for entry in range(min(count, top_k)):
+            ids[row, entry], probs[row, entry] = touched[entry], values[entry] * scale
+        return
+    end = _deal(touched, values, bits, count, buckets, begins, tokens, sorted_values, top_k)
+    sort_by_probability(tokens, sorted_values, 0, end)
+    for entry in range(min(end, top_k)):
+        ids[row, entry], probs[row, entry] = tokens[entry], sorted_values[entry] * scale
+
+
+@njit
+def _deal(touched, values, bits, count, buckets, begins, tokens, sorted_values, top_k):
+    """Deal tokens to buckets, those of the highest masses first, until there are K; how many were dealt."""
+    begins[:] = 0
+    for entry in range(count):
+        bucket = min(max(_BITS_OF_ONE - (bits[entry] >> _BUCKET_SHIFT), 0), BUCKETS - 1)
+        buckets[entry] = bucket
+        begins[bucket + 1] += 1
+    for bucket in range(BUCKETS):
+        begins[bucket + 1] += begins[bucket]
+    last = 0
+    while last < BUCKETS and begins[last] < top_k:
+        last += 1
+    end = begins[last]
+    for entry in range(count):
+        place = begins[buckets[entry]]
+        if place < end:
+            tokens[place], sorted_values[place] = touched[entry], values[entry]
+            begins[buckets[entry]] = place + 1
+    return end
+
+
+@njit
+def sort_by_probability(tokens, values, start, end):
+    """Sort ``tokens[start:end]`` and their ``values`` by descending value, ties by ascending token, by insertion."""
+    for index in range(start + 1, end):
+        token, value = tokens[index], values[index]
+        place = index
+        while place > start and (
+            value > values[place - 1] or (value == values[place - 1] and token < tokens[place - 1])
+        ):
+            tokens[place], values[place] = tokens[place - 1], values[place - 1]
+            place -= 1
+        tokens[place], values[place] = token, value
+
+
+def as_float16(probs: np.ndarray) -> np.ndarray:
+    """Probabilities, float32 from 0 to 1, rounded to float16 as NumPy does, ties to even; 40 times as fast."""
+    halves = np.empty(probs.shape, np.uint16)
+    round_to_float16(probs.ravel(), probs.ravel().view(np.uint32), halves.ravel())
+    return halves.view(np.float16)
+
+
+@njit
+def round_to_float16(values, bits, halves):
+    """Fill ``halves``, uint16, with the bits of float16 numbers; ``bits``: those of ``values``, float32 from 0 to 1."""
+    for index in range(values.size):
+        exact = bits[index]
+        odd = (exact >> np.uint32(13)) & np.uint32(1)
+        normal = ((exact + np.uint32(0xFFF) + odd) >> np.uint32(13)) - np.uint32(112 << 10)
+        small = np.uint32(np.int32(np.rint(values[index] * np.float32(2.0**24))))  # below the smallest normal number
+        halves[index] = np.uint16(small if values[index] < np.float32(2.0**-14) else normal)
