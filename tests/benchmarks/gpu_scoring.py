@@ -11,15 +11,15 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from unittest.mock import patch
 
-from actors.sources.backends import vllm as backend_module
+import torch
+
 from actors.sources.source_model import SourceModel
 from engine.model_files.checkpoint import Checkpoint
 from engine.spec import SourceModelSpec
 from engine.text.tokenization import PassageTokenizer
 from tests.benchmarks.figures import say
-from tests.benchmarks.gpu_shapes import SHAPES, card, llama_config, save_tokenizer, seconds_in_turns
+from tests.benchmarks.gpu_shapes import SHAPES, card, llama_config, save_checkpoint, seconds_in_turns
 from tests.benchmarks.scoring_ways import corpus_texts, passages, tensors_dropped
 
 TOKENIZER, TOP_K, ROUNDS, BATCHES = "llama-docs", (10, 64, 128), 3, 4
@@ -33,28 +33,21 @@ def figures(device: str, size: str) -> None:
     shape = SHAPES[size]
     for vocabulary in shape.vocabularies:
         with tempfile.TemporaryDirectory() as folder:
-            llama_config(size, vocabulary).save_pretrained(folder)
-            save_tokenizer(Path(folder), TOKENIZER)
+            dtype = torch.bfloat16 if device == "cuda" else torch.float32
+            save_checkpoint(Path(folder), llama_config(size, vocabulary), TOKENIZER, device, dtype)
+            if device == "cuda":
+                torch.cuda.empty_cache()
             section = SourceModelSpec(
                 name="source",
                 checkpoint=folder,
-                dtype="bfloat16" if device == "cuda" else "float32",
+                dtype=str(dtype).removeprefix("torch."),
                 num_gpus=1.0 if device == "cuda" else 0.0,
                 probe="off",
                 max_context_tokens=shape.context,
-                kv_cache_bytes=2**34 if device == "cuda" else 2**26,
+                kv_cache_bytes=2**33 if device == "cuda" else 2**26,
             )
-            with random_weights():
-                source = SourceModel(section, max(TOP_K))
+            source = SourceModel(section, max(TOP_K))
             measure(source, device, size, vocabulary, texts(folder, shape.context - 8, PROMPTS[size]))
-
-
-def random_weights():
-    """While this lasts, engines make weights of their own instead of reading them."""
-    arguments = backend_module._engine_arguments
-    return patch.object(
-        backend_module, "_engine_arguments", lambda *given: arguments(*given) | {"load_format": "dummy"}
-    )
 
 
 def texts(folder: str, tokens: int, count: int) -> list[str]:

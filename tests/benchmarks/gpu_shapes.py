@@ -52,6 +52,7 @@ def llama_config(size: str, vocabulary: int) -> Any:
         eos_token_id=1,
         pad_token_id=None,
         dtype="bfloat16",
+        initializer_range=0.1,  # distributions as uneven as a language model's
     )
 
 
@@ -70,26 +71,21 @@ def gpt_neox_config(size: str, vocabulary: int) -> Any:
         bos_token_id=0,
         eos_token_id=1,
         dtype="bfloat16",
+        initializer_range=0.1,  # distributions as uneven as a language model's
     )
 
 
-def save_tokenizer(folder: Path, of: str) -> str:
-    """Copy the tokenizer of one of the quickstart's models."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(QUICKSTART_MODELS / of / name, folder / name)
-    return str(folder)
-
-
 def save_checkpoint(folder: Path, config: Any, tokenizer: str, device: str, dtype: torch.dtype) -> str:
-    """A model with random weights, made on the device, with a tokenizer of the quickstart's."""
+    """A model with random weights, made on the device, with the tokenizer of one of the quickstart's models."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.save_pretrained(folder)
-    return save_tokenizer(folder, tokenizer)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(QUICKSTART_MODELS / tokenizer / name, folder / name)
+    return str(folder)
 
 
 def parameters_of(config: Any) -> int:

@@ -1,5 +1,8 @@
 """A training step on a GPU, sharded by FSDP2 over nccl, against the same step on the CPU over gloo."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -43,16 +46,25 @@ def curve(checkpoint: str, device: str, **training) -> list[tuple[float, ...]]:
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt-neox"])
 @pytest.mark.usefixtures("both_groups")
 def test_steps_equal_the_cpus(tmp_path, architecture):
-    checkpoint = tiny_checkpoint(tmp_path, architecture, tied=architecture == "gpt2")
+    checkpoint = without_dropout(tiny_checkpoint(tmp_path, architecture, tied=architecture == "gpt2"))
     right = curve(checkpoint, "cpu")
     assert right[-1][0] < right[0][0]
-    for found, tolerance in (
-        (curve(checkpoint, "cuda"), 1e-4),
-        (curve(checkpoint, "cuda", precision="bfloat16"), 3e-2),
-        (curve(checkpoint, "cuda", activation_checkpointing=True), 1e-4),
+    for ways, loss_tolerance, norm_tolerance in (
+        ({}, 1e-4, 1e-4),
+        ({"activation_checkpointing": True}, 1e-4, 1e-4),
+        ({"precision": "bfloat16"}, 3e-2, 1e-1),  # the norm is that of gradients with 8 bits, at a steep place
     ):
-        for step, expected in zip(found, right, strict=True):
-            assert step == pytest.approx(expected, rel=tolerance)
+        for step, expected in zip(curve(checkpoint, "cuda", **ways), right, strict=True):
+            assert step[:2] == pytest.approx(expected[:2], rel=loss_tolerance)
+            assert step[2] == pytest.approx(expected[2], rel=norm_tolerance)
+
+
+def without_dropout(checkpoint: str) -> str:
+    """Take GPT-2's dropout away: a GPU draws other numbers than a CPU."""
+    file = Path(checkpoint) / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({name: 0.0 if name.endswith("_pdrop") else value for name, value in config.items()}))
+    return checkpoint
 
 
 @pytest.mark.usefixtures("both_groups")

@@ -132,12 +132,12 @@ def _engine_arguments(source: SourceModelSpec, top_k: int, context: int, device:
     }
 
 
-def _dense_rows(captured: tuple[np.ndarray, np.ndarray] | None, top_k: int) -> PromptRows:
+def _dense_rows(captured: Any, top_k: int) -> PromptRows:
     """Column 0 is the token that does follow, columns 1 to K are the top tokens; views, no copies.
 
     The first captured entry describes the prompt's second token given its first: it is row 0, the shift is done.
     """
-    if not captured:  # a prompt of one token may have come without tensors
+    if not isinstance(captured, tuple):  # a prompt of one token comes without tensors from the runner of GPUs
         return _no_rows(top_k)
     ids, logprobs = captured
     return PromptRows(ids[:, 1:].astype(np.int32, copy=False), logprobs[:, 1:], logprobs[:, 0])
