@@ -21,9 +21,13 @@ from engine.model_files.checkpoint import Checkpoint
 from engine.text.chat import ChatTemplate, Message, Rendering, beginnings, content_of
 from engine.text.tokenization import PassageTokenizer
 
-#: Text that is tokenized at once to find one cut, in bytes a token of the smallest window. Text that a tokenizer knows
-#: has three to five bytes a token, so eight reach beyond the window; the cost is linear in the document's length.
-LOOKAHEAD_BYTES_PER_TOKEN = 8
+#: Text that is tokenized at once to find one cut, in bytes a token of the smallest window: first the lesser, and the
+#: greater where that does not fill any window. Text that a tokenizer knows has three to five bytes a token, so eight
+#: reach beyond the window; the cost is linear in the document's length.
+FIRST_BYTES_PER_TOKEN, MOST_BYTES_PER_TOKEN = 5, 8
+
+#: Tokens before the end of a text that may be others in a longer text.
+UNSURE_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,12 @@ class DocumentCutter:
     """
 
     def __init__(self, tokenizers: Sequence[PassageTokenizer], windows: Sequence[int], overlap_bytes: int = 0):
-        self._tokenizers = list(zip(tokenizers, windows, strict=True))
-        self._lookahead = LOOKAHEAD_BYTES_PER_TOKEN * min(windows)
+        smallest: dict[str, tuple[PassageTokenizer, int]] = {}  # models that share a tokenizer share their tokens
+        for tokenizer, window in zip(tokenizers, windows, strict=True):
+            _, other = smallest.get(tokenizer.fingerprint, (tokenizer, window))
+            smallest[tokenizer.fingerprint] = (tokenizer, min(window, other))
+        self._tokenizers = list(smallest.values())
+        self._lookaheads = [bytes_each * min(windows) for bytes_each in (FIRST_BYTES_PER_TOKEN, MOST_BYTES_PER_TOKEN)]
         self._overlap_bytes = overlap_bytes
 
     def cut(self, document: str) -> Iterator[str]:
@@ -131,8 +139,7 @@ class DocumentCutter:
     def _next(self, data: bytes, start: int) -> tuple[str, int]:
         """The passage whose new text begins at ``start``, with context if every tokenizer has a token end there."""
         for begin in self._beginnings(data, start):
-            end = _character_boundary(data, begin + self._lookahead)
-            passage = self._longest_prefix(data[begin:end], end == len(data), start - begin)
+            passage = self._longest_prefix(data, begin, start - begin)
             if begin == start or (passage and all(start - begin in ends for ends in self._ends(passage))):
                 return passage, start - begin
         raise AssertionError("the last beginning is without context and always serves")
@@ -149,15 +156,15 @@ class DocumentCutter:
     def _ends(self, text: str) -> list[np.ndarray]:
         return [tokenizer.encode(text)[1] for tokenizer, _ in self._tokenizers]
 
-    def _longest_prefix(self, data: bytes, is_tail: bool, context_bytes: int) -> str:
-        """The longest good beginning of ``data`` that fits every window; all of it if it is the tail and fits.
+    def _longest_prefix(self, document: bytes, begin: int, context_bytes: int) -> str:
+        """The longest good text from ``begin`` on that fits every window; all the rest if it fits.
 
         Empty if there is context and only context fits.
         """
+        data, ends = self._ahead(document, begin)
         text = data.decode("utf8")
-        ends = self._ends(text)
         fits = all(len(end) <= window for end, (_, window) in zip(ends, self._tokenizers, strict=True))
-        if fits and is_tail:
+        if fits and begin + len(data) == len(document):
             return text
         for cut in self._cuts(data, ends):
             prefix = data[:cut].decode("utf8")
@@ -168,17 +175,29 @@ class DocumentCutter:
             return ""
         raise RecordError(f"no beginning of {text[:40]!r} fits every model's window; raise max_context_tokens")
 
+    def _ahead(self, document: bytes, begin: int) -> tuple[bytes, list[np.ndarray]]:
+        """Text from ``begin`` on that fills a window, or all that is looked at; every tokenizer's ends in it."""
+        for lookahead in self._lookaheads:
+            data = document[begin : _character_boundary(document, begin + lookahead)]
+            ends = self._ends(data.decode("utf8"))
+            fill = max(len(end) - window for end, (_, window) in zip(ends, self._tokenizers, strict=True))
+            if fill > UNSURE_TOKENS or begin + len(data) == len(document):
+                break
+        return data, ends
+
     def _cuts(self, data: bytes, ends: Sequence[np.ndarray]) -> Iterator[int]:
         """Places to cut, best first: common token ends before a space, any common token ends, any characters."""
         windows = [window for _, window in self._tokenizers]
         limit = min(int(end[min(len(end), window) - 1]) for end, window in zip(ends, windows, strict=True))
-        common = ends[0]
-        for other in ends[1:]:
-            common = np.intersect1d(common, other, assume_unique=False)
-        common = [int(cut) for cut in np.unique(common) if 0 < cut <= limit and _is_boundary(data, int(cut))]
-        before_space = [cut for cut in common if cut > limit // 2 and data[cut : cut + 1].isspace()]
-        yield from reversed(before_space)
-        yield from reversed(common)
+        is_common = np.append(np.frombuffer(data, np.uint8) & 0xC0 != 0x80, True)[: limit + 1]
+        is_common[0] = False
+        for end in ends:
+            is_end = np.zeros(limit + 1, bool)
+            is_end[end[end <= limit]] = True
+            is_common &= is_end
+        common = np.flatnonzero(is_common)[::-1].tolist()
+        yield from (cut for cut in common if cut > limit // 2 and data[cut : cut + 1].isspace())
+        yield from common
         while limit > 0:
             yield _character_boundary(data, limit)
             limit //= 2

@@ -34,6 +34,7 @@ from engine.text.token_bytes import (
     unified_piece,
     unknown_piece,
 )
+from engine.text.word_cache import word_cache
 
 #: Ids whose bytes are compared with what they decode to when a tokenizer is loaded; takes milliseconds.
 CHECKED_IDS = 512
@@ -109,6 +110,7 @@ class PassageTokenizer:
         self._byte_lengths = np.array(lengths, np.int32)
         roles = f"{self.bos_id} {self.eos_id} {self.pad_id} {self.turn_end_id}".encode()
         self.fingerprint = hashlib.sha256(serialized.encode() + roles).hexdigest()
+        self._words = word_cache(layout, self._kind, self.backend, self.token_bytes)
         self._dummy_prefix_before = {space: self._joined(space + "a") == f" {space}a".encode() for space in ("", " ")}
 
     @staticmethod
@@ -131,8 +133,15 @@ class PassageTokenizer:
         Raises:
             TokenizerError: the tokens do not add up to the text; names the first character that is lost.
         """
-        tokens = self._tokens(text)
-        return np.array(tokens, np.int32), self.end_bytes(text, tokens)
+        beginning, known = self._words.tokens(text) if self._words is not None else (text, [])
+        tokens = self._tokens(beginning)
+        ends = self._ends_by_bytes(beginning, tokens)
+        if ends is None:
+            tokens = self._tokens(text) if known else tokens
+            return np.array(tokens, np.int32), self.end_bytes(text, tokens)
+        lengths = self._byte_lengths[np.array(known, np.int32)]
+        others = np.cumsum(lengths, dtype=np.int32) + np.int32(len(beginning.encode("utf8")))
+        return np.array(tokens + known, np.int32), np.concatenate([ends, others])
 
     def tokens(self, text: str, backend: Any, apart: Set[int] | None = None) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character offsets of ``text``, special strings in it taken apart.
@@ -169,13 +178,10 @@ class PassageTokenizer:
         Raises:
             TokenizerError: as ``encode``.
         """
-        ids = np.array(tokens, np.int32)
-        data = text.encode("utf8")
-        joined = b"".join([self.token_bytes[token] or b"" for token in tokens])
-        if joined == data:
-            return np.cumsum(self._byte_lengths[ids], dtype=np.int32)
-        if joined == b" " + data and self._kind == "space_marker":  # a dummy prefix: a space that is not in the text
-            return np.cumsum(self._byte_lengths[ids], dtype=np.int32) - 1
+        ends = self._ends_by_bytes(text, tokens)
+        if ends is not None:
+            return ends
+        ids, data, joined = np.array(tokens, np.int32), text.encode("utf8"), self._bytes_of(tokens)
         kept = np.flatnonzero(self._has_byte[np.frombuffer(data, np.uint8)])
         if joined and len(kept) == len(joined) and bytes(data[place] for place in kept) == joined:
             ends = kept[np.cumsum(self._byte_lengths[ids]) - 1].astype(np.int32) + 1
@@ -292,8 +298,18 @@ class PassageTokenizer:
 
     def _joined(self, text: str) -> bytes:
         """The bytes that the tokens of ``text`` stand for."""
-        ids = self.backend.encode(text, add_special_tokens=False).ids
-        return b"".join(self.token_bytes[token] or b"" for token in ids)
+        return self._bytes_of(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def _bytes_of(self, tokens: Sequence[int]) -> bytes:
+        return b"".join([self.token_bytes[token] or b"" for token in tokens])
+
+    def _ends_by_bytes(self, text: str, tokens: Sequence[int]) -> np.ndarray | None:
+        """As ``end_bytes`` where the tokens' own bytes are the text, None elsewhere."""
+        data, joined = text.encode("utf8"), self._bytes_of(tokens)
+        has_prefix = joined == b" " + data and self._kind == "space_marker"  # a space that is not in the text
+        if joined != data and not has_prefix:
+            return None
+        return np.cumsum(self._byte_lengths[np.array(tokens, np.int32)], dtype=np.int32) - np.int32(has_prefix)
 
     def _ends_by_characters(self, text: str, tokens: Sequence[int], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
         if text and not tokens:
