@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import fsspec
@@ -36,12 +37,13 @@ class CheckpointWriter:
     Args:
         folder: of all checkpoints; local or an fsspec path.
         keep: number of complete checkpoints to keep.
+        timeout_hours: the longest wait for the slowest worker's files.
     """
 
-    def __init__(self, folder: str, keep: int):
+    def __init__(self, folder: str, keep: int, timeout_hours: float):
         self._folder, self._keep = folder, keep
         # A group of its own, since its messages pass between those of training; on CPUs, where the copies are.
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=timeout_hours))
         self._pending: Future[None] | None = None
 
     def save(self, target: TargetModel, state: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from actors.training.collectives import longest
 from actors.training.export import export
 from actors.training.held_out_loss import HeldOutBlocks, with_held_out_loss
 from actors.training.journal import Journal, commit, restore
+from actors.training.preemption import PreemptionNotices
 from actors.training.step_counts import count, over_workers, step_record
 from actors.training.target_model import TargetModel
 from engine.history.result import StepRecord
@@ -53,7 +54,9 @@ def train_worker(
     device = ray.train.torch.get_device()
     target = TargetModel(spec.target_model, spec.training, spec.objective, spec.fusion.top_k, device)
     journal = restore(target, spec.run.output_dir)
-    writer = CheckpointWriter(checkpoints_folder(spec.run.output_dir), spec.training.keep_checkpoints)
+    folder, training = checkpoints_folder(spec.run.output_dir), spec.training
+    writer = CheckpointWriter(folder, training.keep_checkpoints, training.collective_timeout_hours)
+    notices = PreemptionNotices()
     held_out = held_out_domains() if spec.evaluation.every_steps else {}
     reports = StepReports(monitor, len(journal.history))
     tables = in_steps(shares, spec.training.global_batch_blocks // spec.training.num_workers)
@@ -65,7 +68,7 @@ def train_worker(
             _evaluate(target, spec, held_out, journal)
         # With held-out text the last step waits: the run's last one is evaluated too, as soon as it is known as such.
         reports.send(journal.history[:-1] if held_out else journal.history)
-        if target.step % spec.training.checkpoint_every_steps == 0:
+        if notices.is_new() or target.step % training.checkpoint_every_steps == 0:
             commit(target, journal, writer)
             reports.commit()
     if held_out and journal.history and not journal.history[-1].held_out:

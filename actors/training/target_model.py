@@ -147,7 +147,7 @@ class TargetModel:
         if training.compile:
             compile_blocks(causal_lm)
         module = _TargetWithLoss(causal_lm, objective.divergence)
-        self.model = shard(module, causal_lm, training.precision, device)
+        self.model = shard(module, causal_lm, training, device)
         fill(self.model, causal_lm, whole, device)
         self.model.train()
         self.optimizer = _adamw(self.model, training)
@@ -169,8 +169,9 @@ class TargetModel:
         lm_scale = self._lm_loss_weight / max(lm_rows, 1) * dist.get_world_size()  # FSDP averages over the workers
         fusion_scale = (1.0 - self._lm_loss_weight) / max(fused_rows, 1) * dist.get_world_size()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        # Every micro batch reduces its gradients: waiting for the last would keep the whole model's on each worker.
         for index in range(micro_batches):
+            is_last = index == micro_batches - 1
+            self.model.set_requires_gradient_sync(is_last or training.sync_gradients == "every_micro_batch")
             loss, loss_sums = self.model(blocks.micro_batch(index, training.micro_batch_blocks), lm_scale, fusion_scale)
             loss.backward()
             sums += loss_sums

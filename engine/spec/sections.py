@@ -232,8 +232,18 @@ class TrainingSpec(Section):
     global_batch_blocks: Annotated[int, Field(ge=1)] = 128
     """Training blocks in one optimizer step, over all workers."""
     micro_batch_blocks: Annotated[int, Field(ge=1)] = 1
-    """Training blocks in one forward pass of a worker. Gradients accumulate over the step and are summed over the
-    workers after each pass: more blocks at once cost memory and save traffic."""
+    """Training blocks in one forward pass of a worker. Gradients accumulate over the step: more blocks at once cost
+    memory and save traffic."""
+    shard_within: Literal["all", "node"] = "all"
+    """Workers over which the weights are sharded. all: every worker holds the smallest part, and every pass gathers
+    weights from all nodes. node: each node holds a whole model, and nodes exchange gradients alone."""
+    sync_gradients: Literal["every_micro_batch", "once_a_step"] = "every_micro_batch"
+    """When the workers sum their gradients. once_a_step saves traffic and keeps a whole model's gradients on each."""
+    reduction: Literal["float32", "bfloat16"] = "float32"
+    """Type in which gradients are summed over the workers: bfloat16 halves the traffic and rounds each sum."""
+    collective_timeout_hours: Annotated[float, Field(gt=0.0)] = 6.0
+    """Longest wait of the workers for one another. Training waits in a collective operation while a worker has no data,
+    for example while a reader catches up; after this time the step fails."""
     max_steps: Annotated[int, Field(ge=1)] = 1000
     """The run ends after this many optimizer steps at the latest. This is also the length of the learning rate's
     schedule: a run that ends earlier for another reason does not reach the schedule's end."""

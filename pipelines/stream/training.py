@@ -52,7 +52,10 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
     trainer = TorchTrainer(
         train_share,
         train_loop_config={"spec": spec, "monitor": monitor},
-        torch_config=TorchConfig(backend="nccl" if training.num_gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if training.num_gpus_per_worker else "gloo",
+            timeout_s=int(training.collective_timeout_hours * 3600),
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.num_workers,
             use_gpu=training.num_gpus_per_worker > 0,

@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import os
 from collections.abc import Callable, Hashable, Sequence
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -34,10 +35,12 @@ class Run(NamedTuple):
     folder: str = ""
     first: int = 0
     end: int = STEPS
+    fields: tuple[tuple[str, str], ...] = ()
 
 
 def begin(rank: int, run: Run, model: str, store: str) -> TargetModel:
-    """This worker's shard of the target model, in a process group of its own."""
+    """This worker's shard of the target model, in a process group of its own; each worker is a node of its own."""
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=run.workers)
     training = TrainingSpec(
         num_workers=run.workers,
@@ -45,6 +48,7 @@ def begin(rank: int, run: Run, model: str, store: str) -> TargetModel:
         global_batch_blocks=4,
         micro_batch_blocks=run.micro,
         max_steps=STEPS,
+        **dict(run.fields),
         optimizer=OptimizerSpec(learning_rate=3e-3),
     )
     return TargetModel(
@@ -128,10 +132,16 @@ def all_parts(runs: Sequence[Run]) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("tied", [False, True])
 def test_two_workers_and_accumulation_change_nothing(tmp_path, tied):
     model = tiny_checkpoint(tmp_path / "model", "llama", tied=tied)
-    alone, *others = train_all([Run(1, 99), Run(1, 1), Run(2, 2), Run(2, 1)], model, tmp_path)
+    once = Run(2, 1, fields=(("sync_gradients", "once_a_step"),))
+    hybrid = Run(2, 1, fields=(("shard_within", "node"),))
+    rounded = Run(2, 1, fields=(("reduction", "bfloat16"),))
+    runs = [Run(1, 99), Run(1, 1), Run(2, 2), Run(2, 1), once, hybrid, rounded]
+    alone, *others, coarse = train_all(runs, model, tmp_path)
     assert alone[3][0] < alone[0][0]
     for losses in others:
         assert_same(losses, alone)
+    assert coarse[0][0] == pytest.approx(alone[0][0], rel=1e-5), "the first loss is before any gradient"
+    assert [step[0] for step in coarse] == pytest.approx([step[0] for step in alone], rel=0.02)
 
 
 def test_a_checkpoint_of_two_workers_goes_on_with_one_and_the_other_way_round(tmp_path):

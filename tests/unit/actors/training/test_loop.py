@@ -1,11 +1,13 @@
 """The training loop of one worker: what it reports and saves, and how long a step took."""
 
 import os
+from itertools import repeat
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from ray.train import PreemptionInfo
 
 from actors.training import loop
 from actors.training.held_out_loss import HeldOutBlocks
@@ -70,9 +72,10 @@ def held_out_domains():
     return {"own": HeldOutBlocks(ids, positions, labels, scored_bytes=100)}
 
 
-def work(spec, monkeypatch, steps=STEPS):
-    """Run the loop over so many steps; returns the records that it has reported and its history."""
+def work(spec, monkeypatch, steps=STEPS, notices=repeat(None)):  # noqa: B008
+    """Run the loop over so many steps, each with a notice of Ray Train; what it reports, and its history."""
     monkeypatch.setattr(loop.ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(loop.ray.train, "get_preemption_info", lambda: next(notices))
     monitor = Monitor()
     shares = [training_blocks(seed) for seed in range(2, steps + 2)]
     history = train_worker(spec, monitor, 1, shares, held_out_domains)
@@ -94,6 +97,14 @@ def test_a_finished_run_that_is_started_again_leaves_its_checkpoint_alone(spec, 
     assert {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(folder)} == before
     assert again == history
     assert not reported, "the first start has reported these steps"
+
+
+def test_a_notice_of_preemption_makes_one_checkpoint_at_once(spec, monkeypatch):
+    notice = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
+    kept = spec.model_copy(update={"training": spec.training.model_copy(update={"keep_checkpoints": 9})})
+    work(kept, monkeypatch, steps=5, notices=iter([None, notice, notice, None, None]))
+    saved = sorted(entry.name for entry in os.scandir(os.path.join(spec.run.output_dir, "checkpoints")))
+    assert saved == ["step-00000002", "step-00000005"]
 
 
 def test_a_step_that_waits_for_the_data_of_another_worker_counts_the_wait_once(monkeypatch):

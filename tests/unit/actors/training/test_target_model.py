@@ -300,7 +300,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
         return write_data(*arguments)
 
     monkeypatch.setattr(checkpoints.FsspecWriter, "write_data", write_later)
-    writer = checkpoints.CheckpointWriter(str(tmp_path / "checkpoints"), keep=1)
+    writer = checkpoints.CheckpointWriter(str(tmp_path / "checkpoints"), keep=1, timeout_hours=1.0)
     writer.save(model, {"at": 1})
     ahead = [model.train_step(training_blocks(seed=seed)).loss for seed in (1, 2)]
     assert latest(str(tmp_path / "checkpoints")) is None
