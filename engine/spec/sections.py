@@ -332,6 +332,11 @@ class ClusterSpec(Section):
     """Labels that the nodes of the source models must have; empty: any node."""
     training_labels: dict[Text, Text] = {}
     """Labels that the nodes of the training workers must have; empty: any node."""
+    wait_minutes: Annotated[float, Field(ge=0.0)] = 15.0
+    """How long a run waits for nodes that are still starting, or for what other jobs hold, on a cluster that it joins.
+    Every 30 seconds it says what is missing and who holds it; an autoscaler is asked for it."""
+    stall_minutes: Annotated[float, Field(gt=0.0)] = 20.0
+    """After so long without a passage or a step the run says so, with the state of every stage."""
 
 
 class FusionSpec(Section):

@@ -5,26 +5,41 @@ A stream with a replica that fits on no node waits for it for ever, without a me
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray._private import state
+from ray.autoscaler.sdk import request_resources
 
-from engine.errors import Fault, PreflightError
+from engine.errors import Fault
 from engine.spec import FusionSpec
 
 
-def check_places(spec: FusionSpec) -> None:
-    """Check the nodes of the Ray that this process uses.
+def place_faults(spec: FusionSpec) -> list[Fault]:
+    """A fault for each replica or worker that fits on no node of the Ray that this process uses."""
+    return node_faults(spec, ray.nodes())
 
-    Raises:
-        PreflightError: a replica or worker fits on no node and no autoscaler may add nodes; lists all of them.
-    """
-    faults = [] if _grows() else node_faults(spec, ray.nodes())
-    if faults:
-        raise PreflightError(faults)
+
+@contextmanager
+def nodes_asked_for(spec: FusionSpec) -> Iterator[None]:
+    """Ask an autoscaler, if the cluster has one, for nodes for all replicas and workers as long as the block lasts."""
+    if not _grows():
+        yield
+        return
+    needs = [need for need in _needs(spec) for _ in range(need.count)]
+    request_resources(
+        bundles=[
+            {name: amount for name, amount in (("CPU", need.cpus), ("GPU", need.gpus)) if amount} for need in needs
+        ],
+        bundle_label_selectors=[dict(need.labels) for need in needs],
+    )
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])
 
 
 def _grows() -> bool:
@@ -44,6 +59,7 @@ class _Need:
         labels_where: dotted path of ``labels``.
         labels: label selector that the node must match.
         fields: fields of the section that lower the need.
+        count: how many of them run at once.
     """
 
     where: str
@@ -53,6 +69,7 @@ class _Need:
     labels_where: str
     labels: Mapping[str, str]
     fields: str
+    count: int = 1
 
 
 def node_faults(spec: FusionSpec, nodes: Sequence[Mapping[str, Any]]) -> list[Fault]:
@@ -77,6 +94,7 @@ def _needs(spec: FusionSpec) -> list[_Need]:
             "cluster.source_model_labels",
             labels,
             "num_cpus, num_gpus or tensor_parallel_size",
+            source.replicas,
         )
         for index, source in enumerate(spec.source_models)
     ]
@@ -88,6 +106,7 @@ def _needs(spec: FusionSpec) -> list[_Need]:
         "cluster.training_labels",
         spec.cluster.training_labels,
         "num_cpus_per_worker or num_gpus_per_worker",
+        training.num_workers,
     )
     evaluation = _Need(
         "evaluation",

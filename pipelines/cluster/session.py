@@ -7,7 +7,8 @@ import secrets
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import grpc
 import ray
@@ -20,6 +21,8 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from engine.errors import Fault, PreflightError
 from engine.spec import FusionSpec
+from pipelines.cluster.placement import nodes_asked_for, place_faults
+from pipelines.cluster.waiting import wait_for_room, warn
 
 #: Environment of every run. It is set before Ray starts, so that all of Ray's processes inherit it.
 QUIET = {
@@ -45,7 +48,7 @@ TRAIN_TAB = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 
 
 @contextmanager
-def ray_session(spec: FusionSpec, logical_cpus: float, gpus: float) -> Iterator[None]:
+def ray_session(spec: FusionSpec, logical_cpus: float, gpus: float, whole_stream: bool = False) -> Iterator[None]:
     """Connect to Ray for as long as the block lasts.
 
     Joins the Ray that this process already uses, or the one that ``RAY_ADDRESS`` names (a submitted job has it), and
@@ -54,10 +57,11 @@ def ray_session(spec: FusionSpec, logical_cpus: float, gpus: float) -> Iterator[
     Args:
         spec: of the run; its section ``cluster``.
         logical_cpus, gpus: reserved at once by all stages.
+        whole_stream: whether each replica and training worker of the spec needs a place on a node.
 
     Raises:
-        PreflightError: no Ray answers at ``RAY_ADDRESS``; a local Ray does not start; or the cluster cannot reserve
-            what the run needs, so that the stream would wait for ever.
+        PreflightError: no Ray answers at ``RAY_ADDRESS``; a local Ray does not start; or a cluster cannot reserve what
+            the run needs within ``cluster.wait_minutes``, so that the stream would wait for ever.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -71,8 +75,10 @@ def ray_session(spec: FusionSpec, logical_cpus: float, gpus: float) -> Iterator[
         elif owns_connection:
             _join(address)
     try:
-        _check_room(logical_cpus, gpus)
-        yield
+        minutes = 0.0 if starts_ray else spec.cluster.wait_minutes
+        with nodes_asked_for(spec) if whole_stream else nullcontext():
+            wait_for_room(logical_cpus, gpus, minutes, partial(place_faults, spec) if whole_stream else list, warn)
+            yield
     finally:
         if owns_connection:
             ray.shutdown()
@@ -140,19 +146,3 @@ def _start(spec: FusionSpec, logical_cpus: float) -> None:
         remedy = "if a path is too long, set RAY_TMPDIR to a short folder; else read the logs in Ray's temporary folder"
         reason = f"a local Ray does not start: {type(error).__name__}: {error}"
         raise PreflightError([Fault("cluster", reason, remedy)]) from error
-
-
-def _check_room(logical_cpus: float, gpus: float) -> None:
-    """Refuse a cluster with fewer logical CPUs or GPUs than the run reserves."""
-    resources = ray.cluster_resources()
-    faults = [
-        Fault(
-            "cluster",
-            f"the run reserves {needed:g} logical {name}s at once, the cluster has {resources.get(name, 0.0):g}",
-            "add nodes, or lower replicas, num_cpus and num_gpus of the source models and training workers",
-        )
-        for name, needed in (("CPU", logical_cpus), ("GPU", gpus))
-        if resources.get(name, 0.0) < needed
-    ]
-    if faults:
-        raise PreflightError(faults)

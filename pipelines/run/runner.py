@@ -23,13 +23,13 @@ from engine.reporting.evaluation_tables import failure_lines
 from engine.reporting.model_card import write_model_card
 from engine.reporting.page import write_report
 from engine.reporting.rates import in_stream_order
+from engine.reporting.stalls import StallAlarm
 from engine.reporting.terminal import ProgressDisplay, show_evaluation, show_summary
 from engine.reporting.trackers import chosen_trackers
 from engine.reporting.watch import Watch
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
 from pipelines.cluster.failures import readable_errors
-from pipelines.cluster.placement import check_places
 from pipelines.cluster.ray_metrics import RayMetrics
 from pipelines.cluster.session import ray_session, spilled_bytes
 from pipelines.evaluation.evaluate import evaluate_models
@@ -59,8 +59,7 @@ def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
     flow = preflight(spec)
     with lease(spec.run.output_dir):
         write_spec(spec)
-        with ray_session(spec, flow.logical_cpus, flow.gpus), readable_errors():
-            check_places(spec)
+        with ray_session(spec, flow.logical_cpus, flow.gpus, whole_stream=True), readable_errors():
             result = _train_and_evaluate(spec, flow)
         result = replace(result, wall_seconds=result.wall_seconds + time.monotonic() - started)
         write_evaluation(spec, result.evaluation)
@@ -105,7 +104,8 @@ def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan) -> RunResult:
         return ray.get(monitor.snapshot.remote(since_step))
 
     display = ProgressDisplay(spec)
-    observers = [display, RayMetrics(spec), *chosen_trackers(spec)]
+    stalls = StallAlarm(spec.cluster.stall_minutes, display.say)
+    observers = [display, stalls, RayMetrics(spec), *chosen_trackers(spec)]
     with Watch(snapshot, observers, display.say):
         history = train(spec, flow, monitor)
     progress = ray.get(monitor.snapshot.remote(0, most_rows=None))

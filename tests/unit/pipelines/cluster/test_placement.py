@@ -1,9 +1,7 @@
 """Replicas and training workers that fit on no node are faults before a run, which would wait for them for ever."""
 
 import pytest
-import ray
 
-from engine.errors import PreflightError
 from engine.spec import FusionSpec
 from pipelines.cluster import placement
 from pipelines.cluster.placement import node_faults
@@ -77,11 +75,14 @@ def test_labels_are_matched_as_ray_matches_them(selector, matching):
     assert {label for label, one in nodes.items() if not faults(wanted, one)} == matching
 
 
-def test_a_run_is_refused_whose_workers_fit_on_no_node_unless_others_may_come(monkeypatch):
-    monkeypatch.setattr(ray, "nodes", lambda: [node(32), node(32)])
-    monkeypatch.setattr(placement, "_grows", lambda: False)
-    large = spec({"num_cpus": 8}, {"num_cpus_per_worker": 40})
-    with pytest.raises(PreflightError, match="training: one training worker needs 40"):
-        placement.check_places(large)
+def test_an_autoscaler_is_asked_for_every_replica_and_worker_and_then_no_more(monkeypatch):
+    asked = []
+    monkeypatch.setattr(placement, "request_resources", lambda **request: asked.append(request))
     monkeypatch.setattr(placement, "_grows", lambda: True)
-    assert placement.check_places(large) is None
+    labels = {"source_model_labels": {"pool": "sources"}}
+    wanted = spec({"num_gpus": 0.5, "replicas": 2}, {"num_workers": 2, "global_batch_blocks": 2}, cluster=labels)
+    with placement.nodes_asked_for(wanted):
+        (request,) = asked
+        assert request["bundles"] == [{"CPU": 1.0, "GPU": 0.5}] * 4 + [{"CPU": 1.0}] * 2
+        assert request["bundle_label_selectors"] == [{"pool": "sources"}] * 4 + [{}] * 2
+    assert asked[1:] == [{"bundles": []}]
