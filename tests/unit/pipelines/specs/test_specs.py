@@ -1,6 +1,7 @@
 """The specs that ship: their settings, and the GPUs that they need."""
 
 import pytest
+import yaml
 
 from engine import load_spec
 from engine.errors import SpecError
@@ -51,8 +52,19 @@ def test_the_baselines_differ_from_fusion_in_sources_and_loss_alone():
 
 
 def test_the_gpus_that_the_comments_name():
-    assert [gpus(spec_named(name)) for name in SEVEN_BILLION] == [11, 8, 10]
+    assert [gpus(spec_named(name)) for name in SEVEN_BILLION] == [18, 8, 18]
     assert gpus(spec_named("single_gpu_80gb")) == pytest.approx(1.0)
+
+
+def test_the_cluster_that_ships_has_the_labels_and_gpus_of_the_specs():
+    nodes = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())["available_node_types"].values()
+    room = {node["labels"]["pool"]: node["resources"].get("GPU", 0) * node.get("min_workers", 0) for node in nodes}
+    for name in (*SEVEN_BILLION, "fusellm_instruction_7b"):
+        spec = spec_named(name)
+        workers = spec.training.num_workers * spec.training.num_gpus_per_worker
+        assert room[spec.cluster.training_labels["pool"]] == workers
+        assert room[spec.cluster.source_model_labels["pool"]] >= gpus(spec) - workers
+        assert spec.run.output_dir.startswith("s3://")
 
 
 def test_one_gpu_is_shared_with_one_worker_alone():
