@@ -423,3 +423,18 @@ def win_share(
 
 def _cuts(source, target, method: str, table: Sequence[int]) -> Callable[[int, int], int]:
     return lambda token, cut: cut_token(source, target, method, token, cut) if cut else table[token]
+
+
+def label_gain(p: Sequence[float], fused: dict[int, float], label: int) -> float:
+    """Nats by which 99 % of a fused row and 1 % of the target's beat the target ``p`` [V] in the label's bucket."""
+    if label in fused:
+        ratio = fused[label] / p[label]
+    else:
+        rest = sum(mass for token, mass in enumerate(p) if token not in fused)
+        ratio = max(0.0, 1.0 - sum(fused.values())) / rest
+    return math.log(0.99 * ratio + 0.01)
+
+
+def passage_weight(gains: Sequence[float], full_gain: float) -> float:
+    """The weight of a passage whose counted rows have these gains."""
+    return min(max(sum(gains) / len(gains) / full_gain, 0.0), 1.0) if gains else 0.0

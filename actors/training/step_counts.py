@@ -95,6 +95,8 @@ def step_record(
         wait_seconds=wait_seconds,
         padding=1.0 - counts.tokens / counts.places,
         fused_rows=losses.fused_rows,
+        fusion_gain=losses.fusion_gain,
+        fusion_weight=losses.fusion_weight,
         source_nats=_floats(sources.nats),
         source_bytes=_integers(sources.bytes),
         source_wins=_floats(sources.wins),

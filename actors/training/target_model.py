@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -16,9 +17,11 @@ from actors.training.collectives import of_all_workers
 from actors.training.loading import empty_causal_lm, fill, read_causal_lm
 from actors.training.sharding import compile_blocks, recompute_activations, shard
 from engine.errors import TrainingError
+from engine.history.totals import ratio
+from engine.method.gain import counted_rows, label_gains, passage_weights
 from engine.method.losses import LogitShape, Targets, objective, shaped
 from engine.records import flat_values, rows_of
-from engine.spec import Divergence, ObjectiveSpec, TargetModelSpec, TrainingSpec
+from engine.spec import ObjectiveSpec, TargetModelSpec, TrainingSpec
 
 #: Share of its peak at which the learning rate ends.
 FINAL_SHARE = 0.1
@@ -28,7 +31,10 @@ LOGIT_TOLERANCE = 1e-3
 
 
 class StepLosses(NamedTuple):
-    """Losses of one optimizer step over all workers; ``fusion_loss`` is NaN in a step without fused rows."""
+    """Losses of one optimizer step over all workers; see ``history.result.StepRecord``.
+
+    ``fusion_loss``, ``fusion_gain`` and ``fusion_weight`` are NaN in a step without fused rows.
+    """
 
     loss: float
     lm_loss: float
@@ -37,6 +43,8 @@ class StepLosses(NamedTuple):
     learning_rate: float
     lm_rows: int
     fused_rows: int
+    fusion_gain: float
+    fusion_weight: float
 
 
 class Blocks(NamedTuple):
@@ -65,28 +73,42 @@ class Blocks(NamedTuple):
 class _TargetWithLoss(nn.Module):
     """A causal language model and its losses in one forward pass, in which FSDP gathers the lm_head for the loss."""
 
-    def __init__(self, model: PreTrainedModel, divergence: Divergence):
+    def __init__(self, model: PreTrainedModel, objective: ObjectiveSpec):
         super().__init__()
         self.model = model
-        self.divergence = divergence
+        self.objective = objective
         config = model.config.get_text_config()
         multiplier = getattr(config, "logit_scale", None) or 1.0  # Cohere
         divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
         self.logit_shape = LogitShape(multiplier / divisor, getattr(config, "final_logit_softcapping", None) or 0.0)
 
     def forward(self, blocks: Blocks, lm_scale: float, fusion_scale: float):
-        """The scaled loss of some blocks, and the plain sums of both losses."""
-        states = self.hidden_states(blocks.input_ids, blocks.position_ids)
+        """The scaled loss of some blocks; and float64 [5], sums over their rows.
+
+        The sums: both losses as ``losses.objective`` returns them, the gains, the rows that have a gain, the weights.
+        """
+        states = self.hidden_states(blocks.input_ids, blocks.position_ids).flatten(0, 1)
         head = self.model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        fusion_mask = blocks.fusion_mask.flatten()
         targets = Targets(
             blocks.labels.flatten(),
             blocks.fused_ids.flatten(0, 1),
             blocks.fused_probs.flatten(0, 1),
-            blocks.fusion_mask.flatten(),
+            fusion_mask,
+            fusion_mask.float(),
         )
-        bias = getattr(head, "bias", None)
+        gain_sums = targets.fusion_weights.new_zeros(2)
+        if self.objective.full_gain:
+            gains, counts = label_gains(states, head.weight, bias, targets, self.logit_shape), counted_rows(targets)
+            passages = (blocks.position_ids.flatten() == 0).cumsum(0) - 1
+            weights = passage_weights(gains, counts, passages, self.objective.full_gain) * fusion_mask
+            targets = replace(targets, fusion_weights=weights)
+            gain_sums = torch.stack([gains.sum(), counts.sum()])
         scales = (lm_scale, fusion_scale)
-        return objective(states.flatten(0, 1), head.weight, bias, targets, *scales, self.logit_shape, self.divergence)
+        kind = self.objective.divergence
+        loss, loss_sums = objective(states, head.weight, bias, targets, *scales, self.logit_shape, kind)
+        return loss, torch.cat([loss_sums, gain_sums, targets.fusion_weights.sum()[None]])
 
     def hidden_states(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """The last hidden states, [B,L,D]; attention stays inside each passage.
@@ -138,7 +160,7 @@ class TargetModel:
         self._top_k = top_k
         whole = read_causal_lm(spec) if dist.get_rank() == 0 else None
         if whole is not None:
-            _check_packing(_TargetWithLoss(whole, objective.divergence), spec.checkpoint)
+            _check_packing(_TargetWithLoss(whole, objective), spec.checkpoint)
         causal_lm = empty_causal_lm(spec, attention_implementation(training, device))
         self.spec, self.config = spec, causal_lm.config
         self.generation_config = whole.generation_config if whole is not None else None
@@ -146,7 +168,7 @@ class TargetModel:
             recompute_activations(causal_lm)
         if training.compile:
             compile_blocks(causal_lm)
-        module = _TargetWithLoss(causal_lm, objective.divergence)
+        module = _TargetWithLoss(causal_lm, objective)
         self.model = shard(module, causal_lm, training, device)
         fill(self.model, causal_lm, whole, device)
         self.model.train()
@@ -168,7 +190,7 @@ class TargetModel:
         lm_rows, fused_rows, micro_batches = self._agree(table, blocks)
         lm_scale = self._lm_loss_weight / max(lm_rows, 1) * dist.get_world_size()  # FSDP averages over the workers
         fusion_scale = (1.0 - self._lm_loss_weight) / max(fused_rows, 1) * dist.get_world_size()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         for index in range(micro_batches):
             is_last = index == micro_batches - 1
             self.model.set_requires_gradient_sync(is_last or training.sync_gradients == "every_micro_batch")
@@ -186,7 +208,12 @@ class TargetModel:
             self.optimizer.zero_grad()
             raise TrainingError(self._not_finite(table, bool(is_finite), lm_loss, fusion_loss, grad_norm))
         learning_rate = self._update()
-        return StepLosses(loss, lm_loss, fusion_loss, grad_norm, learning_rate, lm_rows, fused_rows)
+        gain, gain_rows, weight = sums[2:].tolist()
+        return StepLosses(
+            *(loss, lm_loss, fusion_loss, grad_norm, learning_rate, lm_rows, fused_rows),
+            fusion_gain=ratio(gain, gain_rows),
+            fusion_weight=ratio(weight, fused_rows),
+        )
 
     def _update(self) -> float:
         learning_rate = learning_rate_at(self.step, self._training)

@@ -5,6 +5,7 @@ They are plain data: frozen, picklable, and readable without ray or torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,8 +23,8 @@ class StepRecord:
 
     Attributes:
         step: 1 for the first.
-        loss: the objective; ``lm_loss`` and ``fusion_loss`` are its unweighted parts, nats per row. ``fusion_loss`` is
-            NaN in a step without fused rows.
+        loss: the objective; ``lm_loss`` and ``fusion_loss`` are its parts without lambda, nats per row. In
+            ``fusion_loss`` each row has the weight of its passage; it is NaN in a step without fused rows.
         grad_norm: global norm before clipping.
         learning_rate: of this step.
         tokens: target tokens learned, padding excluded; ``passages`` and ``bytes`` likewise.
@@ -34,6 +35,9 @@ class StepRecord:
             spec's order; sums over the passages of the step (nats: cross-entropy in nats per byte times bytes, of the
             passages scored; wins: shares of passages; left out: passages that the source has not scored).
         fused_rows: target rows with a fused distribution.
+        fusion_gain: mean nats by which the fused distributions beat the target on the labels (``engine.method.gain``);
+            NaN without fused rows, and where ``objective.full_gain`` is 0.
+        fusion_weight: mean weight of the fused rows in the fusion loss, in [0, 1]; NaN without fused rows.
         elapsed_seconds: wall time in the training loop up to the end of this step, over all starts of the run. Time
             between a restart and the checkpoint before it does not count.
         held_out: domain to bits per byte of the target after this step; empty where it was not evaluated, NaN in a
@@ -59,6 +63,8 @@ class StepRecord:
     source_wins: tuple[float, ...] = ()
     source_covered_rows: tuple[int, ...] = ()
     source_left_out: tuple[int, ...] = ()
+    fusion_gain: float = math.nan
+    fusion_weight: float = math.nan
     elapsed_seconds: float = 0.0
     held_out: dict[str, float] = field(default_factory=dict)
     held_out_seconds: float = 0.0

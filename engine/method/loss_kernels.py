@@ -66,7 +66,7 @@ def losses_and_gradient(
     log_label = label_logits.double() - top - log_normalizer
     lm = torch.where(has_label, -log_label, 0.0)
 
-    lm_weight, slopes = lm_scale * has_label.double(), fusion_scale * slopes
+    lm_weight, slopes = lm_scale * has_label.double(), fusion_scale * targets.fusion_weights[:, None] * slopes
     # exp(logit - largest) times this is the gradient of an entry that is not kept.
     log_share = largest.double() - top - log_normalizer
     factor = lm_weight * log_share.exp() + slopes[:, -1:] * (largest.double() - top - log_rest).exp()
@@ -75,7 +75,7 @@ def losses_and_gradient(
     label_gradients = ((label_logits - largest).double().exp() * factor - lm_weight) * label_slope
     lone_labels = torch.where(has_label & ~is_label.any(-1, keepdim=True), labels, NO_TOKEN)
     _put_gradient(logits, (largest, factor), (ids, kept_gradients), (lone_labels, label_gradients), shape)
-    return torch.stack([lm.sum(), fusion.sum()])
+    return torch.stack([lm.sum(), (fusion * targets.fusion_weights).sum()])
 
 
 def _shaped(raw: torch.Tensor, shape: LogitShape) -> tuple[torch.Tensor, torch.Tensor | float]:

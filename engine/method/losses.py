@@ -2,11 +2,12 @@
 
 Objective (FuseLLM, equation 5, with q the fused and p the target model's distribution, w = ``lm_loss_weight``):
 
-    loss   = w * sum(lm) / N_lm + (1 - w) * sum(fusion) / N_fused
+    loss   = w * sum(lm) / N_lm + (1 - w) * sum(a * fusion) / N_fused
     lm     = -log p(label)                                              for rows with a label
     fusion = sum_k q_k log(q_k / p_k) + q_rest log(q_rest / p_rest)     for rows with a fused distribution
 
-or another of the divergences in ``engine.method.divergences``, over the same kept entries and the rest.
+or another of the divergences in ``engine.method.divergences``, over the same kept entries and the rest. The weight a of
+a row is in [0, 1] and has no gradient; ``engine.method.gain`` makes it.
 
 N counts the rows of the whole step, over all workers and micro batches, and is known before the forward pass. So the
 gradients are made in the forward pass, a chunk of rows at a time, inside the buffer that holds the chunk's logits:
@@ -50,12 +51,14 @@ class Targets:
         fused_ids: int64 [R,K], tokens of the fused distribution in [0, V), no one twice in a row; NO_TOKEN elsewhere.
         fused_probs: float32 [R,K], their probabilities, in [0, 1]; what a row lacks to 1 is its rest mass.
         fusion_mask: bool [R], rows with a fused distribution.
+        fusion_weights: float32 [R], in [0, 1], the weights of their fusion losses.
     """
 
     labels: torch.Tensor
     fused_ids: torch.Tensor
     fused_probs: torch.Tensor
     fusion_mask: torch.Tensor
+    fusion_weights: torch.Tensor
 
     def rows(self, start: int, end: int) -> Targets:
         """A run of rows."""
@@ -64,6 +67,7 @@ class Targets:
             self.fused_ids[start:end],
             self.fused_probs[start:end],
             self.fusion_mask[start:end],
+            self.fusion_weights[start:end],
         )
 
 
@@ -105,8 +109,8 @@ def objective(
         kind: of divergence that is the fusion loss.
 
     Returns:
-        The scaled loss, a float32 scalar whose backward pass may run once; and float64 [2], the plain sums in nats of
-        the LM loss and of the fusion loss.
+        The scaled loss, a float32 scalar whose backward pass may run once; and float64 [2], the sums in nats of the
+        LM loss and of the weighted fusion loss.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         return _ChunkedObjective.apply(hidden, lm_head, bias, targets, (lm_scale, fusion_scale), shape, kind)
@@ -166,7 +170,7 @@ class _Chunks:
 
         The gradient has the type of the lm_head and is there until the next chunk's.
         """
-        raw = _raw_logits(rows, self._lm_head, bias, out=self._own[: len(rows)])
+        raw = raw_logits(rows, self._lm_head, bias, out=self._own[: len(rows)])
         logits, slope = shaped(raw if self._exact is self._own else self._exact[: len(rows)].copy_(raw), shape)
         sums, gradient = _losses_and_gradient(logits, targets, *scales, kind)
         gradient = gradient if slope is None else gradient.mul_(slope)
@@ -191,15 +195,17 @@ class _GpuChunks:
         """See ``_Chunks``."""
         from engine.method import loss_kernels  # Triton, which a CPU does not need
 
-        logits = _raw_logits(rows, self._lm_head, bias, out=self._own[: len(rows)])
+        logits = raw_logits(rows, self._lm_head, bias, out=self._own[: len(rows)])
         sums = loss_kernels.losses_and_gradient(logits, targets, *scales, shape, kind)
         if bias_gradient is not None:
             bias_gradient += logits.sum(0, dtype=torch.float32)
         return sums, logits
 
 
-def _raw_logits(rows: torch.Tensor, lm_head: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor):
-    """[R,V] in ``out``, made in the type of ``lm_head``."""
+def raw_logits(
+    rows: torch.Tensor, lm_head: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[R,V], made in the type of ``lm_head``; in ``out`` if there is one."""
     if bias is None:
         return torch.mm(rows, lm_head.T, out=out)
     return torch.addmm(bias, rows, lm_head.T, out=out)
@@ -258,11 +264,12 @@ def _losses_and_gradient(
     fusion, slopes = divergence(kind, fused_buckets(targets, kept), p, log_p)
     lm = torch.where(has_label, log_normalizer - label_exponents, 0.0)
 
-    lm_weight, slopes = lm_scale * has_label, fusion_scale * slopes
+    lm_weight, slopes = lm_scale * has_label, fusion_scale * targets.fusion_weights[:, None] * slopes
     lm_share = lm_weight / normalizer
     gradient = exponentials.mul_((lm_share + slopes[:, -1:] / rest).float())
     gradient.scatter_add_(-1, ids, (masses[:, :-1] * lm_share + slopes[:, :-1]).float())
-    return torch.stack([lm.sum(), fusion.sum()]), gradient.scatter_add_(-1, labels, -lm_weight)
+    sums = torch.stack([lm.sum(), (fusion * targets.fusion_weights).sum()])
+    return sums, gradient.scatter_add_(-1, labels, -lm_weight)
 
 
 def fused_buckets(targets: Targets, kept: torch.Tensor) -> torch.Tensor:

@@ -18,19 +18,19 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fusellm_soft": {
         "alignment": {"tokens": "min_edit", "vocabulary": "min_edit"},
         "fusion": _FUSELLM,
-        "objective": {"lm_loss_weight": 0.9},
+        "objective": {"lm_loss_weight": 0.9, "full_gain": 0.0},
     },
     # FuseLLM's exact match.
     "fusellm_hard": {
         "alignment": {"tokens": "exact", "vocabulary": "exact"},
         "fusion": _FUSELLM,
-        "objective": {"lm_loss_weight": 0.9},
+        "objective": {"lm_loss_weight": 0.9, "full_gain": 0.0},
     },
     # FuseChat's mapping statistics. Its code penalises frequent pairs; the mapping here takes the most frequent.
     "fusechat_ms": {
         "alignment": {"tokens": "suffix", "vocabulary": "statistical"},
         "fusion": _FUSELLM,
-        "objective": {"lm_loss_weight": 0.9},
+        "objective": {"lm_loss_weight": 0.9, "full_gain": 0.0},
     },
 }
 

@@ -78,7 +78,7 @@ def target_model(checkpoint: str, device: str, length: int) -> TargetModel:
         precision="bfloat16" if device == "cuda" else "float32",
         optimizer=OptimizerSpec(learning_rate=1e-5),
     )
-    objective = ObjectiveSpec(lm_loss_weight=0.5)
+    objective = ObjectiveSpec(lm_loss_weight=0.5, full_gain=0.0)
     return TargetModel(TargetModelSpec(checkpoint=checkpoint), section, objective, TOP_K, torch.device(device))
 
 

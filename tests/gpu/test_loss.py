@@ -1,9 +1,12 @@
 """The objective on a GPU: the dense float64 oracle's numbers, and not one moment in which the processor waits."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from engine.method import losses
+from engine.method.gain import counted_rows, label_gains, passage_weights
 from engine.method.losses import LogitShape, Targets, objective
 from tests.support.dense_losses import assert_equals_oracle, dense_logits, dense_sums, random_targets
 
@@ -13,9 +16,7 @@ ROWS, SIZE, VOCABULARY = 40, 64, 5003  # no multiple of a kernel's block
 
 
 def on_gpu(targets: Targets) -> Targets:
-    return Targets(
-        targets.labels.cuda(), targets.fused_ids.cuda(), targets.fused_probs.cuda(), targets.fusion_mask.cuda()
-    )
+    return Targets(*(getattr(targets, field.name).cuda() for field in fields(targets)))
 
 
 def parts(dtype: torch.dtype, with_bias: bool = False) -> tuple:
@@ -62,6 +63,9 @@ def test_the_processor_never_waits_for_the_gpu():
     torch.cuda.set_sync_debug_mode("error")
     try:
         objective(hidden, lm_head, None, targets, 0.5, 0.5)[0].backward()
+        gains = label_gains(hidden, lm_head, None, targets)
+        weights = passage_weights(gains, counted_rows(targets), torch.arange(ROWS, device="cuda") // 8, 0.5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert gains.isfinite().all() and (weights <= 1.0).all()
     assert hidden.grad.isfinite().all() and lm_head.grad.isfinite().all()

@@ -37,7 +37,7 @@ def curve(checkpoint: str, device: str, **training) -> list[tuple[float, ...]]:
         optimizer=OptimizerSpec(learning_rate=3e-3),
         **training,
     )
-    objective = ObjectiveSpec(lm_loss_weight=0.5)
+    objective = ObjectiveSpec(lm_loss_weight=0.5, full_gain=0.0)
     target = TargetModel(TargetModelSpec(checkpoint=checkpoint), section, objective, TOP_K, torch.device(device))
     steps = [target.train_step(training_blocks(step)) for step in range(STEPS)]
     return [(losses.lm_loss, losses.fusion_loss, losses.grad_norm) for losses in steps]

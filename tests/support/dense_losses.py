@@ -22,11 +22,14 @@ def random_targets(rows: int, vocabulary: int, top_k: int, seed: int = 0) -> Tar
         fused_ids=torch.from_numpy(np.where(is_empty, NO_TOKEN, ids)),
         fused_probs=torch.from_numpy(np.where(is_empty, 0.0, probs).astype(np.float16)).float(),
         fusion_mask=torch.from_numpy(random.random(rows) < 0.7),
+        fusion_weights=torch.from_numpy(random.random(rows).astype(np.float32)),
     )
 
 
 def one_row(ids: list[int], probs: list[float], label: int = NO_LABEL) -> Targets:
-    return Targets(torch.tensor([label]), torch.tensor([ids]), torch.tensor([probs]), torch.tensor([True]))
+    return Targets(
+        torch.tensor([label]), torch.tensor([ids]), torch.tensor([probs]), torch.tensor([True]), torch.ones(1)
+    )
 
 
 def dense_logits(hidden, lm_head, bias, shape: LogitShape):
@@ -45,7 +48,7 @@ def dense_sums(logits: torch.Tensor, targets: Targets, kind: str = "forward_kl")
         if targets.fusion_mask[row]:
             is_kept = targets.fused_ids[row] != NO_TOKEN
             ids, q = targets.fused_ids[row][is_kept], targets.fused_probs[row][is_kept].double()
-            fusion = fusion + by_the_book(kind, *dense_buckets(log_p[row], ids, q))
+            fusion = fusion + targets.fusion_weights[row] * by_the_book(kind, *dense_buckets(log_p[row], ids, q))
     return lm, fusion
 
 

@@ -41,7 +41,7 @@ def target(checkpoint: str, lora: LoraSpec = LoraSpec(), **training) -> TargetMo
         block_length=LENGTH, global_batch_blocks=4, micro_batch_blocks=2, optimizer=rates, **training
     )
     model = TargetModelSpec(checkpoint=checkpoint, lora=lora)
-    return TargetModel(model, section, ObjectiveSpec(lm_loss_weight=0.5), TOP_K, torch.device("cpu"))
+    return TargetModel(model, section, ObjectiveSpec(lm_loss_weight=0.5, full_gain=0.0), TOP_K, torch.device("cpu"))
 
 
 def losses(model: TargetModel, steps: int = 4) -> list[float]:

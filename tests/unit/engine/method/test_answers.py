@@ -167,7 +167,7 @@ def test_no_loss_on_what_the_assistant_does_not_say(checkpoints, tmp_path):
 def hidden_gradients(checkpoint: str, blocks: pa.Table) -> np.ndarray:
     """The gradient of both losses with respect to the hidden state of each row, [B*L, D]."""
     training = TrainingSpec(block_length=LENGTH, global_batch_blocks=len(blocks))
-    section, objective = TargetModelSpec(checkpoint=checkpoint), ObjectiveSpec(lm_loss_weight=0.5)
+    section, objective = TargetModelSpec(checkpoint=checkpoint), ObjectiveSpec(lm_loss_weight=0.5, full_gain=0.0)
     target = TargetModel(section, training, objective, TOP_K, torch.device("cpu"))
     kept = []
     base_model = target.model.model.base_model

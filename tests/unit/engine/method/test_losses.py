@@ -1,5 +1,7 @@
 """The chunked, sparse losses against a dense oracle in float64: values and gradients."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,7 +82,7 @@ def whole_vocabulary(rows: int) -> Targets:
     probs = torch.zeros(rows, 50)
     probs[:, :3] = torch.tensor([0.5, 0.375, 0.125])
     ids = torch.stack([torch.randperm(50) for _ in range(rows)])
-    return Targets(torch.arange(rows), ids, probs, torch.ones(rows, dtype=torch.bool))
+    return Targets(torch.arange(rows), ids, probs, torch.ones(rows, dtype=torch.bool), torch.rand(rows))
 
 
 @pytest.mark.parametrize("scales", [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
@@ -122,8 +124,8 @@ def test_many_entries_of_a_larger_vocabulary(kind):
 def test_rows_without_anything_give_zero_loss_and_zero_gradient(kind):
     hidden, lm_head = torch.randn(12, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
     some = random_targets(12, 50, 4)
-    nothing = Targets(
-        torch.full_like(some.labels, NO_LABEL), some.fused_ids, some.fused_probs, torch.zeros_like(some.fusion_mask)
+    nothing = replace(
+        some, labels=torch.full_like(some.labels, NO_LABEL), fusion_mask=torch.zeros_like(some.fusion_mask)
     )
     loss, sums = objective(hidden, lm_head, None, nothing, 1.0, 1.0, kind=kind)
     loss.backward()
@@ -167,7 +169,7 @@ def test_the_divergence_of_equals_is_nothing(kind):
     torch.manual_seed(2)
     hidden, lm_head = torch.randn(6, 8), torch.randn(30, 8)
     probs, ids = (hidden @ lm_head.T).softmax(-1).topk(5)
-    targets = Targets(torch.full((6,), NO_LABEL), ids, probs, torch.ones(6, dtype=torch.bool))
+    targets = Targets(torch.full((6,), NO_LABEL), ids, probs, torch.ones(6, dtype=torch.bool), torch.ones(6))
     hidden.requires_grad_()
     loss, sums = objective(hidden, lm_head, None, targets, 1.0, 1.0, kind=kind)
     loss.backward()
@@ -250,13 +252,14 @@ def test_the_target_model_learns_by_the_divergence_of_the_spec(tmp_path, kind):
     checkpoint, table = tiny_checkpoint(tmp_path, "llama"), training_blocks(seed=1)
     sections = (
         TrainingSpec(block_length=LENGTH, micro_batch_blocks=8),
-        ObjectiveSpec(lm_loss_weight=0.5, divergence=kind),
+        ObjectiveSpec(lm_loss_weight=0.5, divergence=kind, full_gain=0.0),
     )
     model = TargetModel(TargetModelSpec(checkpoint=checkpoint), *sections, TOP_K, torch.device("cpu"))
     ids, positions, *targets = model._blocks(table)
     with torch.no_grad():
         plain = AutoModelForCausalLM.from_pretrained(checkpoint)
         logits = plain(input_ids=ids, position_ids=positions, use_cache=False).logits.flatten(0, 1).double()
-    targets = Targets(*(tensor.flatten(0, 1) for tensor in targets))
+    targets = [tensor.flatten(0, 1) for tensor in targets]
+    targets = Targets(*targets, fusion_weights=targets[-1].float())
     expected = dense_sums(logits, targets, kind)[1] / targets.fusion_mask.sum()
     assert model.train_step(table).fusion_loss == pytest.approx(expected.item(), rel=1e-5)

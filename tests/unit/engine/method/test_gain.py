@@ -1,0 +1,96 @@
+"""The gain of fused rows over the target on the labels, and the weights of passages: against the slow twins."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from actors.training.target_model import TargetModel
+from engine.method import gain
+from engine.method.gain import counted_rows, label_gains, passage_weights
+from engine.method.losses import NO_LABEL, PLAIN, LogitShape
+from engine.records import NO_TOKEN
+from engine.spec import ObjectiveSpec, TargetModelSpec, TrainingSpec
+from tests import oracles
+from tests.support.dense_losses import dense_logits, one_row, random_targets
+from tests.support.tiny_models import tiny_checkpoint
+from tests.support.training_blocks import LENGTH, TOP_K, training_blocks
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.mark.parametrize("shape", [PLAIN, LogitShape(1.5, 3.0)])
+@pytest.mark.parametrize(("rows", "top_k", "with_bias"), [(1, 4, False), (33, 1, True), (60, 12, False)])
+def test_gains_equal_the_slow_twin(rows, top_k, with_bias, shape, monkeypatch):
+    monkeypatch.setattr(gain, "CHUNK_LOGITS", 7 * 50)  # the last chunk is incomplete
+    torch.manual_seed(rows)
+    hidden, lm_head = torch.randn(rows, 8), torch.randn(50, 8)
+    bias = torch.randn(50) if with_bias else None
+    targets = random_targets(rows, 50, top_k, seed=rows)
+    found = label_gains(hidden, lm_head, bias, targets, shape).tolist()
+    p = dense_logits(hidden, lm_head, bias, shape).softmax(-1).tolist()
+    for row, label in enumerate(targets.labels.tolist()):
+        entries = zip(targets.fused_ids[row].tolist(), targets.fused_probs[row].tolist(), strict=True)
+        fused = {token: prob for token, prob in entries if token != NO_TOKEN}
+        counts = label != NO_LABEL and bool(targets.fusion_mask[row])
+        assert found[row] == pytest.approx(oracles.label_gain(p[row], fused, label) if counts else 0.0, abs=1e-4)
+
+
+def test_a_label_that_the_sources_find_impossible_costs_log_100_and_equals_gain_nothing():
+    logits = torch.randn(1, 20)
+    impossible = one_row([3, 5], [0.5, 0.5], label=4)
+    assert label_gains(logits, torch.eye(20), None, impossible).item() == pytest.approx(-math.log(100), abs=1e-4)
+    probs, ids = logits.softmax(-1).topk(5)
+    for label in (ids[0, 2].item(), logits.argmin().item()):
+        equal = replace(one_row([0], [0.0], label=label), fused_ids=ids, fused_probs=probs)
+        assert label_gains(logits, torch.eye(20), None, equal).item() == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_target_that_is_sure_of_another_token_has_a_finite_gain():
+    logits = torch.zeros(1, 8)
+    logits[0, 2] = 200.0
+    for targets in (one_row([3], [0.75], label=3), one_row([2], [0.75], label=3)):
+        assert label_gains(logits, torch.eye(8), None, targets).isfinite().all()
+
+
+def test_weights_of_random_passages_equal_the_slow_twin():
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = random.integers(1, 9, int(random.integers(1, 12)))
+        passages = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+        counts = torch.from_numpy(random.random(len(passages)) < 0.7)
+        gains = torch.where(counts, torch.from_numpy(random.normal(0.2, 0.5, len(passages))).float(), 0.0)
+        full_gain = float(random.choice([0.1, 0.5, 2.0]))
+        found = passage_weights(gains, counts, passages, full_gain)
+        for passage in range(len(lengths)):
+            own = gains[(passages == passage) & counts].tolist()
+            expected = oracles.passage_weight(own, full_gain)
+            assert found[passages == passage].tolist() == pytest.approx([expected] * int(lengths[passage]), abs=1e-6)
+
+
+@pytest.mark.usefixtures("process_group")
+def test_the_target_model_weighs_passages_and_reports_the_gain(tmp_path):
+    """Random fused rows know nothing: their passages count for less, and what counts is the weighted mean."""
+    checkpoint, table = tiny_checkpoint(tmp_path, "llama"), training_blocks(seed=1)
+
+    def step(full_gain: float):
+        sections = TrainingSpec(block_length=LENGTH, micro_batch_blocks=3), ObjectiveSpec(full_gain=full_gain)
+        return TargetModel(TargetModelSpec(checkpoint=checkpoint), *sections, TOP_K, torch.device("cpu")).train_step(
+            table
+        )
+
+    ungated, weighted = step(0.0), step(0.5)
+    assert ungated.fusion_weight == 1.0 and math.isnan(ungated.fusion_gain)
+    assert 0.0 <= weighted.fusion_weight < 1.0 and -math.log(100) <= weighted.fusion_gain
+    assert weighted.lm_loss == ungated.lm_loss and weighted.fusion_loss < ungated.fusion_loss
+    assert weighted == step(0.5)
+
+
+def test_rows_without_label_or_fused_distribution_do_not_count():
+    targets = random_targets(40, 50, 3)
+    assert counted_rows(targets).tolist() == [
+        label != NO_LABEL and fused
+        for label, fused in zip(targets.labels.tolist(), targets.fusion_mask.tolist(), strict=True)
+    ]
