@@ -137,6 +137,8 @@ class SourceTotals:
             NaN under other rules.
         coverage: share of target rows for which it has a row, in [0, 1].
         left_out: passages that it has not scored; they were fused without it.
+        gains: nats per byte by which it predicts the text better than the target does before learning it, over the
+            first and over the last tenth of the steps.
     """
 
     name: str
@@ -144,6 +146,7 @@ class SourceTotals:
     win_rate: float
     coverage: float
     left_out: int = 0
+    gains: tuple[float, float] = (math.nan, math.nan)
 
 
 @dataclass(frozen=True)

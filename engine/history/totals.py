@@ -25,13 +25,29 @@ def _source_totals(spec: FusionSpec, history: Sequence[StepRecord], index: int) 
     nats = sum(record.source_nats[index] for record in history)
     wins = sum(record.source_wins[index] for record in history)
     covered_rows = sum(record.source_covered_rows[index] for record in history)
+    tenth = max(1, len(history) // 10)
     return SourceTotals(
         name=spec.source_models[index].name,
         cross_entropy=ratio(nats, sum(record.source_bytes[index] for record in history)),
         win_rate=ratio(wins, passages) if spec.fusion.rule == "min_ce" else math.nan,
         coverage=ratio(covered_rows, rows),
         left_out=sum(record.source_left_out[index] for record in history),
+        gains=(_mean_gain(history[:tenth], index), _mean_gain(history[-tenth:], index)),
     )
+
+
+def source_gain(record: StepRecord, index: int) -> float:
+    """Nats per byte by which a source predicts a step's text better than the target does before it learns that text.
+
+    The target's include the end of documents, which the sources' do not.
+    """
+    target = ratio(record.lm_loss * (record.tokens - record.passages), record.bytes)
+    return target - ratio(record.source_nats[index], record.source_bytes[index])
+
+
+def _mean_gain(history: Sequence[StepRecord], index: int) -> float:
+    gains = [gain for record in history if math.isfinite(gain := source_gain(record, index))]
+    return ratio(sum(gains), len(gains))
 
 
 def seconds_of_earlier_starts(history: Sequence[StepRecord], progress: Progress) -> float:

@@ -48,6 +48,11 @@ def run_figures(result: RunResult) -> Rows:
     if restarts := training_restarts(result.stages):
         figures["training restarts"] = f"{restarts}, each from the last checkpoint"
     figures["skipped rows"] = f"{len(result.skipped):,}"
+    if caught_up := [source.name for source in result.sources if source.gains[1] <= 0.0]:
+        figures["caught up"] = (
+            f"in the last tenth of the steps the target predicts the text as well as {', '.join(caught_up)}, "
+            f"which no longer {'pays' if len(caught_up) == 1 else 'pay'}: leave {'it' if len(caught_up) == 1 else 'them'} out of a longer run"
+        )
     if result.left_out:
         figures["without a source"] = f"{len(result.left_out):,} passages, last: {result.left_out[-1].reason}"
     figures["spilled to disk"] = f"{result.spilled_bytes:,} bytes"
@@ -55,8 +60,8 @@ def run_figures(result: RunResult) -> Rows:
 
 
 def source_rows(result: RunResult) -> Rows:
-    """The source models, measured on all learned passages."""
-    columns = ("source model", "nats per byte", "bits per byte", "win rate", "coverage", "left out")
+    """The source models, measured on all learned passages; the gain at the run's beginning and at its end."""
+    columns = ("source model", "nats per byte", "bits per byte", "win rate", "coverage", "gain", "left out")
     rows = tuple(
         (
             source.name,
@@ -64,6 +69,7 @@ def source_rows(result: RunResult) -> Rows:
             number(source.cross_entropy / math.log(2), ".4f"),
             share(source.win_rate),
             share(source.coverage),
+            " -> ".join(number(gain, ".3f") for gain in source.gains),
             f"{source.left_out:,}",
         )
         for source in result.sources
@@ -115,6 +121,10 @@ def _training_figures(history: Sequence[StepRecord]) -> dict[str, str]:
     }
     speed = number(ratio(sum(r.tokens for r in history), seconds), ",.0f")
     figures["training"] = f"{duration(seconds)}, {speed} tokens/s, waiting for data {share(ratio(waited, seconds))}"
+    if not math.isnan(first.fusion_gain):
+        gain = " -> ".join(number(record.fusion_gain, ".4f") for record in (first, last))
+        weight = " -> ".join(number(record.fusion_weight, ".3f") for record in (first, last))
+        figures["gain of fusion"] = f"{gain} nats per row over the target, weight {weight}"
     figures["packing"] = f"{share(packing_utilisation(history))} of the blocks' places hold a token to learn"
     return figures
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from engine.history.result import StepRecord
-from engine.history.totals import ratio
+from engine.history.totals import ratio, source_gain
 from engine.spec import FusionSpec
 
 
@@ -26,7 +26,7 @@ class Family:
 
 #: The metrics of every step, by name.
 STEP_FAMILIES = {
-    "loss": Family("Loss of the last step: the objective and its unweighted parts, nats per row", "part"),
+    "loss": Family("Loss of the last step: the objective and its parts, nats per row", "part"),
     "gradient_norm": Family("Global norm of the gradient before clipping"),
     "learning_rate": Family("Learning rate of the last step"),
     "tokens_per_second": Family("Target tokens learned per second in the last step, waiting included"),
@@ -34,6 +34,9 @@ STEP_FAMILIES = {
     "exposed_wait_seconds": Family("Time of a step that training waited for data, seconds"),
     "packing_utilisation": Family("Share of the training blocks' places that hold a token to learn, 0 to 1"),
     "fused_share": Family("Share of the target rows with a fused distribution, 0 to 1"),
+    "fusion_gain": Family("Nats per row by which the fused distributions beat the target on the labels"),
+    "fusion_weight": Family("Mean weight of the fused rows in the fusion loss, 0 to 1"),
+    "source_gain": Family("Nats per byte by which a source model beats the target on the step's text", "source"),
     "source_nats_per_byte": Family("Cross-entropy of a source model on the passages of the last step", "source"),
     "source_win_rate": Family("Share of the last step's passages that a source model won, 0 to 1", "source"),
     "source_coverage": Family("Share of target rows with a row of the source model, 0 to 1", "source"),
@@ -66,7 +69,10 @@ def _all_measurements(spec: FusionSpec, record: StepRecord) -> Iterator[Measurem
     yield Measurement("exposed_wait_seconds", "", record.wait_seconds)
     yield Measurement("packing_utilisation", "", 1.0 - record.padding)
     yield Measurement("fused_share", "", ratio(record.fused_rows, rows))
+    yield Measurement("fusion_gain", "", record.fusion_gain)
+    yield Measurement("fusion_weight", "", record.fusion_weight)
     for index, source in enumerate(spec.source_models):
+        yield Measurement("source_gain", source.name, source_gain(record, index))
         nats_per_byte = ratio(record.source_nats[index], record.source_bytes[index])
         yield Measurement("source_nats_per_byte", source.name, nats_per_byte)
         if spec.fusion.rule == "min_ce":

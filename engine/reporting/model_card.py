@@ -106,6 +106,8 @@ def _training(spec: FusionSpec, result: RunResult) -> dict[str, str]:
         rows["objective"] = f"{spec.objective.lm_loss_weight:g} causal LM loss + " + (
             f"{1.0 - spec.objective.lm_loss_weight:g} fusion loss ({spec.objective.divergence})"
         )
+        if spec.objective.full_gain:
+            rows["objective"] += f", by passages in proportion to their gain up to {spec.objective.full_gain:g} nats"
     return rows
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from engine.history.result import RunResult, StepRecord
-from engine.history.totals import ratio
+from engine.history.totals import ratio, source_gain
 
 # On import matplotlib writes a list of fonts into the user's home. A run must not, so it gets a scratch folder.
 with tempfile.TemporaryDirectory() as scratch:
@@ -129,6 +129,12 @@ def _source_plots(history: Sequence[StepRecord], names: Sequence[str]) -> dict[s
     rows = _of_each(history, names, lambda r: r.source_covered_rows, lambda r, _: r.tokens - r.passages)
     fused = {"fused": [100 * ratio(record.fused_rows, record.tokens - record.passages) for record in history]}
     found = {"Cross-entropy of the source models, nats per byte of the same passages.": (nats, "nats per byte", None)}
+    gains = {name: [source_gain(record, index) for record in history] for index, name in enumerate(names)}
+    found["Gain: nats per byte by which each source model predicts a step's text better than the target."] = (
+        gains,
+        "nats per byte",
+        None,
+    )
     if any(value > 0 for curve in wins.values() for value in curve):
         found["Win rate: share of the passages that each source model won."] = (_per_cent(wins), "% of passages", 0)
     found["Coverage: share of target rows with a row of the source model, and share fused."] = (

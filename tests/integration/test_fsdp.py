@@ -52,7 +52,11 @@ def begin(rank: int, run: Run, model: str, store: str) -> TargetModel:
         optimizer=OptimizerSpec(learning_rate=3e-3),
     )
     return TargetModel(
-        TargetModelSpec(checkpoint=model), training, ObjectiveSpec(lm_loss_weight=0.5, full_gain=0.0), TOP_K, torch.device("cpu")
+        TargetModelSpec(checkpoint=model),
+        training,
+        ObjectiveSpec(lm_loss_weight=0.5, full_gain=0.0),
+        TOP_K,
+        torch.device("cpu"),
     )
 
 

@@ -57,7 +57,9 @@ def spec(request, tmp_path_factory):
 
 def target(spec) -> TargetModel:
     training = TrainingSpec(block_length=LENGTH, global_batch_blocks=4)
-    return TargetModel(spec.target_model, training, ObjectiveSpec(lm_loss_weight=0.5, full_gain=0.0), 3, torch.device("cpu"))
+    return TargetModel(
+        spec.target_model, training, ObjectiveSpec(lm_loss_weight=0.5, full_gain=0.0), 3, torch.device("cpu")
+    )
 
 
 @pytest.mark.parametrize(("micro_batch_blocks", "stride_tokens"), [(1, 0), (3, 7)])

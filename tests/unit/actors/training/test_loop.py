@@ -115,7 +115,7 @@ def test_a_step_that_waits_for_the_data_of_another_worker_counts_the_wait_once(m
 
         def train_step(self, table):
             clock.now += 0.25
-            return StepLosses(1.0, 1.0, 1.0, 1.0, 0.1, 1, 1)
+            return StepLosses(1.0, 1.0, 1.0, 1.0, 0.1, 1, 1, 0.5, 1.0)
 
     def others_come_later(counts: StepCounts, wait_seconds: float, device: torch.device):
         clock.now += 0.5

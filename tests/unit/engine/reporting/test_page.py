@@ -154,7 +154,7 @@ def test_the_page_needs_no_other_file(result):
 
 def test_every_plot_is_well_formed_and_takes_the_colours_of_the_page(result):
     found = plots(result)
-    assert len(found) == 8
+    assert len(found) == 9
     for caption, svg in found.items():
         ElementTree.fromstring(svg)
         assert "currentColor" in svg, caption
