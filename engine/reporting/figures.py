@@ -50,8 +50,8 @@ def run_figures(result: RunResult) -> Rows:
     figures["skipped rows"] = f"{len(result.skipped):,}"
     if caught_up := [source.name for source in result.sources if source.gains[1] <= 0.0]:
         figures["caught up"] = (
-            f"in the last tenth of the steps the target predicts the text as well as {', '.join(caught_up)}, "
-            f"which no longer {'pays' if len(caught_up) == 1 else 'pay'}: leave {'it' if len(caught_up) == 1 else 'them'} out of a longer run"
+            f"at the end the target predicts the text as well as {', '.join(caught_up)}: no longer worth the work, "
+            f"leave it out of a longer run"
         )
     if result.left_out:
         figures["without a source"] = f"{len(result.left_out):,} passages, last: {result.left_out[-1].reason}"

@@ -17,7 +17,6 @@ from engine.spec import ObjectiveSpec, TrainingSpec
 from engine.spec.loading import parse
 from pipelines.evaluation import bits_per_byte as evaluation
 from pipelines.evaluation.held_out_blocks import held_out_blocks
-from tests.support import tiny_models
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import tokenizer_folders
 from tests.support.training_blocks import training_blocks
@@ -73,9 +72,8 @@ def test_it_is_the_number_of_the_evaluation(spec, micro_batch_blocks, stride_tok
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_padding_may_be_longer_than_the_models_context(spec, tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny_models, "POSITIONS", 12)
-    short = tiny_checkpoint(tmp_path, "gpt2", Path(spec.target_model.checkpoint))
+def test_padding_may_be_longer_than_the_models_context(spec, tmp_path):
+    short = tiny_checkpoint(tmp_path, "gpt2", Path(spec.target_model.checkpoint), positions=12)
     spec = spec.model_copy(update={"target_model": spec.target_model.model_copy(update={"checkpoint": short})})
     blocks = held_out_blocks(spec)
     scored = evaluation.score_texts(Checkpoint(short), TEXTS, LENGTH, 0)

@@ -20,7 +20,6 @@ from engine.errors import FusionError, TrainingError, causes
 from engine.model_files.checkpoint import Checkpoint
 from engine.records import flat_values
 from engine.spec import LoraSpec, ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingSpec
-from tests.support import tiny_models
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import byte_level_with_bos
 from tests.support.training_blocks import LENGTH, TOP_K, VOCABULARY, training_blocks, with_bad_probability
@@ -55,9 +54,8 @@ def test_transformers_takes_each_place_of_padding_for_a_passage_by_itself():
     assert found == [[0, 0, 0, 1, 2, 3, 4], [0, 0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6]]
 
 
-def test_padding_may_be_longer_than_the_models_context(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny_models, "POSITIONS", 12)
-    checkpoint, lengths = tiny_checkpoint(tmp_path, "gpt2"), (9, 4)
+def test_padding_may_be_longer_than_the_models_context(tmp_path):
+    checkpoint, lengths = tiny_checkpoint(tmp_path, "gpt2", positions=12), (9, 4)
     model, table = target(checkpoint), training_blocks(seed=2, lengths=lengths)
     model.model.eval()  # no dropout
     found = model.train_step(table)

@@ -33,7 +33,7 @@ def test_a_source_that_the_target_has_caught_up_with_is_named():
     sources = source_totals(parse(SPEC), [step(1, lm_loss=5.0), step(2, lm_loss=4.0)])
     result = RunResult(*["trial"] * 5, 2, 8, 200, 800, 4.0, 0, sources=sources)
     figures = dict(run_figures(result).rows)
-    assert "as well as llama, which no longer pays" in figures["caught up"]
+    assert "as well as llama: no longer worth the work" in figures["caught up"]
     assert source_rows(result).rows[0][5] == "0.200 -> -0.040"
 
 
