@@ -121,7 +121,7 @@ def _needs(spec: FusionSpec) -> list[_Need]:
 
 
 def _node_fault(need: _Need, nodes: Sequence[Mapping[str, Any]]) -> Fault | None:
-    labelled = [node["Resources"] for node in nodes if _has_labels(node.get("Labels", {}), need.labels)]
+    labelled = [node["Resources"] for node in nodes if has_labels(node.get("Labels", {}), need.labels)]
     if not labelled:
         reason = f"no node of the cluster has {_shown(need.labels)}"
         return Fault(need.labels_where, reason, "start nodes with these labels, or select others")
@@ -143,7 +143,7 @@ def _shown(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{name}: {wanted}" for name, wanted in labels.items())
 
 
-def _has_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+def has_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
     """Match a selector as Ray does: ``value`` or ``in(value, ...)``, negated by ``!``, also for a missing label."""
     return all(_is_selected(labels.get(name), wanted) for name, wanted in selector.items())
 

@@ -35,6 +35,7 @@ from pipelines.cluster.session import ray_session, spilled_bytes
 from pipelines.evaluation.evaluate import evaluate_models
 from pipelines.evaluation.models import comparison_faults, export_dir
 from pipelines.run.lease import lease
+from pipelines.run.node_checks import check_nodes
 from pipelines.run.preflight import SPEC_FILE, preflight, write_spec
 from pipelines.stream.sizes import FlowPlan, derive_flow
 from pipelines.stream.training import train
@@ -60,6 +61,7 @@ def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
     with lease(spec.run.output_dir):
         write_spec(spec)
         with ray_session(spec, flow.logical_cpus, flow.gpus, whole_stream=True), readable_errors():
+            check_nodes(spec)
             result = _train_and_evaluate(spec, flow)
         result = replace(result, wall_seconds=result.wall_seconds + time.monotonic() - started)
         write_evaluation(spec, result.evaluation)

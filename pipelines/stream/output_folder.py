@@ -29,7 +29,7 @@ def written_folder_faults(spec: FusionSpec, may_be_elsewhere: bool = False) -> l
     faults = _output_faults(spec.run.output_dir, may_be_elsewhere)
     tables = spec.alignment.cache_dir
     if spec.source_models and "://" not in tables and not may_be_elsewhere:
-        faults += _local_faults("alignment.cache_dir", tables)
+        faults += local_folder_faults("alignment.cache_dir", tables)
     return faults
 
 
@@ -45,7 +45,7 @@ def _output_faults(folder: str, may_be_elsewhere: bool) -> list[Fault]:
         return [Fault(WHERE, reason, "give a plain path, or a URL of letters, digits and ._~/:@!$&'()*+,;=-")]
     if protocol in ("", "file"):
         here = os.path.exists(os.path.dirname(rest)) or not may_be_elsewhere
-        return _local_faults(WHERE, rest) if here else []
+        return local_folder_faults(WHERE, rest) if here else []
     try:
         if not may_be_elsewhere:
             fsspec.core.url_to_fs(folder)
@@ -55,7 +55,7 @@ def _output_faults(folder: str, may_be_elsewhere: bool) -> list[Fault]:
     return []
 
 
-def _local_faults(where: str, folder: str) -> list[Fault]:
+def local_folder_faults(where: str, folder: str) -> list[Fault]:
     """A fault if a local folder cannot be made, or a file in it.
 
     What is missing is tried under another name: a run that starts at the same moment makes the folder itself.

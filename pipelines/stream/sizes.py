@@ -7,6 +7,7 @@ theirs before the first task runs, and a task that finds none left waits for eve
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +28,9 @@ from pipelines.stream.model_checks import collect, model_faults, vocabulary_rows
 #: Steps of its own that an engine is kept busy for by one batch: the last one is partly empty, so that a single one
 #: would be wasteful. With three sources at K=128 (768 bytes a row) a GPU's batch stays below 100 MB.
 STEPS_IN_A_BATCH = 8
+
+#: Files that are opened at the same time for their row groups: of ten thousand in a store, each takes a round trip.
+FILES_AT_ONCE = 32
 
 READER_CPUS = 0.5
 ALIGNER_CPUS = 1.0
@@ -88,7 +92,8 @@ def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
         raise PreflightError(faults)
     replicas = sum(source.replicas for source in spec.source_models)
     training = spec.training
-    corpus_units = tuple(asdict(unit) for path in files for unit in units_of(path))
+    with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
+        corpus_units = tuple(asdict(unit) for units in threads.map(units_of, files) for unit in units)
     # One order of passages has one reader: see ``engine.blocks.arrangement``.
     readers = 1 if spec.run.deterministic else max(1, min(replicas // 4, len(corpus_units)))
     aligners = max(1, replicas // 2)

@@ -1,9 +1,13 @@
 """The numbers that follow from a spec."""
 
+import time
+
 import pytest
 
 from engine import load_spec
+from engine.corpus.files import CorpusUnit
 from engine.errors import PreflightError
+from pipelines.stream import sizes
 from pipelines.stream.sizes import derive_flow
 
 pytestmark = pytest.mark.timeout(60)
@@ -34,6 +38,22 @@ def test_what_ray_must_reserve_is_counted():
     sources, workers, readers, aligners = 2 + 2 + 1, 2, 1 * 0.5, 2 * 1.0
     assert flow.logical_cpus == workers + sources + readers + aligners
     assert flow.gpus == 0
+
+
+def test_files_are_listed_many_at_a_time_and_in_order(tmp_path, monkeypatch):
+    def slowly(path: str) -> list[CorpusUnit]:
+        time.sleep(0.1)
+        return [CorpusUnit(path)]
+
+    for number in range(64):
+        (tmp_path / f"{number:02}.txt").write_text("text")
+    spec = load_spec("pipelines/specs/quickstart.yaml", [f"corpus.paths=[{tmp_path}/*.txt]"])
+    derive_flow(spec)  # loads what the models need
+    monkeypatch.setattr(sizes, "units_of", slowly)
+    started = time.monotonic()
+    units = derive_flow(spec).corpus_units
+    assert [unit["path"] for unit in units] == [str(tmp_path / f"{number:02}.txt") for number in range(64)]
+    assert time.monotonic() - started < 64 * 0.1 / 2
 
 
 def test_parts_of_a_gpu_that_fill_it_are_one():
