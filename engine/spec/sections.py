@@ -155,7 +155,8 @@ class AlignmentSpec(Section):
     least_kept_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
     """Under bytes, the share that the kept entries of a row inside a source token must exceed, if all of the source's
     rest mass belonged there too. Rows with less have no teacher from this source. Low, as an estimate of the rest is
-    better than no teacher until next to nothing is sure."""
+    better than no teacher until next to nothing is sure: rows down to 0.01 gained the quickstart's target 0.009 bits
+    per byte."""
     sample_bytes: Annotated[int, Field(ge=2**10)] = 2**20
     """Size of the corpus sample for the statistical mapping."""
     cache_dir: Text = "~/.cache/knowledge-fusion-engine"
@@ -163,10 +164,11 @@ class AlignmentSpec(Section):
 
 
 class FusionRuleSpec(Section):
-    rule: Literal["min_ce", "avg_ce", "uniform", "single"] = "min_ce"
-    """min_ce takes the distribution of the source with the lowest cross-entropy, in each row among those that have one;
-    avg_ce averages them weighted by cross-entropy, uniform averages them with equal weights, single takes one source:
-    plain distillation."""
+    rule: Literal["min_ce", "avg_ce", "uniform", "single"] = "uniform"
+    """min_ce takes the distribution of the source with the lowest cross-entropy, in each row among those that have one
+    (the paper's); avg_ce averages them weighted by cross-entropy, uniform averages them with equal weights, single
+    takes one source: plain distillation. On the quickstart's models, bits per byte of the target: uniform 2.48, avg_ce
+    at temperature 0.1 2.50, min_ce 2.51."""
     single_source: str = ""
     """Name of the source that rule single takes; empty under every other rule."""
     granularity: Literal["passage", "token"] = "passage"
@@ -175,7 +177,8 @@ class FusionRuleSpec(Section):
     """Under avg_ce: a difference of this many nats per byte makes a factor of e between two weights; low is like
     min_ce."""
     top_k: Annotated[int, Field(ge=1, le=1024)] = 64
-    """Entries kept of every row, from the sources to the loss. The paper's 10 fits large models only."""
+    """Entries kept of every row, from the sources to the loss. The paper's 10 fits large models only: on small ones 64
+    is 0.031 bits per byte better, and 128 another 0.003 (measured under byte_offset)."""
     arithmetic: Literal["exact", "fusellm"] = "exact"
     """exact adds the masses that map to one target token, keeps the rest mass, and compares nats per byte. fusellm does
     what the authors' code does, for comparison: it keeps the largest of these masses, scales the kept ones to 1, and
@@ -187,8 +190,10 @@ Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 
 
 class ObjectiveSpec(Section):
-    lm_loss_weight: Share = 0.9
-    """The paper's lambda: weight of the causal LM loss; the fusion loss gets the rest."""
+    lm_loss_weight: Share = 0.2
+    """The paper's lambda, there 0.9: weight of the causal LM loss; the fusion loss gets the rest. Rows given the bytes
+    so far are right enough to lead: with three sources the quickstart's target ends at 2.54 bits per byte at 0.5 and at
+    2.50 at 0.2, and full_gain gives text that the sources know no better back to the LM loss."""
     full_gain: Annotated[float, Field(ge=0.0)] = 0.5
     """The fusion loss of a passage is weighted by what its teacher knows more: by the mean nats by which the fused
     distributions beat the target on the labels, over this number, from 0 to 1. 0: every passage counts in full, as in

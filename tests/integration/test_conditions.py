@@ -36,7 +36,7 @@ def write_spec(folder, target, **sections):
         "target_model": {"checkpoint": target},
         "source_models": [source],
         "objective": {"lm_loss_weight": 0.9},
-        "fusion": {"top_k": 8},
+        "fusion": {"rule": "min_ce", "top_k": 8},
         "alignment": {"cache_dir": str(folder / "tables")},
         "training": {
             "block_length": 128,

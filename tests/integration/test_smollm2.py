@@ -70,7 +70,7 @@ def spec(base: Path) -> dict:
             {"name": "smollm2", "checkpoint": str(gguf_file()), "backend": "vllm", "kv_cache_bytes": 2**26}
         ],
         "alignment": {"cache_dir": str(base / "tables")},
-        "fusion": {"top_k": 16},
+        "fusion": {"rule": "min_ce", "top_k": 16},
         "objective": {"lm_loss_weight": 0.5},
         "training": {"block_length": 512, "global_batch_blocks": 4, "max_steps": 2},
         "cluster": {"object_store_bytes": 2**28},

@@ -52,6 +52,7 @@ def spec(output_dir="outputs", **run):
             "corpus": {"paths": ["corpus.jsonl"]},
             "target_model": {"checkpoint": "target"},
             "source_models": [{"name": "llama", "checkpoint": "a"}, {"name": "gpt2", "checkpoint": "b"}],
+            "fusion": {"rule": "min_ce"},
         }
     )
 

@@ -25,6 +25,7 @@ SPEC = parse(
         "corpus": {"paths": ["corpus/<all>.jsonl"]},
         "target_model": {"checkpoint": "models/target"},
         "source_models": [{"name": name, "checkpoint": f"models/{name}"} for name in SOURCES],
+        "fusion": {"rule": "min_ce"},
     }
 )
 

@@ -40,7 +40,7 @@ BROKEN = {
         "source_models: [{name: a, checkpoint: c}, {name: a, checkpoint: d}]",
         ["source_models.1.name", "'a' is taken by source_models.0.name"],
     ),
-    "idle loss": ("source_models: []", ["objective.lm_loss_weight", "0.9", "set it to 1.0"]),
+    "idle loss": ("source_models: []", ["objective.lm_loss_weight", "0.2", "set it to 1.0"]),
     "uneven batch": ("training: {num_workers: 3, global_batch_blocks: 8}", ["training.global_batch_blocks", "8", "3"]),
     "section of another kind": ("fusion: [min_ce]", ["fusion", "['min_ce']"]),
     "several at once": (
@@ -111,7 +111,7 @@ def test_every_preset_is_a_spec(name):
         (["source_models.0.tensor_parallel_size=2"], ["tensor_parallel_size", "num_gpus 1"]),
         (["source_models.0.quantization=fp8", "source_models.0.backend=transformers"], ["quantization", "vLLM's"]),
         (["fusion.rule=single"], ["fusion.single_source", "is no source model", "choose one of"]),
-        (["fusion.single_source=a"], ["fusion.single_source", "fusion.rule is min_ce"]),
+        (["fusion.single_source=a"], ["fusion.single_source", "fusion.rule is uniform"]),
         (["alignment.tokens=min_edit", "alignment.split_tokens=product"], ["alignment.split_tokens", "byte_offset"]),
         (["source_models.0.temperature=2", "alignment.split_tokens=product"], ["split_tokens", "temperature"]),
         (["preset=fusellm_hard", "fusion.granularity=token"], ["fusion.granularity", "compares whole passages"]),
