@@ -62,16 +62,18 @@ def _coverage_lines(source: SourceSurvey, tokens: str) -> list[str]:
     found = source.coverage
     if not found.rows:
         return ["  coverage: unknown, the sample has no target row"]
-    inside = "the row before, given the bytes since" if tokens == "bytes" else "no source row"
+    by_bytes = tokens == "bytes"
+    inside = "the row before, given the bytes since" if by_bytes else "no source row"
     return [
         f"  coverage of {found.rows:,} labelled target rows, by byte offsets"
-        + (f" (the run aligns by {tokens})" if tokens != "byte_offset" else ""),
+        + (f" (the run aligns by {tokens})" if tokens not in ("bytes", "byte_offset") else ""),
         _share("1-1", found.exact, "exact: the same bytes in one token of each"),
         _share("1-n", found.one_to_many, "the target token is several source tokens"),
         _share("n-1, last", found.last_of_longer, "the target token ends a longer source token"),
         _share("n-1, interior", found.interior, f"ends inside a source token: {inside}"),
         _share("unaligned", found.unaligned, "no source row for another reason, such as BOS"),
         _share("used", found.used, "the first three: both end here"),
+        *([_share("given bytes", found.given_bytes, "the first four at most: the run aligns by bytes")] * by_bytes),
     ]
 
 

@@ -1,6 +1,7 @@
 """Survey the sources on a small sample of the corpus: coverage, mapping, tokenizer and distributions of each.
 
-Coverage is counted by byte offsets under every ``alignment.tokens``: it shows how well two tokenizers fit together. The
+Coverage is counted by byte offsets under every ``alignment.tokens``: it shows how well two tokenizers fit together.
+Under ``bytes`` the rows inside source tokens count as well. The
 distributions come from transformers on the CPU, so that a plan needs no GPU and no vLLM.
 """
 

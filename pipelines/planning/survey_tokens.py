@@ -68,6 +68,15 @@ class Coverage:
         """Share of the rows with a source row: tokens of both end at the same byte."""
         return self.exact + self.one_to_many + self.last_of_longer
 
+    @property
+    def given_bytes(self) -> float:
+        """Share of the rows that can have a teacher given the bytes so far, those inside source tokens included.
+
+        A bound: rows inside the first token of a source without BOS, and rows whose source row keeps too little that
+        goes on with the bytes since (``alignment.least_kept_share``), have none.
+        """
+        return self.used + self.interior
+
 
 @dataclass(frozen=True)
 class Traits:

@@ -354,6 +354,8 @@ def test_the_plan_of_the_quickstart(monkeypatch, tmp_path):
         assert len(found.mapping.examples) == 10 and found.mapping.nonsense == 0
         assert all(str(example) in text for example in found.mapping.examples)
         assert f"used              {100 * numbers.used:.1f} %" in text
+        assert numbers.used < numbers.given_bytes <= 1.0
+        assert f"{'given bytes':<15}{100 * numbers.given_bytes:>7.1f} %" in text
         assert (
             f"nats per byte     {scores.nats_per_byte:.4f}    target: {found.target_scores.nats_per_byte:.4f}" in text
         )
