@@ -38,11 +38,15 @@ def of_row(row: pa.Table) -> tuple[pa.Table, np.ndarray]:
     return of_list(row[PASSAGES]), flat_values(row[TRAINING_BLOCKS])[0]
 
 
-def shares(blocks: pa.Table, num_workers: int) -> Iterator[pa.Table]:
+def shares(blocks: pa.Table, num_workers: int, first_block: int = 0) -> Iterator[pa.Table]:
     """Deal out training blocks in turn: a table of one row for each worker, which may hold no block.
 
     So the first steps of all workers together are the first blocks, whatever the number of workers is.
+
+    Args:
+        first_block: number of the first one in the reader's order. A batch may hold fewer blocks than there are
+            workers; the next batch then begins with the worker after its last.
     """
     for worker in range(num_workers):
-        dealt = blocks.take(np.arange(worker, len(blocks), num_workers))
+        dealt = blocks.take(np.arange((worker - first_block) % num_workers, len(blocks), num_workers))
         yield pa.table([as_list(dealt)], [SHARE])

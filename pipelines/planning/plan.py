@@ -12,10 +12,10 @@ from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
 from pipelines.evaluation.models import comparison_faults
 from pipelines.planning.costs import ModelCost, model_costs
-from pipelines.planning.plan_text import BYTES_PER_ENTRY, cost_lines, fusion_line, length_line, survey_lines
+from pipelines.planning.plan_text import cost_lines, fusion_line, length_line, survey_lines
 from pipelines.planning.survey import SourceSurvey, sample_passages, survey
 from pipelines.stream.output_folder import written_folder_faults
-from pipelines.stream.sizes import FlowPlan, derive_flow
+from pipelines.stream.sizes import BYTES_PER_ENTRY, FlowPlan, derive_flow
 
 
 @dataclass(frozen=True)

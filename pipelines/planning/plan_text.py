@@ -9,9 +9,6 @@ from pipelines.planning.costs import ModelCost
 from pipelines.planning.survey import Scores, SourceSurvey
 from pipelines.planning.survey_tokens import Traits
 
-#: Bytes of one kept entry on its way: an int32 id and a float16 log-probability.
-BYTES_PER_ENTRY = 6
-
 
 def cost_lines(costs: Sequence[ModelCost]) -> list[str]:
     """Memory and work of every model; the target's is over all workers and without activations."""

@@ -26,8 +26,14 @@ from engine.text.tokenization import PassageTokenizer
 from pipelines.stream.model_checks import collect, model_faults, vocabulary_rows, weight_faults
 
 #: Steps of its own that an engine is kept busy for by one batch: the last one is partly empty, so that a single one
-#: would be wasteful. With three sources at K=128 (768 bytes a row) a GPU's batch stays below 100 MB.
+#: would be wasteful.
 STEPS_IN_A_BATCH = 8
+
+#: Largest size of a batch that has passed all sources, a row of the stream; several wait before each stage.
+MOST_BATCH_BYTES = 100 * 10**6
+
+#: Bytes of one kept entry on its way: an int32 id and a float16 log-probability.
+BYTES_PER_ENTRY = 6
 
 #: Files that are opened at the same time for their row groups: of ten thousand in a store, each takes a round trip.
 FILES_AT_ONCE = 32
@@ -45,7 +51,7 @@ class FlowPlan:
         checkpoints, windows: of the target and all sources: where their files are, and the text tokens that each can
             take in one passage.
         batch_blocks: training blocks whose passages are one call of a source model, an aligner or the packer; as many
-            for one training worker as for the other.
+            for one training worker as for the other, or fewer than there are workers.
         reader_replicas, reader_cpus, aligner_replicas, aligner_cpus: of the stages between the models.
         logical_cpus, gpus: what Ray must be able to reserve for all stages and workers at once.
     """
@@ -133,11 +139,16 @@ def mapping_sample(spec: FusionSpec, flow: FlowPlan) -> list[str]:
 
 
 def _batch_blocks(spec: FusionSpec) -> int:
-    """Training blocks that hold about as many tokens as keep an engine busy for ``STEPS_IN_A_BATCH`` of its steps."""
+    """Training blocks that hold about as many tokens as keep an engine busy for ``STEPS_IN_A_BATCH`` of its steps.
+
+    Fewer, if the columns of all sources would be more than ``MOST_BATCH_BYTES``; at least one.
+    """
     on_gpu = any(source.num_gpus for source in spec.source_models)
-    budget = STEPS_IN_A_BATCH * BATCHED_TOKENS["cuda" if on_gpu else "cpu"]
+    tokens = STEPS_IN_A_BATCH * BATCHED_TOKENS["cuda" if on_gpu else "cpu"]
+    token_bytes = BYTES_PER_ENTRY * spec.fusion.top_k * max(1, len(spec.source_models))
+    blocks = min(tokens, MOST_BATCH_BYTES // token_bytes) // spec.training.block_length
     workers = spec.training.num_workers
-    return workers * max(1, budget // (workers * spec.training.block_length))
+    return max(1, blocks if blocks < workers else blocks // workers * workers)
 
 
 def _window(faults: list[Fault], where: str, checkpoint: Checkpoint, look: Callable[[Checkpoint], int]) -> int | None:

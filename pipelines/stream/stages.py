@@ -81,7 +81,7 @@ class AlignerStage:
         passages, training_blocks = of_row(row)
         fused = self._align_and_fuse(passages)
         blocks = self._pack(fused, training_blocks)
-        return shares(blocks, self._num_workers)
+        return shares(blocks, self._num_workers, int(training_blocks[0]))
 
 
 def pool(source: SourceModelSpec) -> ActorPoolStrategy:

@@ -81,6 +81,17 @@ def test_the_workers_steps_together_are_the_blocks_in_their_order(num_workers, b
             assert len(rows_of(table["fused_probs"])) == len(table)
 
 
+def test_batches_of_fewer_blocks_than_workers_are_dealt_out_evenly():
+    dealt: list[list[list[str]]] = [[] for _ in range(4)]
+    names = []
+    for batch in range(4):
+        blocks = training_blocks(seed=batch, lengths=[20, 20, 20])
+        names += blocks["passage_ids"].to_pylist()
+        for worker, row in zip(dealt, shares(blocks, 4, 3 * batch), strict=True):
+            worker += of_list(row[SHARE])["passage_ids"].to_pylist()
+    assert dealt == [names[worker::4] for worker in range(4)]
+
+
 def test_a_worker_may_get_nothing_of_a_batch():
     rows = list(shares(training_blocks(seed=0, lengths=[20]), 3))
     assert [len(of_list(row[SHARE])) for row in rows] == [1, 0, 0]

@@ -13,10 +13,24 @@ from pipelines.stream.sizes import derive_flow
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.mark.parametrize(("block_length", "blocks"), [(256, 64), (2048, 8), (32768, 2)])
+@pytest.mark.parametrize(("block_length", "blocks"), [(256, 64), (2048, 8), (32768, 1)])
 def test_a_batch_is_a_budget_of_tokens(block_length, blocks):
     spec = load_spec("pipelines/specs/quickstart.yaml", [f"training.block_length={block_length}"])
     assert derive_flow(spec).batch_blocks == blocks
+
+
+@pytest.mark.parametrize(("workers", "blocks"), [(2, 16), (8, 16), (64, 16), (5, 15)])
+def test_a_batch_does_not_grow_with_the_number_of_workers(workers, blocks):
+    overrides = [f"training.num_workers={workers}", "training.global_batch_blocks=320", "training.block_length=2048"]
+    overrides += [f"source_models.{index}.num_gpus=1" for index in range(3)]
+    assert derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides)).batch_blocks == blocks
+
+
+def test_a_batch_is_bounded_in_bytes():
+    overrides = ["training.block_length=256", "fusion.top_k=1024"]
+    blocks = derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides)).batch_blocks
+    size = blocks * 256 * 3 * 1024 * sizes.BYTES_PER_ENTRY
+    assert sizes.MOST_BATCH_BYTES / 2 < size <= sizes.MOST_BATCH_BYTES
 
 
 @pytest.mark.parametrize(("deterministic", "readers"), [("true", 1), ("false", 3)])
