@@ -144,7 +144,7 @@ def test_the_report_is_one_file_without_network(outcome):
 def test_the_model_card_says_how_the_export_was_made(outcome):
     card = (outcome["output"] / "export" / "README.md").read_text()
     assert re.search(r"\| source gpt2-code \| gpt2-code \| sha256 [0-9a-f]{64} \|", card)
-    assert "min_ce by passage" in card
+    assert "uniform by passage" in card
     assert f"{outcome['result'].tokens:,} target tokens" in card
     assert re.search(r"\| fused target \| [12]\.\d{4} \| [12]\.\d{4} \|", card)
     assert str(ROOT) not in card.partition("## Spec")[0]
