@@ -22,6 +22,8 @@ def cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
         yield from _shared_gpu(sections["training"])
     if "training" in sections and "corpus" in sections:
         yield from _long_overlap(sections["corpus"].overlap_bytes, sections["training"].block_length)
+    if "run" in sections and "corpus" in sections:
+        yield from _many_readers(sections["run"].deterministic, sections["corpus"].readers)
     if "evaluation" in sections:
         yield from _blind_evaluation(sections["evaluation"])
         yield from _unusable_merges(sections["evaluation"].merges)
@@ -50,6 +52,12 @@ def _shrinking_pools(sources: Sequence[Any]) -> Iterator[Fault]:
         if 0 < source.most_replicas < source.replicas:
             reason = f"{source.most_replicas} is fewer than replicas, {source.replicas}"
             yield Fault(f"source_models.{index}.most_replicas", reason, "raise it, or set it to 0 for a fixed pool")
+
+
+def _many_readers(deterministic: bool, readers: int) -> Iterator[Fault]:
+    if deterministic and readers > 1:
+        reason = f"{readers} readers give no fixed order of passages, which run.deterministic asks for"
+        yield Fault("corpus.readers", reason, "set it to 1 or 0, or turn run.deterministic off")
 
 
 def _vllm_alone(sources: Sequence[Any]) -> Iterator[Fault]:

@@ -26,7 +26,7 @@ from engine.corpus.cutting import Cutter
 from engine.history.ledger import Ledger
 from engine.spec import FusionSpec
 from pipelines.stream.sizes import FlowPlan, mapping_sample
-from pipelines.stream.stages import ONE_BATCH, AlignerStage, PassageReaderStage, SourceModelStage, pool
+from pipelines.stream.stages import ONE_BATCH, AlignerStage, PassageReaderStage, SourceModelStage, pool, reader_pool
 
 
 def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: ActorHandle) -> Dataset:
@@ -52,7 +52,7 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
         },
         **ONE_BATCH,
         num_cpus=flow.reader_cpus,
-        compute=ActorPoolStrategy(size=flow.reader_replicas),
+        compute=reader_pool(flow.reader_replicas),
     )
     for source in spec.source_models:
         stream = stream.map_batches(

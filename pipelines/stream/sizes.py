@@ -39,6 +39,10 @@ BYTES_PER_ENTRY = 6
 FILES_AT_ONCE = 32
 
 READER_CPUS = 0.5
+
+#: Source replicas that one reader keeps busy.
+REPLICAS_A_READER = 4
+
 ALIGNER_CPUS = 1.0
 
 
@@ -101,7 +105,8 @@ def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
     with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
         corpus_units = tuple(asdict(unit) for units in threads.map(units_of, files) for unit in units)
     # One order of passages has one reader: see ``engine.blocks.arrangement``.
-    readers = 1 if spec.run.deterministic else max(1, min(replicas // 4, len(corpus_units)))
+    wanted = 1 if spec.run.deterministic else spec.corpus.readers or replicas // REPLICAS_A_READER
+    readers = max(1, min(wanted, len(corpus_units)))
     aligners = max(1, replicas // 2)
     return FlowPlan(
         corpus_units=corpus_units,

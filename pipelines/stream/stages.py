@@ -84,6 +84,15 @@ class AlignerStage:
         return shares(blocks, self._num_workers, int(training_blocks[0]))
 
 
+def reader_pool(replicas: int) -> ActorPoolStrategy:
+    """As many readers as shares, so that each reads one from the first second.
+
+    Ray gives an actor a second task beside the one it works on. The share of a reader lasts as long as the run, so the
+    first half of the readers would read all shares, and the second half would have nothing to do.
+    """
+    return ActorPoolStrategy(size=replicas, max_tasks_in_flight_per_actor=1)
+
+
 def pool(source: SourceModelSpec) -> ActorPoolStrategy:
     """As many replicas as the spec says, or as many as are needed within its bounds.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -9,6 +10,9 @@ import numpy as np
 
 BATCHES = 60
 BATCH_BYTES = 3 * 2**20
+
+#: Seconds for which a reader keeps its one share.
+BUSY_SECONDS = 8.0
 
 
 class SlowReader:
@@ -18,6 +22,14 @@ class SlowReader:
         for _ in range(BATCHES):
             time.sleep(0.1)
             yield {"content": np.zeros((1, BATCH_BYTES // 8), np.uint8), "read_at": np.array([time.time()])}
+
+
+class WaitingReader:
+    """Yield the process and the time at which it got its share, and be busy for longer than other readers start."""
+
+    def __call__(self, share: dict) -> Iterator[dict]:
+        yield {"share": share["share"], "process": np.array([os.getpid()]), "began": np.array([time.time()])}
+        time.sleep(BUSY_SECONDS)
 
 
 class Scorer:

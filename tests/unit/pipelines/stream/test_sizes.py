@@ -33,14 +33,17 @@ def test_a_batch_is_bounded_in_bytes():
     assert sizes.MOST_BATCH_BYTES / 2 < size <= sizes.MOST_BATCH_BYTES
 
 
-@pytest.mark.parametrize(("deterministic", "readers"), [("true", 1), ("false", 3)])
-def test_one_order_of_passages_has_one_reader(tmp_path, deterministic, readers):
+@pytest.mark.parametrize(
+    ("deterministic", "wanted", "readers"), [("true", 0, 1), ("true", 1, 1), ("false", 0, 3), ("false", 2, 2)]
+)
+def test_one_order_of_passages_has_one_reader(tmp_path, deterministic, wanted, readers):
     paths = [tmp_path / f"{name}.txt" for name in "abc"]
     for path in paths:
         path.write_text("text")
     overrides = [
         f"corpus.paths=[{tmp_path}/*.txt]",
         f"run.deterministic={deterministic}",
+        f"corpus.readers={wanted}",
         "source_models.0.replicas=20",
     ]
     assert derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides)).reader_replicas == readers
