@@ -167,10 +167,8 @@ class DocumentCutter:
         if fits and begin + len(data) == len(document):
             return text
         for cut in self._cuts(data, ends):
-            prefix = data[:cut].decode("utf8")
-            # A beginning on its own may have more tokens than it had inside the longer text.
-            if cut > context_bytes and self._fits(prefix):
-                return prefix
+            if cut > context_bytes and self._fits(data, cut, ends):
+                return data[:cut].decode("utf8")
         if context_bytes:
             return ""
         raise RecordError(f"no beginning of {text[:40]!r} fits every model's window; raise max_context_tokens")
@@ -202,8 +200,18 @@ class DocumentCutter:
             yield _character_boundary(data, limit)
             limit //= 2
 
-    def _fits(self, text: str) -> bool:
-        return all(len(tokenizer.encode(text)[0]) <= window for tokenizer, window in self._tokenizers)
+    def _fits(self, data: bytes, cut: int, ends: Sequence[np.ndarray]) -> bool:
+        """Whether the first ``cut`` bytes fit every window; alone they may have more tokens than within ``data``.
+
+        Args:
+            ends: of every tokenizer in ``data``.
+        """
+        place, prefix = data[cut - 1 : cut + 1], data[:cut].decode("utf8")
+        return all(
+            (np.searchsorted(end, cut, "right") if tokenizer.splits(place) else len(tokenizer.encode(prefix)[0]))
+            <= window
+            for (tokenizer, window), end in zip(self._tokenizers, ends, strict=True)
+        )
 
 
 def _is_boundary(data: bytes, position: int) -> bool:

@@ -143,6 +143,10 @@ class PassageTokenizer:
         others = np.cumsum(lengths, dtype=np.int32) + np.int32(len(beginning.encode("utf8")))
         return np.array(tokens + known, np.int32), np.concatenate([ends, others])
 
+    def splits(self, place: bytes) -> bool:
+        """Whether a text that ends between these two bytes has the tokens that it has within a longer text."""
+        return self._words is not None and self._words.splits(place)
+
     def tokens(self, text: str, backend: Any, apart: Set[int] | None = None) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character offsets of ``text``, special strings in it taken apart.
 

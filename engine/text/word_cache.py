@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from string import ascii_letters, digits
 from typing import Any
 
 from engine.text.token_bytes import BYTE_TO_CHARACTER, SPACE_MARKER, Kind, part_types
@@ -48,10 +49,15 @@ class WordCache:
     def __init__(self, signs: str, encode: Encode, token_bytes: Sequence[bytes | None]):
         others = rf"[^{_LETTERS}]++[{_LETTERS}]*+"
         self._words = re.compile(rf"[^{_LETTERS}]*+[{_LETTERS}]*+(?:(?![{re.escape(signs)}]){others})*+")
+        self._places = {(letter + sign).encode() for letter in ascii_letters + digits for sign in signs}
         self._encode = encode
         self._token_bytes = token_bytes
         self._known: dict[str, list[int]] = {}
         self._inexact: set[str] = set()
+
+    def splits(self, place: bytes) -> bool:
+        """Whether a text is always split between these two bytes: the tokens before it need not be found again."""
+        return place in self._places
 
     def tokens(self, text: str) -> tuple[str, list[int]]:
         """The beginning of ``text`` that the tokenizer must take itself, and the ids of all that follows.

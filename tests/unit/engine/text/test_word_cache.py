@@ -44,6 +44,18 @@ def test_tokens_and_ends_are_those_of_the_whole_text(name, text):
     assert (ids.tolist(), ends.tolist()) == expected
 
 
+@pytest.mark.parametrize("name", CACHED)
+@settings(max_examples=200, deadline=None)
+@given(text=TEXTS, letter=st.sampled_from("aZ9"), sign=st.sampled_from(" \n.,)_'x"), after=TEXTS)
+def test_a_text_that_ends_where_texts_are_split_keeps_its_tokens(name, text, letter, sign, after):
+    tokenizer = real_tokenizers.load(name)
+    if not tokenizer.splits((letter + sign).encode()):
+        assert sign in "'x"
+        return
+    beginning = tokenizer._tokens(text + letter)
+    assert tokenizer._tokens(text + letter + sign + after)[: len(beginning)] == beginning
+
+
 def test_real_text_is_the_same_with_words_that_are_forgotten(monkeypatch):
     monkeypatch.setattr(word_cache, "MOST_WORDS", 50)
     for name in CACHED:
