@@ -42,6 +42,7 @@ def spec(folder: Path, device: str, size: str, passes: int):
             "name": name,
             "checkpoint": make(folder / name, config(size, VOCABULARY if on_gpu else 3_000), name, device),
             "dtype": dtype,
+            "backend": "vllm" if on_gpu else "transformers",  # tests/integration has vLLM's runs on a CPU
             "num_gpus": 0.15 if on_gpu else 0.0,
             "probe": "off",
             "kv_cache_bytes": 2**32 if on_gpu else 2**26,
@@ -66,7 +67,7 @@ def spec(folder: Path, device: str, size: str, passes: int):
             f"training.block_length={length}",
             f"training.global_batch_blocks={BLOCKS if on_gpu else 4}",
             "training.micro_batch_blocks=4",
-            "training.max_steps=1000000",
+            f"training.max_steps={1_000_000 if on_gpu else 8}",
             "training.checkpoint_every_steps=1000000",
         ],
     )
