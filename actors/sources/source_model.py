@@ -127,10 +127,11 @@ class SourceModel:
         """End this process after any error but one of our own: the model's library may not outlive it.
 
         A dead rank of several GPUs, a GPU without memory or a lost context leave a process that fails again and again.
-        Ray replaces a dead process and scores its passages again; the meter counts how often.
+        Ray replaces a dead process and scores its passages again; the meter counts how often. A package that is missing
+        would be missing again: that error ends the source at once.
 
         Raises:
-            SourceModelError: instead, outside of a run.
+            SourceModelError: a package is missing; outside of a run, instead of the end of the process.
         """
         try:
             yield
@@ -141,7 +142,8 @@ class SourceModel:
             reason = f"{type(error).__name__}: {first_line(error)}"
             if short_of_memory:
                 reason += f"; {_memory_remedy(self._source)}"
-            self._meter.end_process(error, reason, short_of_memory)
+            if not isinstance(error, ImportError):
+                self._meter.end_process(error, reason, short_of_memory)
             raise SourceModelError(f"{self._source.name}: {reason}") from error
 
     def _check_context(self, batch: pa.Table, encoded: Sequence[Encoded]) -> None:

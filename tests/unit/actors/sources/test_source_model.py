@@ -185,6 +185,9 @@ def test_any_error_but_our_own_ends_the_process_and_memory_is_named(checkpoint):
     source._backend = Broken()
     with pytest.raises(SourceModelError, match="ids from 0 to 900"):
         source(passages(TEXTS))
+    source._backend.error = ImportError("no module named gptqmodel")
+    with pytest.raises(SourceModelError, match="one: ImportError: no module named gptqmodel"):
+        source(passages(TEXTS))
     assert Meter.ended == []
     source._source = source._source.model_copy(update={"backend": "vllm", "num_gpus": 0.5})
     for error in (RuntimeError("Executor failed."), RuntimeError("Worker failed with error 'CUDA out of memory.'")):
