@@ -124,7 +124,7 @@ def align_map_fuse(texts: list[str], window: int, top_k: int, name: str, on: str
 
 def memory_per_token(texts: list[str], on: str) -> None:
     """Peak bytes allocated for each target token, in windows of 512 and of sixteen times as many tokens."""
-    fusion, peaks = FusionRuleSpec(top_k=10), {}
+    fusion, peaks = FusionRuleSpec(rule="min_ce", top_k=10), {}
     for window in (512, 2048, 8192):
         work = Work(texts, window, 10)
         work.run(fusion, "bytes")

@@ -32,13 +32,13 @@ PIECES = [
 ]  # fmt: skip
 
 METHODS = [
-    (FusionRuleSpec(top_k=8), AlignmentSpec()),
+    (FusionRuleSpec(rule="min_ce", top_k=8), AlignmentSpec()),
     (
         FusionRuleSpec(top_k=8, rule="avg_ce", granularity="token"),
         AlignmentSpec(tokens="byte_offset", split_tokens="product"),
     ),
     (FusionRuleSpec(top_k=8, rule="uniform"), AlignmentSpec(vocabulary="exact")),
-    (FusionRuleSpec(top_k=8, arithmetic="fusellm"), AlignmentSpec(tokens="exact", vocabulary="exact")),
+    (FusionRuleSpec(rule="min_ce", top_k=8, arithmetic="fusellm"), AlignmentSpec(tokens="exact", vocabulary="exact")),
 ]
 
 

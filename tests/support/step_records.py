@@ -22,5 +22,7 @@ def step_record(step: int = 1, **fields: Any) -> StepRecord:
         "wait_seconds": 0.5,
         "padding": 0.1,
         "fused_rows": 90,
+        "fusion_gain": 0.5,
+        "fusion_weight": 1.0,
     }
     return StepRecord(step=step, **values | fields)

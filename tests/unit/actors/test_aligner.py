@@ -20,7 +20,7 @@ from tests.oracles import fused_passage, nats_per_own_token
 from tests.support.tiny_tokenizers import tokenizer_folders
 
 TOP_K = 6
-MIN_CE = FusionRuleSpec(top_k=TOP_K)
+MIN_CE = FusionRuleSpec(rule="min_ce", top_k=TOP_K)
 SAMPLE = ["The cat sat on the mat, and the dog in the sun.", "def main():\n    print(2024)\n"]
 TEXTS = [
     "The cat sat on the mat.",
@@ -87,13 +87,13 @@ def aligner(
 @pytest.mark.parametrize(
     ("fusion", "vocabulary", "tokens"),
     [
-        (FusionRuleSpec(top_k=TOP_K), "prefix", "byte_offset"),
+        (MIN_CE, "prefix", "byte_offset"),
         (FusionRuleSpec(rule="avg_ce", top_k=TOP_K), "prefix", "product"),
         (FusionRuleSpec(rule="avg_ce", temperature=0.2, top_k=TOP_K), "exact", "byte_offset"),
         (FusionRuleSpec(rule="uniform", top_k=TOP_K), "exact", "product"),
-        (FusionRuleSpec(granularity="token", top_k=TOP_K), "prefix", "product"),
+        (FusionRuleSpec(rule="min_ce", granularity="token", top_k=TOP_K), "prefix", "product"),
         (FusionRuleSpec(rule="avg_ce", granularity="token", top_k=TOP_K), "prefix", "byte_offset"),
-        (FusionRuleSpec(top_k=TOP_K), "prefix", "bytes"),
+        (MIN_CE, "prefix", "bytes"),
         (FusionRuleSpec(rule="uniform", top_k=TOP_K), "prefix", "bytes"),
         (FusionRuleSpec(rule="avg_ce", temperature=0.2, top_k=TOP_K), "exact", "bytes"),
     ],
@@ -168,7 +168,7 @@ def test_the_authors_arithmetic_counts_eos_only_after_passages_that_end_their_do
     batch = passages()
     for name in names:
         batch = scored(batch, name, folders[name])
-    fusion = FusionRuleSpec(top_k=TOP_K, arithmetic="fusellm")
+    fusion = FusionRuleSpec(rule="min_ce", top_k=TOP_K, arithmetic="fusellm")
     table = aligner(folders, names[0], names, tmp_path, fusion, tokens="byte_offset")(batch)
     for row, ends_document in enumerate(batch["ends_document"].to_pylist()):
         ends, costs = (

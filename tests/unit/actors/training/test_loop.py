@@ -100,6 +100,7 @@ def test_a_finished_run_that_is_started_again_leaves_its_checkpoint_alone(spec, 
 
 
 def test_a_notice_of_preemption_makes_one_checkpoint_at_once(spec, monkeypatch):
+    monkeypatch.delenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", raising=False)  # a local Ray switches it off
     notice = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
     kept = spec.model_copy(update={"training": spec.training.model_copy(update={"keep_checkpoints": 9})})
     work(kept, monkeypatch, steps=5, notices=iter([None, notice, notice, None, None]))

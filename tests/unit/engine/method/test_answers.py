@@ -95,7 +95,10 @@ def scored(batch: pa.Table, name: str, checkpoint: str, template: str) -> pa.Tab
 
 
 def fused(batch: pa.Table, target: Checkpoint, sources: dict[str, Checkpoint], tmp_path: Path) -> pa.Table:
-    fusion, alignment = FusionRuleSpec(top_k=TOP_K), AlignmentSpec(tokens="byte_offset", cache_dir=str(tmp_path))
+    fusion, alignment = (
+        FusionRuleSpec(rule="min_ce", top_k=TOP_K),
+        AlignmentSpec(tokens="byte_offset", cache_dir=str(tmp_path)),
+    )
     return Aligner(target, list(sources.items()), fusion, alignment, [], NoMeter(), conversations=True)(batch)
 
 

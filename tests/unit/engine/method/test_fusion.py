@@ -379,7 +379,7 @@ def test_a_split_label_gets_the_product_of_its_pieces_taken_from_the_first():
         np.array([0, 2, -1], np.int32),
     )  # fmt: skip
     target = target_rows([[0, 2, 2]], [2], [0, 7, 1])
-    fusion = FusionRuleSpec(top_k=4)
+    fusion = FusionRuleSpec(rule="min_ce", top_k=4)
     plain = fuse(target, [source], fusion, VOCABULARY)
     assert plain.ids[0].tolist() == [2, 4, 5, NO_TOKEN]
     split = fuse(target, [source], fusion, VOCABULARY, product=True)
