@@ -69,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--without-scoring", action="store_true", help="load no model: no nats per byte, no mass lost"
             )
+            command.add_argument(
+                "--compare", action="store_true", help="compare all fusion rules by what they say of the sample's text"
+            )
+            command.add_argument(
+                "--mappings",
+                metavar="A,B",
+                help="with --compare: values of alignment.vocabulary (prefix, exact, min_edit, statistical) to compare",
+            )
     return parser
 
 
@@ -78,7 +86,8 @@ def _carry_out(parsed: argparse.Namespace, spec: engine.FusionSpec) -> None:
     if parsed.verb == "check":
         print(dump_spec(spec), end="")
     elif parsed.verb == "plan":
-        plan = engine.plan(spec, score=not parsed.without_scoring)
+        mappings = [name for name in (parsed.mappings or "").split(",") if name] if parsed.compare else None
+        plan = engine.plan(spec, score=not parsed.without_scoring, mappings=mappings)
         print(plan)
         if plan.refusals:
             raise PreflightError(plan.refusals)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from engine.errors import Fault
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
 from pipelines.evaluation.models import comparison_faults
+from pipelines.planning.comparison import Comparison, compare
 from pipelines.planning.costs import ModelCost, model_costs
-from pipelines.planning.plan_text import cost_lines, fusion_line, length_line, survey_lines
-from pipelines.planning.survey import SourceSurvey, sample_passages, survey
+from pipelines.planning.plan_text import comparison_lines, cost_lines, fusion_line, length_line, survey_lines
+from pipelines.planning.survey import SourceSurvey, sample_passages, scored_sample, survey
 from pipelines.stream.output_folder import written_folder_faults
 from pipelines.stream.sizes import BYTES_PER_ENTRY, FlowPlan, derive_flow
 
@@ -25,12 +26,14 @@ class Plan:
     Attributes:
         sources: the survey of each source on a sample of the corpus, in the order of the spec.
         costs: memory and work of the target and of each source.
+        comparison: of ways to fuse, where it was asked for.
     """
 
     spec: FusionSpec
     flow: FlowPlan
     sources: tuple[SourceSurvey, ...]
     costs: tuple[ModelCost, ...]
+    comparison: Comparison | None = None
 
     @property
     def refusals(self) -> tuple[Fault, ...]:
@@ -67,16 +70,21 @@ class Plan:
                 sizes,
                 "\n".join(cost_lines(self.costs)),
                 *("\n".join(survey_lines(source, spec)) for source in self.sources),
+                *(["\n".join(comparison_lines(self.comparison, spec))] if self.comparison else []),
             ]
         )
 
 
-def plan(spec: FusionSpec | Mapping[str, Any] | str | Path, score: bool = True) -> Plan:
+def plan(
+    spec: FusionSpec | Mapping[str, Any] | str | Path, score: bool = True, mappings: Sequence[str] | None = None
+) -> Plan:
     """Plan a run from its models, their tokenizers and a sample of the corpus. Starts neither Ray nor vLLM.
 
     Args:
         score: whether to load the models, one after the other on this machine's CPU, and score a few passages. Without
             scores, the sources' nats per byte and the mass beyond the top K stay unknown.
+        mappings: values of ``alignment.vocabulary`` under which the fusion rules are compared; an empty sequence takes
+            the spec's own, None compares nothing. Needs scores.
 
     Raises:
         SpecError: the spec is wrong.
@@ -86,4 +94,6 @@ def plan(spec: FusionSpec | Mapping[str, Any] | str | Path, score: bool = True) 
     further = [*comparison_faults(located, trains_first=True), *written_folder_faults(located)]
     flow = derive_flow(located, further)
     texts = [passage.text for passage in sample_passages(located, flow)]
-    return Plan(located, flow, survey(located, flow, score), model_costs(located, texts))
+    scored = scored_sample(located, flow) if score and located.source_models else None
+    comparison = None if scored is None or mappings is None else compare(located, flow, scored, mappings)
+    return Plan(located, flow, survey(located, flow, scored), model_costs(located, texts), comparison)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.spec import FusionSpec
+from pipelines.planning.comparison import Comparison, Teacher
 from pipelines.planning.costs import ModelCost
-from pipelines.planning.survey import Scores, SourceSurvey
+from pipelines.planning.scored_sample import TARGET, Scores
+from pipelines.planning.survey import SourceSurvey
 from pipelines.planning.survey_tokens import Traits
 
 
@@ -53,6 +55,29 @@ def survey_lines(source: SourceSurvey, spec: FusionSpec) -> list[str]:
         *_tokenizer_lines(source),
         *_example_lines(source),
     ]
+
+
+def comparison_lines(found: Comparison, spec: FusionSpec) -> list[str]:
+    """A row for each way to fuse, the one that costs the labels least first."""
+    left_out = [f"  left out, not scored: {', '.join(found.left_out)}"] if found.left_out else []
+    if not found.teachers:
+        return ["ways to fuse: no source could be scored", *left_out]
+    return [
+        f"ways to fuse, on the {found.common_rows:,} of {found.rows:,} target rows that all of them teach "
+        f"({found.common_bytes:,} bytes)",
+        f"  {'rule or model':<24}{'alignment':<13}{'mapping':<13}{'rows taught':>12}{'nats per byte':>15}",
+        *(_teacher_line(teacher, spec) for teacher in found.teachers),
+        *left_out,
+        "  a guide, not a judge: a way that teaches more rows may still train the better target",
+    ]
+
+
+def _teacher_line(teacher: Teacher, spec: FusionSpec) -> str:
+    name = "the target itself" if teacher.rule == TARGET else teacher.rule
+    own = spec.fusion.single_source or spec.fusion.rule, spec.alignment.tokens, spec.alignment.vocabulary
+    mark = "  <- the spec" if (teacher.rule, teacher.tokens, teacher.vocabulary) == own else ""
+    numbers = f"{100 * teacher.taught:>10.1f} %{teacher.nats_per_byte:>15.4f}"
+    return f"  {name:<24}{teacher.tokens:<13}{teacher.vocabulary:<13}{numbers}{mark}"
 
 
 def _coverage_lines(source: SourceSurvey, tokens: str) -> list[str]:

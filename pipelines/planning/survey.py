@@ -1,32 +1,27 @@
 """Survey the sources on a small sample of the corpus: coverage, mapping, tokenizer and distributions of each.
 
 Coverage is counted by byte offsets under every ``alignment.tokens``: it shows how well two tokenizers fit together.
-Under ``bytes`` the rows inside source tokens count as well. The
-distributions come from transformers on the CPU, so that a plan needs no GPU and no vLLM.
+Under ``bytes`` the rows inside source tokens count as well. The distributions come from ``scored_sample``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
-from math import nan
-
-import numpy as np
-import pyarrow as pa
+from itertools import islice
 
 from engine.corpus.cutting import ConversationCutter, DocumentCutter
 from engine.corpus.documents import Conversation, Document, Unreadable, read
 from engine.corpus.files import CorpusUnit
 from engine.corpus.windows import SMALLEST_WINDOW
-from engine.errors import RecordError, SourceModelError, TokenizerError, first_line
-from engine.method.vocabulary import UNMAPPED, load_or_build
+from engine.errors import RecordError, TokenizerError
+from engine.method.vocabulary import load_or_build
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import load_configuration
-from engine.records import PASSAGE, flat_values, rows_of, schema
 from engine.spec import CorpusSpec, FusionSpec, SourceModelSpec
 from engine.text.chat import content_of
 from engine.text.tokenization import PassageTokenizer
+from pipelines.planning.scored_sample import TARGET, ScoredSample, Scores, score_sample, scores_of
 from pipelines.planning.survey_examples import MappingSurvey, survey_mapping
 from pipelines.planning.survey_tokens import Coverage, SampledPassage, Tokenization, Traits, coverage, tokenize, traits
 from pipelines.stream.sizes import FlowPlan, mapping_sample
@@ -41,28 +36,6 @@ MOST_DOCUMENTS = 2000
 #: Scored passages and the text tokens of each; with BOS and EOS they have at most 4,096 tokens together.
 SCORED_PASSAGES = 8
 PASSAGE_TOKENS = 510
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The scores of a model on the scored passages.
-
-    Attributes:
-        rows: number of distributions. num_bytes: the bytes of their tokens, EOS excluded.
-        nats_per_byte: over these bytes.
-        lost_mass: mean mass of a row beyond the top K, in [0, 1].
-        unmapped_mass: mean kept mass of a row that maps nowhere, in [0, 1].
-        problem: the reason that the model could not be scored, in one line; the numbers are then NaN.
-        is_refused: whether a run would refuse the model for it.
-    """
-
-    rows: int = 0
-    num_bytes: int = 0
-    nats_per_byte: float = nan
-    lost_mass: float = nan
-    unmapped_mass: float = nan
-    problem: str = ""
-    is_refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,27 +66,29 @@ class SourceSurvey:
     target_scores: Scores | None
 
 
-def survey(spec: FusionSpec, flow: FlowPlan, score: bool = True) -> tuple[SourceSurvey, ...]:
+def survey(spec: FusionSpec, flow: FlowPlan, scored: ScoredSample | None = None) -> tuple[SourceSurvey, ...]:
     """Survey all sources of a spec on one sample of the corpus.
 
     Unreadable rows are skipped: the run itself reports them. Weights that cannot be loaded are a ``Scores.problem``.
 
     Args:
         flow: of the same spec.
-        score: whether to load weights and score; without scores there are no nats per byte and no masses.
+        scored: passages of the sample with all models' scores; without it there are no nats per byte and no masses.
     """
     if not spec.source_models:
         return ()
     passages = sample_passages(spec, flow)
     target = PassageTokenizer.load(flow.checkpoints[0])
     target_tokens = tokenize(target, passages)
-    scored = _spread(passages, SCORED_PASSAGES)
-    target_scores = _scores(_target_section(spec), 1, scored, None) if score else None
     mapping_text = mapping_sample(spec, flow)
     return tuple(
-        _survey_source(spec, source, passages, mapping_text, target_tokens, scored, target_scores)
-        for source in spec.source_models
+        _survey_source(spec, source, passages, mapping_text, target_tokens, scored) for source in spec.source_models
     )
+
+
+def scored_sample(spec: FusionSpec, flow: FlowPlan) -> ScoredSample:
+    """Score a few passages of the sample by the target and by all sources."""
+    return score_sample(spec, _spread(sample_passages(spec, flow), SCORED_PASSAGES))
 
 
 def _survey_source(
@@ -122,8 +97,7 @@ def _survey_source(
     passages: Sequence[SampledPassage],
     mapping_text: Sequence[str],
     target_tokens: Tokenization,
-    scored: Sequence[SampledPassage],
-    target_scores: Scores | None,
+    scored: ScoredSample | None,
 ) -> SourceSurvey:
     target = target_tokens.tokenizer
     source = PassageTokenizer.load(Checkpoint.of(section))
@@ -140,8 +114,8 @@ def _survey_source(
         target_traits=traits(target),
         vocab_size=source.vocab_size,
         padding_rows=_embedding_rows(Checkpoint.of(section)) - source.vocab_size,
-        scores=None if target_scores is None else _scores(section, spec.fusion.top_k, scored, mapping),
-        target_scores=target_scores,
+        scores=None if scored is None else scores_of(scored, section.name, mapping),
+        target_scores=None if scored is None else scores_of(scored, TARGET, None),
     )
 
 
@@ -196,77 +170,6 @@ def _spread(items: Sequence, most: int) -> list:
     if len(items) <= most:
         return list(items)
     return [items[index * len(items) // most] for index in range(most)]
-
-
-def _scores(
-    section: SourceModelSpec, top_k: int, passages: Sequence[SampledPassage], mapping: np.ndarray | None
-) -> Scores:
-    """Load one model on the CPU, probe it as a run would, and score passages; an error becomes ``problem``."""
-    from actors.sources.source_model import SourceModel
-
-    if not passages:
-        return Scores(problem="it cannot be scored here: the corpus has no text that can be read")
-    section = section.model_copy(update={"backend": "transformers", "num_gpus": 0.0})
-    try:
-        model = SourceModel(section, top_k)
-        return scores_of(model(_table(passages)), section.name, top_k, mapping)
-    except SourceModelError as error:
-        return Scores(problem=f"a run would refuse it: {first_line(error)}", is_refused=True)
-    except Exception as error:  # every library that reads weights has its own errors; the plan continues without them
-        return Scores(problem=f"it cannot be scored here: {first_line(error)}")
-
-
-def scores_of(batch: pa.Table, name: str, top_k: int, mapping: np.ndarray | None) -> Scores:
-    """The scores in one source's columns; without ``mapping`` no mass is unmapped. An answer counts as a passage."""
-    masses = np.exp(flat_values(batch[f"{name}/topk_logprobs"])[0].reshape(-1, top_k).astype(np.float64))
-    nats, covered = 0.0, 0
-    ends, logprobs = rows_of(batch[f"{name}/end_bytes"]), rows_of(batch[f"{name}/token_logprobs"])
-    for consumed, following in zip(ends, logprobs, strict=True):
-        starts = [0, *np.flatnonzero(np.diff(consumed) < 0) + 1, len(consumed)]  # offsets drop where an answer begins
-        for start, end in pairwise(starts if len(consumed) else ()):
-            num_bytes = consumed[end - 1]
-            nats -= float(following[start:end][consumed[start:end] < num_bytes].sum(dtype=np.float64))
-            covered += int(num_bytes - consumed[start])
-    unmapped = np.zeros(len(masses))
-    if mapping is not None:
-        ids = flat_values(batch[f"{name}/topk_ids"])[0].reshape(-1, top_k)
-        beyond = np.full(
-            max(int(ids.max(initial=0)) + 1 - len(mapping), 0), UNMAPPED, np.int32
-        )  # an embedding's padding
-        unmapped = (masses * (np.concatenate([mapping, beyond])[ids] == UNMAPPED)).sum(axis=1)
-    return Scores(
-        rows=len(masses),
-        num_bytes=covered,
-        nats_per_byte=nats / covered if covered else nan,
-        lost_mass=float(np.maximum(1.0 - masses.sum(axis=1), 0.0).mean()) if len(masses) else nan,
-        unmapped_mass=float(unmapped.mean()) if len(masses) else nan,
-    )
-
-
-def _table(passages: Sequence[SampledPassage]) -> pa.Table:
-    """A table of ``records.PASSAGE``, without context."""
-    columns = {
-        "passage_id": [f"sample:{index}" for index in range(len(passages))],
-        "text": [passage.text for passage in passages],
-        "num_bytes": [passage.num_bytes for passage in passages],
-        "context_bytes": [0] * len(passages),
-        "ends_document": [passage.ends_document for passage in passages],
-        "messages": [list(passage.messages) for passage in passages],
-    }
-    fields = schema(PASSAGE)
-    return pa.table([pa.array(columns[field.name], field.type) for field in fields], fields)
-
-
-def _target_section(spec: FusionSpec) -> SourceModelSpec:
-    """The target as if it were a source."""
-    target = spec.target_model
-    return SourceModelSpec(
-        name="target",
-        checkpoint=target.checkpoint,
-        chat_template=target.chat_template,
-        bos=target.bos,
-        probe="off",
-    )
 
 
 def _embedding_rows(checkpoint: Checkpoint) -> int:

@@ -23,7 +23,7 @@ from engine.errors import PreflightError
 from engine.method.vocabulary import UNMAPPED, build_mapping
 from engine.model_files.checkpoint import Checkpoint
 from engine.text.tokenization import PassageTokenizer
-from pipelines.planning.survey import SAMPLE_BYTES, sample_passages, survey
+from pipelines.planning.survey import SAMPLE_BYTES, sample_passages, scored_sample, survey
 from pipelines.planning.survey_examples import quoted, survey_mapping
 from pipelines.planning.survey_tokens import KINDS, coverage, row_kinds, tokenize, traits
 from pipelines.stream.sizes import derive_flow
@@ -80,7 +80,7 @@ def spec_of(folder: Path, *overrides: str) -> engine.FusionSpec:
 def surveyed(folder) -> tuple:
     spec = spec_of(folder)
     flow = derive_flow(spec)
-    return spec, sample_passages(spec, flow), survey(spec, flow)
+    return spec, sample_passages(spec, flow), survey(spec, flow, scored_sample(spec, flow))
 
 
 def slow_kinds(target_ends: list[int], source_ends: list[int], alike: bool) -> list[int]:
@@ -140,7 +140,7 @@ def test_the_survey_counts_its_own_sample(surveyed, folder):
     texts = [passage.text for passage in passages]
     for bos in ("tokenizer", "always"):
         plain = PassageTokenizer.load(Checkpoint(str(folder / "plain"), bos=bos))
-        found = survey(spec_of(folder, f"source_models.0.bos={bos}"), derive_flow(spec), score=False)[0]
+        found = survey(spec_of(folder, f"source_models.0.bos={bos}"), derive_flow(spec))[0]
         expected = coverage(tokenize(target, passages), tokenize(plain, scored))
         assert (found.coverage, found.scores, found.target_scores) == (expected, None, None)
         assert found.traits.adds_bos == (bos == "always")
