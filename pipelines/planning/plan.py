@@ -13,7 +13,14 @@ from engine.spec.loading import as_located_spec
 from pipelines.evaluation.models import comparison_faults
 from pipelines.planning.comparison import Comparison, compare
 from pipelines.planning.costs import ModelCost, model_costs
-from pipelines.planning.plan_text import comparison_lines, cost_lines, fusion_line, length_line, survey_lines
+from pipelines.planning.plan_text import (
+    attention_line,
+    comparison_lines,
+    cost_lines,
+    fusion_line,
+    length_line,
+    survey_lines,
+)
 from pipelines.planning.survey import SourceSurvey, sample_passages, scored_sample, survey
 from pipelines.stream.output_folder import written_folder_faults
 from pipelines.stream.sizes import BYTES_PER_ENTRY, FlowPlan, derive_flow
@@ -60,6 +67,7 @@ class Plan:
             "batch": f"passages of {flow.batch_blocks} blocks in a call of a source model",
             "step": f"{training.global_batch_blocks} blocks of {training.block_length} = {step_tokens:,} tokens, "
             f"{training.global_batch_blocks // training.num_workers} blocks a worker on {training.num_workers} workers",
+            "attention": attention_line(training.attention),
             "length": length_line(spec, step_tokens),
             "traffic": f"{BYTES_PER_ENTRY * spec.fusion.top_k:,} bytes a token from each source",
             "Ray reserves": f"{flow.logical_cpus:g} logical CPUs, {flow.gpus:g} GPUs",

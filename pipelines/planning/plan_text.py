@@ -23,6 +23,16 @@ def cost_lines(costs: Sequence[ModelCost]) -> list[str]:
     return [*lines, "work: per byte of text, in that of training the target; proposed: to keep step with the workers"]
 
 
+def attention_line(attention: str) -> str:
+    """How packed passages are kept apart in training."""
+    return {
+        "auto": "flash_attention_2 where a worker has flash-attn, a GPU and bfloat16, else sdpa under a mask",
+        "sdpa": "sdpa under a mask of block length x block length",
+        "flash_attention_2": "flash_attention_2, without what a mask would hide",
+        "flex_attention": "flex_attention, without what a mask would hide; compiles at the first step",
+    }[attention]
+
+
 def length_line(spec: FusionSpec, step_tokens: int) -> str:
     """The limit of the run's length, and the conditions that end it earlier."""
     training, patience = spec.training, spec.evaluation.patience
