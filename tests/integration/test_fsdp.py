@@ -22,7 +22,7 @@ from engine.spec import ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingS
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.training_blocks import LENGTH, TOP_K, training_blocks, with_bad_probability
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 STEPS = 5
 
@@ -111,7 +111,7 @@ def in_two_processes(work: Callable[..., None], arguments: tuple, answers: int) 
     for process in processes:
         process.start()
     try:
-        found = dict(results.get(timeout=100) for _ in range(answers))
+        found = dict(results.get(timeout=200) for _ in range(answers))
         for process in processes:
             process.join(30)
             assert process.exitcode == 0
@@ -124,7 +124,8 @@ def in_two_processes(work: Callable[..., None], arguments: tuple, answers: int) 
 def train_all(runs: Sequence[Run], model: str, base: Path) -> list[list[tuple]]:
     """The loss curve of each run; all workers of a run must have seen the same one."""
     found = in_two_processes(worker, (runs, model, str(base)), len(all_parts(runs)))
-    assert all(found[part] == found[0, part[1]] for part in all_parts(runs))
+    # As text: a gain that was not measured is NaN, which equals nothing.
+    assert all(repr(found[part]) == repr(found[0, part[1]]) for part in all_parts(runs))
     return [found[0, number] for number in range(len(runs))]
 
 
