@@ -1,4 +1,8 @@
-"""Merging the weights of equal architectures: the weighted mean, or SCE (FuseChat, arXiv 2408.07990, section 3.3)."""
+"""Merging the weights of equal architectures, one parameter at a time, in float64.
+
+``linear`` is the weighted mean, ``slerp`` a point on the arc between two models. The others merge changes against a
+common base: ``ties`` (arXiv 2306.01708), ``dare`` (arXiv 2311.03099) and SCE (FuseChat, arXiv 2408.07990, section 3.3).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+
+#: Cosine between two models beyond which their arc counts as straight.
+STRAIGHT = 0.9995
 
 
 def linear(models: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
@@ -17,6 +24,71 @@ def linear(models: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray
     """
     shares = np.asarray(weights, np.float64) / np.sum(weights)
     return np.tensordot(shares, np.stack([np.asarray(model, np.float64) for model in models]), axes=1)
+
+
+def slerp(first: np.ndarray, second: np.ndarray, place: float) -> np.ndarray:
+    """The point at ``place`` (0: the first, 1: the second) of the arc between two parameters, taken as vectors.
+
+    Vectors that point almost the same way, or the opposite way, have no stable arc: their straight line is taken.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    lengths = np.linalg.norm(first) * np.linalg.norm(second)
+    cosine = np.clip((first * second).sum() / lengths, -1.0, 1.0) if lengths else 1.0
+    if abs(cosine) > STRAIGHT:
+        return (1.0 - place) * first + place * second
+    angle = np.arccos(cosine)
+    return (np.sin((1.0 - place) * angle) * first + np.sin(place * angle) * second) / np.sin(angle)
+
+
+def ties(
+    base: np.ndarray, targets: Sequence[np.ndarray], weights: Sequence[float], keep: float, scale: float = 1.0
+) -> np.ndarray:
+    """Trim, elect signs and merge (TIES, section 3): the weighted mean of the changes that agree with the majority.
+
+    Args:
+        base, targets: float arrays of one shape.
+        weights: one for each target, not all 0.
+        keep: share of each target's changes that are kept, the largest, in (0, 1].
+        scale: of the merged change, the paper's lambda.
+    """
+    deltas = np.stack([_largest(np.asarray(target, np.float64) - base, keep) for target in targets])
+    return base + scale * _mean_of_majority(deltas, np.asarray(weights, np.float64))
+
+
+def dare(
+    base: np.ndarray, targets: Sequence[np.ndarray], weights: Sequence[float], keep: float, random: np.random.Generator
+) -> np.ndarray:
+    """Drop changes at random and rescale the others (DARE, section 3), then take their weighted mean.
+
+    Args:
+        keep: probability of each change to stay, in (0, 1]; what stays is divided by it.
+        base, targets, weights: as for ``ties``.
+    """
+    shares = np.asarray(weights, np.float64) / np.sum(weights)
+    merged = np.zeros(np.shape(base), np.float64)
+    for share, target in zip(shares, targets, strict=True):
+        stays = random.random(merged.shape) < keep
+        merged += share * np.where(stays, np.asarray(target, np.float64) - base, 0.0) / keep
+    return base + merged
+
+
+def _largest(deltas: np.ndarray, share: float) -> np.ndarray:
+    """The changes with the largest magnitudes, one at least; 0 elsewhere."""
+    count = max(1, int(share * deltas.size))
+    kept = np.zeros(deltas.shape)
+    places = np.argsort(-np.abs(deltas).ravel(), kind="stable")[:count]
+    kept.flat[places] = deltas.flat[places]
+    return kept
+
+
+def _mean_of_majority(deltas: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """For each element the weighted mean of the changes whose sign is that of their weighted sum; 0 counts as plus."""
+    weights = weights.reshape(-1, *[1] * (deltas.ndim - 1))
+    weighted = weights * deltas
+    majority = np.where(weighted.sum(axis=0) >= 0, 1.0, -1.0)
+    agrees = np.sign(weighted) == majority
+    mass = (weights * agrees).sum(axis=0)
+    return np.divide((weighted * agrees).sum(axis=0), mass, out=np.zeros(mass.shape), where=mass > 0)
 
 
 def select_calculate_erase(

@@ -145,12 +145,17 @@ def _shared_gpu(training: Any) -> Iterator[Fault]:
 def _unusable_merges(merges: Mapping[str, Any]) -> Iterator[Fault]:
     for label, merge in merges.items():
         where = f"evaluation.merges.{label}"
-        if merge.method == "sce" and not merge.base:
-            yield Fault(f"{where}.base", "is missing", "sce adds changes to a base: name the model before the changes")
-        if merge.method == "sce" and merge.weights:
-            yield Fault(f"{where}.weights", "are set, but sce computes them", "remove them, or set method to linear")
-        if merge.method == "linear" and merge.base:
-            yield Fault(f"{where}.base", "is set, but linear has none", "add it to models, or set method to sce")
+        method, adds_changes = merge.method, merge.method in ("ties", "dare", "sce")
+        if adds_changes and not merge.base:
+            reason = f"{method} adds changes to a base: name the model before the changes"
+            yield Fault(f"{where}.base", "is missing", reason)
+        if method in ("slerp", "sce") and merge.weights:
+            yield Fault(f"{where}.weights", f"are set, but {method} has none", "remove them, or set method to linear")
+        if not adds_changes and merge.base:
+            yield Fault(f"{where}.base", f"is set, but {method} has none", "add it to models, or set method to ties")
+        if method == "slerp" and len(merge.models) != 2:
+            reason = f"has {len(merge.models)} models, slerp takes two"
+            yield Fault(f"{where}.models", reason, "name two, or set method to linear")
         if merge.weights and (len(merge.weights) != len(merge.models) or not sum(merge.weights)):
             reason = f"{list(merge.weights)} cannot weigh {len(merge.models)} models"
             yield Fault(f"{where}.weights", reason, "give one for each model, not all 0")

@@ -281,15 +281,24 @@ class TrainingSpec(Section):
 
 
 class MergeSpec(Section):
-    method: Literal["linear", "sce"]
-    """linear: the weighted mean of all parameters; sce: FuseChat's merge of the elements that vary most."""
+    method: Literal["linear", "slerp", "ties", "dare", "sce"]
+    """linear: the weighted mean of all parameters; slerp: a point on the arc between two models; ties: the mean of the
+    largest changes that agree with the majority's sign; dare: the mean of changes that a draw leaves over, enlarged for
+    those it drops; sce: FuseChat's merge of the elements that vary most."""
     models: Annotated[tuple[Text, ...], Field(min_length=1)]
     """Labels of the evaluation (``target before``, ``source NAME``, ``fused target``, a key of evaluation.models) or
     checkpoints, all of one architecture, one size and one vocabulary."""
     weights: tuple[Annotated[float, Field(ge=0.0)], ...] = ()
-    """linear: one for each model, divided by their sum; empty: equal weights."""
+    """linear, ties, dare: one for each model, divided by their sum; empty: equal weights."""
     base: str = ""
-    """sce: label or checkpoint of the model from which the others were trained."""
+    """ties, dare, sce: label or checkpoint of the model from which the others were trained."""
+    place: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """slerp: 0 is the first model, 1 the second."""
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    """ties: share of a parameter's changes that are kept, the largest (the paper's 20 %); dare: each change's
+    probability to stay."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """dare: of the draw."""
     select: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     """sce: selected share of a parameter's elements, those that vary most between the models."""
     arithmetic: Literal["paper", "published_code"] = "paper"

@@ -9,11 +9,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 import fsspec
+import numpy as np
 
 from engine.errors import FusionError
-from engine.method.merging import linear, select_calculate_erase
+from engine.method.merging import dare, linear, select_calculate_erase, slerp, ties
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import load_configuration
 from engine.model_files.local import load_tokenizer, local_checkpoint
@@ -86,12 +88,23 @@ def _merge_into_first(merge: MergeSpec, models: Sequence[Any]) -> None:
     with torch.no_grad():
         for name, parameter in parameters[0].items():
             arrays = [found[name].double().numpy() for found in parameters]
-            if merge.method == "linear":
-                merged = linear(arrays, merge.weights or [1.0] * len(arrays))
-            else:
-                pivot, *targets = arrays
-                merged = select_calculate_erase(pivot, targets, merge.select, merge.arithmetic)
-            parameter.copy_(torch.from_numpy(merged))
+            parameter.copy_(torch.from_numpy(_merged(merge, name, arrays)))
+
+
+def _merged(merge: MergeSpec, name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """One parameter of the merge, from those of ``parts_of(merge)``."""
+    weights = merge.weights or [1.0] * len(merge.models)
+    if merge.method == "linear":
+        return linear(arrays, weights)
+    if merge.method == "slerp":
+        return slerp(*arrays, merge.place)
+    base, *targets = arrays
+    if merge.method == "ties":
+        return ties(base, targets, weights, merge.keep)
+    if merge.method == "dare":
+        # By the parameter's name, so that its draw does not depend on the order of the parameters.
+        return dare(base, targets, weights, merge.keep, np.random.default_rng([merge.seed, crc32(name.encode())]))
+    return select_calculate_erase(base, targets, merge.select, merge.arithmetic)
 
 
 def _load(checkpoint: Checkpoint) -> Any:

@@ -1,12 +1,14 @@
 """The authors' losses for four rows of three models, and their SCE merge, by worked figures."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from engine.method.fusion import fuse, source_weights
 from engine.method.losses import NO_LABEL, Targets, objective
-from engine.method.merging import select_calculate_erase
+from engine.method.merging import dare, select_calculate_erase, slerp, ties
 from engine.method.rows import FusedRows, SourceRows, TargetRows
 from engine.spec import FusionRuleSpec
 
@@ -122,3 +124,44 @@ PIVOT, TARGETS = np.zeros(4), [np.array(row) for row in ([1, 2, -1, 0.1], [2, -2
 def test_select_calculate_erase(select, form, expected):
     merged = select_calculate_erase(PIVOT, TARGETS, select, form)
     assert merged.tolist() == pytest.approx(expected, abs=5e-5)
+
+
+def test_slerp():
+    """A quarter turn, half of it, and two vectors that point the same way."""
+    first, second = np.array([1.0, 0.0]), np.array([0.0, 2.0])
+    assert slerp(first, second, 0.0).tolist() == [1.0, 0.0]
+    assert slerp(first, second, 0.5).tolist() == pytest.approx([math.sqrt(0.5), 2 * math.sqrt(0.5)])
+    assert slerp(first, second, 1 / 3).tolist() == pytest.approx([math.sin(math.pi / 3), 2 * math.sin(math.pi / 6)])
+    assert slerp(first, 3 * first, 0.25).tolist() == [1.5, 0.0]
+    assert slerp(first, 0 * first, 0.25).tolist() == [0.75, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "keep", "expected"),
+    [
+        # Kept: 1 and 2 of the first, 2 and -2 of the second, 1 and 3 of the third.
+        ([1, 1, 1], 0.5, [1.5, 1.5, 3.0, 0.0]),
+        ([1, 4, 1], 0.5, [1.8, -2.0, 3.0, 0.0]),  # the second outvotes the others where they disagree
+        ([1, 1, 1], 1.0, [7 / 6, 1.5, 3.0, 0.1]),
+        ([1, 1, 1], 0.1, [2.0, 2.0, 3.0, 0.0]),  # one change of each: the first of the largest
+    ],
+)
+def test_ties(weights, keep, expected):
+    assert ties(PIVOT, TARGETS, weights, keep).tolist() == pytest.approx(expected)
+    assert ties(PIVOT + 5, [target + 5 for target in TARGETS], weights, keep) - 5 == pytest.approx(expected)
+
+
+def test_ties_scales_the_merged_change_alone():
+    assert ties(PIVOT + 1, [target + 1 for target in TARGETS], [1, 1, 1], 1.0, scale=0.5).tolist() == pytest.approx(
+        [1 + 7 / 12, 1.75, 2.5, 1.05]
+    )
+
+
+def test_dare():
+    """Everything kept is the mean of the changes; a draw keeps its share of them, enlarged, so that the mean stays."""
+    random = np.random.default_rng(0)
+    assert dare(PIVOT, TARGETS, [1, 1, 2], 1.0, random).tolist() == pytest.approx([1.0, 0.5, 1.0, 0.1])
+    base, changed = np.full(100_000, 3.0), np.full(100_000, 4.0)
+    dropped = dare(base, [changed], [1.0], 0.25, random)
+    assert set(dropped.tolist()) == {3.0, 7.0}
+    assert dropped.mean() == pytest.approx(4.0, abs=0.03)

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine.errors import FusionError
-from engine.method.merging import linear, select_calculate_erase
+from engine.method.merging import linear, select_calculate_erase, slerp, ties
 from engine.model_files.checkpoint import Checkpoint
 from engine.spec import MergeSpec
 from engine.text.tokenization import PassageTokenizer
@@ -67,6 +67,28 @@ def test_an_sce_merge_adds_changes_to_its_base(checkpoints, folder, arithmetic):
         expected = select_calculate_erase(base[name], [other[name] for other in others], 0.25, arithmetic)
         np.testing.assert_allclose(found[name], expected, atol=1e-6)
     assert any(not np.array_equal(found[name], base[name]) for name in base)
+
+
+@pytest.mark.parametrize("recipe", [{"method": "slerp", "place": 0.25}, {"method": "ties", "keep": 0.5}])
+def test_the_other_merges_are_written_parameter_by_parameter(checkpoints, folder, recipe):
+    has_base = recipe["method"] == "ties"
+    merge = MergeSpec(**recipe, models=("b", "c"), base="a" if has_base else "")
+    parts = checkpoints if has_base else checkpoints[1:]
+    found = parameters(write_merge(merge, parts, str(folder / recipe["method"])))
+    arrays = [parameters(part.path) for part in parts]
+    for name, values in found.items():
+        first, *others = (array[name] for array in arrays)
+        expected = ties(first, others, [1.0, 1.0], 0.5) if has_base else slerp(first, *others, 0.25)
+        np.testing.assert_allclose(values, expected, atol=1e-6)
+
+
+def test_the_draw_of_a_dare_merge_is_that_of_its_seed(checkpoints, folder):
+    merges = [MergeSpec(method="dare", models=("b", "c"), base="a", keep=0.5, seed=seed) for seed in (0, 0, 1)]
+    once, again, other = (
+        parameters(write_merge(merge, checkpoints, str(folder / f"dare-{place}"))) for place, merge in enumerate(merges)
+    )
+    assert all(np.array_equal(once[name], again[name]) for name in once)
+    assert any(not np.array_equal(once[name], other[name]) for name in once)
 
 
 def test_a_model_merged_with_itself_stays_what_it_is(checkpoints, folder):
