@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 import engine
 from engine.errors import FusionError, PreflightError, SpecError
+from engine.spec import AlignmentSpec
 from engine.spec.loading import dump_spec
 
 VERBS = {
@@ -22,6 +24,9 @@ VERBS = {
     "run": "run it: score, align, fuse, train, export, report",
     "evaluate": "held-out bits per byte and tasks of the target, the sources, the export and evaluation.models",
 }
+
+#: Values of alignment.vocabulary.
+MAPPINGS = get_args(AlignmentSpec.model_fields["vocabulary"].annotation)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,8 +59,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed, rest = parser.parse_known_args(arguments)
     if any(argument.startswith("-") for argument in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if parsed.verb == "plan" and parsed.mappings and not parsed.compare:
+        parser.error("--mappings is of --compare; add that")
+    if parsed.verb == "plan" and parsed.compare and parsed.without_scoring:
+        parser.error("--compare needs the models' scores; leave out --without-scoring")
     parsed.overrides += rest
     return parsed
+
+
+def _mappings(text: str) -> tuple[str, ...]:
+    """The mappings in ``A,B``."""
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in MAPPINGS:
+            raise argparse.ArgumentTypeError(f"{name!r} is no mapping; allowed: {', '.join(MAPPINGS)}")
+    return names
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--mappings",
                 metavar="A,B",
-                help="with --compare: values of alignment.vocabulary (prefix, exact, min_edit, statistical) to compare",
+                type=_mappings,
+                default=(),
+                help=f"with --compare: values of alignment.vocabulary ({', '.join(MAPPINGS)}) to compare",
             )
     return parser
 
@@ -86,8 +106,7 @@ def _carry_out(parsed: argparse.Namespace, spec: engine.FusionSpec) -> None:
     if parsed.verb == "check":
         print(dump_spec(spec), end="")
     elif parsed.verb == "plan":
-        mappings = [name for name in (parsed.mappings or "").split(",") if name] if parsed.compare else None
-        plan = engine.plan(spec, score=not parsed.without_scoring, mappings=mappings)
+        plan = engine.plan(spec, score=not parsed.without_scoring, mappings=parsed.mappings if parsed.compare else None)
         print(plan)
         if plan.refusals:
             raise PreflightError(plan.refusals)

@@ -27,6 +27,10 @@ class Fault:
         return f"{self.where}: {self.what}" + (f"; {self.remedy}" if self.remedy else "")
 
 
+#: Faults that a message lists; a glob of the wrong folder has thousands.
+MOST_SHOWN = 50
+
+
 class FusionError(Exception):
     """Base of every error that the engine raises on purpose.
 
@@ -53,7 +57,9 @@ class _FaultsError(FusionError):
         self.faults = tuple(faults)
         plural = "" if len(self.faults) == 1 else "s"
         headline = f"{self.headline} ({len(self.faults)} fault{plural}):"
-        super().__init__("\n".join([headline, *(f"  - {fault}" for fault in self.faults)]))
+        more = len(self.faults) - MOST_SHOWN
+        lines = [f"  - {fault}" for fault in self.faults[:MOST_SHOWN]] + ([f"  - and {more} more"] if more > 0 else [])
+        super().__init__("\n".join([headline, *lines]))
 
     def __reduce__(self) -> tuple:
         return type(self), (self.faults,)

@@ -198,7 +198,7 @@ def _json_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
 
 def _json_text(line: bytes, text_column: str) -> Any:
     try:
-        record = json.loads(line.decode("utf8"))
+        record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return _BadRow(f"invalid UTF-8 at byte {error.start}")
     except json.JSONDecodeError as error:
@@ -216,7 +216,7 @@ def _text_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
     with _open(unit.path) as file:
         data = file.read()
     try:
-        yield unit.first_row, data.decode("utf8")
+        yield unit.first_row, data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         yield unit.first_row, _BadRow(f"invalid UTF-8 at byte {error.start}")
 
@@ -228,10 +228,7 @@ def _open(path: str) -> Iterator[BinaryIO]:
         if path.endswith(".gz"):
             yield gzip.GzipFile(fileobj=file)
         elif path.endswith(".zst"):
-            import zstandard  # few corpora need it, and every reader would load it
-
-            # Across frames: files of several frames are common, and the default stops silently after the first.
-            reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-            yield io.BufferedReader(reader)
+            # Arrow's reads across frames, of which such files often have several, and refuses one that is cut short.
+            yield io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "rb"), "zstd"))
         else:
             yield file

@@ -98,9 +98,20 @@ def _file_faults(where: str, name: str, kind: str) -> list[Fault]:
     faults = [] if kind_of_file(name) in SUFFIXES else [_unknown_kind(where, name)]
     if printable(name) != name:
         faults.append(_not_utf8(where, name))
-    if "://" not in name and is_lfs_pointer(name):
-        faults.append(Fault(where, f"{name!r} is a Git LFS pointer, not the file", "fetch it with `git lfs pull`"))
-    return faults
+    return faults if "://" in name else faults + _local_file_faults(where, name)
+
+
+def _local_file_faults(where: str, name: str) -> list[Fault]:
+    if not os.path.exists(name):
+        return [Fault(where, f"{printable(name)!r} is a link to nothing", "remove the link, or bring back its file")]
+    if not os.path.isfile(name):
+        return [Fault(where, f"{printable(name)!r} is no file, but a pipe or a device", "give a file")]
+    try:
+        is_pointer = is_lfs_pointer(name)
+    except OSError as error:
+        return [Fault(where, f"{printable(name)!r} cannot be read: {first_line(error)}", "check its permissions")]
+    pointer = f"{name!r} is a Git LFS pointer, not the file"
+    return [Fault(where, pointer, "fetch it with `git lfs pull`")] if is_pointer else []
 
 
 def units_of(path: str) -> list[CorpusUnit]:

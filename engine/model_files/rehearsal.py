@@ -6,12 +6,16 @@ package that a quantised checkpoint needs, tensors that are missing or of other 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from engine.errors import Fault, first_line
+
+#: In the names of tensors of a layer: those that a model has too many of are a sign of another model's configuration.
+_LAYER = re.compile(r"(^|\.)(layers|layer|h|blocks)\.\d+\.")
 
 
 def loading_faults(where: str, folder: str) -> list[Fault]:
@@ -27,7 +31,7 @@ def loading_faults(where: str, folder: str) -> list[Fault]:
         return [Fault(where, f"{folder} needs a package: {first_line(error)}", "install it, or take another form")]
     except Exception as error:  # a configuration can be wrong in as many ways as there are architectures
         reason = f"{folder} cannot be loaded by its config.json: {type(error).__name__}: {first_line(error)}"
-        return [Fault(where, reason, "take the config.json that belongs to these weights")]
+        return [Fault(where, reason, "check that its files are whole, and that config.json belongs to these weights")]
 
 
 def _rehearsed(folder: str) -> dict[str, Any]:
@@ -60,6 +64,9 @@ def _quiet() -> Iterator[None]:
 
 def _tensor_faults(where: str, folder: str, found: dict[str, Any]) -> Iterator[Fault]:
     remedy = "take the config.json and the weights of one model"
+    if left_over := sorted(name for name in found["unexpected_keys"] if _LAYER.search(name)):
+        reason = f"{len(left_over)} tensors in {folder} are not in config.json's model, such as {left_over[0]}"
+        yield Fault(where, reason, remedy)
     if missing := sorted(found["missing_keys"]):
         reason = f"the weights in {folder} lack {len(missing)} tensors of config.json's model, such as {missing[0]}"
         yield Fault(where, reason, remedy)

@@ -81,6 +81,8 @@ class PassageTokenizer:
         self.backend = Tokenizer.from_str(serialized)
         self.backend.encode_special_tokens = True  # a special string inside the text is text
         self.backend.post_processor = processors.TemplateProcessing(single="$A")  # GPT-2's would trim the offsets
+        if getattr(self.backend.model, "dropout", None):
+            self.backend.model.dropout = None  # meant for training: a word would be split another way each time
         self.backend.no_truncation()
         self.backend.no_padding()
         self.name = name

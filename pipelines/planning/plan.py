@@ -44,9 +44,11 @@ class Plan:
 
     @property
     def refusals(self) -> tuple[Fault, ...]:
-        """A fault for each source that the run needs and its probe would refuse."""
+        """A fault for a target whose scores are unsound, and for each source that a run needs and would refuse."""
         pairs = enumerate(zip(self.spec.source_models, self.sources, strict=True))
-        return tuple(
+        target = [found.target_scores for found in self.sources[:1] if found.target_scores is not None]
+        of_target = [Fault("target_model", scores.problem) for scores in target if scores.is_refused]
+        return tuple(of_target) + tuple(
             Fault(f"source_models.{index}", found.scores.problem)
             for index, (source, found) in pairs
             if source.required and found.scores is not None and found.scores.is_refused

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import fsspec
 import pyarrow as pa
@@ -135,11 +136,48 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
     assert str(found).startswith(f"{path}: the file cannot be read")
 
 
+@pytest.mark.parametrize("cut", [1, 20, 500])
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_a_compressed_file_that_is_cut_short_is_no_whole_file(tmp_path, suffix, cut):
+    """Its rows are read up to there; what is missing is one more fault, not silence."""
+    lines = "".join(json.dumps({"text": f"line {row} {row * 7919 % 1000}"}) + "\n" for row in range(2000)).encode()
+    packed = gzip.compress(lines) if suffix == "gz" else zstandard.ZstdCompressor().compress(lines)
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(packed[:-cut])
+    *rows, last = documents(str(path))
+    assert all(isinstance(row, Document) for row in rows) and len(rows) <= 2000
+    assert isinstance(last, Unreadable) and "the file cannot be read" in last.reason
+
+
+def test_a_zstandard_file_of_several_frames_is_read_to_its_end(tmp_path):
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(b"".join(zstandard.compress(json.dumps({"text": text}).encode() + b"\n") for text in TEXTS))
+    assert [document.text for document in documents(str(path))] == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (b"hello" if name == "a.txt" else b'{"text": "hello"}'))
+    (found,) = documents(str(tmp_path / name))
+    assert found.text == "hello"
+
+
 def test_a_missing_column_names_the_columns_there(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"body": TEXTS}), path)
     (found,) = documents(str(path))
     assert "no column 'text'; it has body" in found.reason
+
+
+def test_links_to_nothing_and_pipes_are_faults_and_stop_nothing(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    (tmp_path / "b.jsonl").symlink_to("/nowhere/b.jsonl")
+    os.mkfifo(tmp_path / "c.jsonl")
+    faults = find_files([str(tmp_path / "*.jsonl")], "corpus.paths")[1]
+    assert [fault.what.split(" is ")[1] for fault in faults] == [
+        "a link to nothing",
+        "no file, but a pipe or a device",
+    ]
 
 
 def test_patterns_without_files_and_unknown_kinds_are_faults(tmp_path):

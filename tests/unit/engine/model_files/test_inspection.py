@@ -99,6 +99,10 @@ def test_a_special_token_without_a_row_is_a_fault_only_where_it_has_a_role(folde
             {"num_hidden_layers": 5},
             "FOLDER lack 9 tensors of config.json's model, such as model.layers.4",
         ),
+        (
+            {"num_hidden_layers": 1},
+            "27 tensors in FOLDER are not in config.json's model, such as model.layers.1",
+        ),
         ({"vocab_size": "many"}, "Validation error for field 'vocab_size': TypeError: Field 'vocab_size' expected int"),
         ({"num_attention_heads": 0}, "FOLDER cannot be loaded by its config.json: "),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "FOLDER needs a package: "),

@@ -111,6 +111,8 @@ def test_every_preset_is_a_spec(name):
         (["source_models.0.tensor_parallel_size=2"], ["tensor_parallel_size", "num_gpus 1"]),
         (["source_models.0.quantization=fp8", "source_models.0.backend=transformers"], ["quantization", "vLLM's"]),
         (["corpus.readers=2", "run.deterministic=true"], ["corpus.readers", "no fixed order", "set it to 1 or 0"]),
+        (["training.max_steps=true"], ["training.max_steps", "true is true or false, no value of this field"]),
+        (["run.seed=yes"], ["run.seed", "true is true or false, no value of this field"]),
         (["fusion.rule=single"], ["fusion.single_source", "is no source model", "choose one of"]),
         (["fusion.single_source=a"], ["fusion.single_source", "fusion.rule is uniform"]),
         (["alignment.tokens=min_edit", "alignment.split_tokens=product"], ["alignment.split_tokens", "byte_offset"]),

@@ -342,6 +342,31 @@ def test_a_plan_probes_a_source_as_a_run_would(folder, tmp_path):
     assert str(pickle.loads(pickle.dumps(plan.sources))) == str(plan.sources)
 
 
+def test_a_target_without_sound_scores_is_a_fault_of_the_plan(folder, tmp_path):
+    shutil.copytree(folder / "target", tmp_path / "target")
+    weights = load_file(tmp_path / "target" / "model.safetensors")
+    weights["model.norm.weight"].fill_(math.nan)
+    save_file(weights, tmp_path / "target" / "model.safetensors", metadata={"format": "pt"})
+    plan = engine.plan(spec_of(folder, f"target_model.checkpoint={tmp_path}/target"))
+    assert [fault.where for fault in plan.refusals] == ["target_model"]
+    assert "log-probabilities that are not finite" in str(plan.refusals[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--compare", "--mappings", "nonsense"], "'nonsense' is no mapping; allowed: prefix, exact"),
+        (["--mappings", "exact"], "--mappings is of --compare"),
+        (["--compare", "--without-scoring"], "--compare needs the models' scores"),
+    ],
+)
+def test_arguments_of_a_comparison_that_do_not_fit_are_refused(capsys, arguments, words):
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", QUICKSTART, *arguments])
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 def test_the_plan_of_the_quickstart(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     plan = engine.plan(engine.load_spec(QUICKSTART, [f"alignment.cache_dir={tmp_path}"]))
