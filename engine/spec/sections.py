@@ -6,7 +6,7 @@ path, the value seen and the values allowed.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -25,8 +25,11 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse YAML's true and false, and so yes and no, where a number is meant."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        """Refuse YAML's true and false, and so yes and no, where a number is meant; its ``off`` may be a value."""
+        kind = cls.model_fields[info.field_name].annotation
+        if value is False and "off" in get_args(kind):
+            return "off"
+        if isinstance(value, bool) and kind is not bool:
             raise ValueError(f"{str(value).lower()} is true or false, no value of this field")
         return value
 

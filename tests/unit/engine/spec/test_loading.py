@@ -126,6 +126,10 @@ def test_methods_that_exclude_each_other_are_faults(overrides, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_off_is_a_value_though_yaml_takes_it_for_false():
+    assert load_spec(yaml.safe_load(GOOD), ["source_models.0.probe=off"]).source_models[0].probe == "off"
+
+
 def test_a_section_is_frozen():
     spec = load_spec(yaml.safe_load(GOOD))
     with pytest.raises(ValueError, match="frozen"):
