@@ -32,7 +32,8 @@ MAPPINGS = get_args(AlignmentSpec.model_fields["vocabulary"].annotation)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out one verb; returns the exit code."""
     parsed = _parse(arguments)
-    # A scheduler stops a run by SIGTERM; it ends as by Ctrl-C.
+    # A scheduler stops a run by SIGTERM; it ends as by Ctrl-C, which a script's background would have us ignore.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters of a plan
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -77,6 +77,10 @@ def lease(output_dir: str) -> Iterator[None]:
     except OSError as error:
         reason = f"{output_dir} cannot be written: {type(error).__name__}: {error}"
         raise PreflightError([Fault("run.output_dir", reason, "choose another folder")]) from error
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # ignored in a script's background; the renewal needs it
     done, lost = threading.Event(), threading.Event()
     renewal = threading.Thread(target=_renew, args=(output_dir, mine, done, lost), daemon=True, name="lease")
     renewal.start()

@@ -1,6 +1,7 @@
 """One run at a time works in an output folder."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -85,7 +86,17 @@ def test_the_owner_renews_its_lease(tmp_path):
         assert json.loads((tmp_path / LEASE_FILE).read_text())["renewed"] > before
 
 
-def test_an_owner_whose_folder_was_taken_over_stops(tmp_path):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_an_owner_whose_folder_was_taken_over_stops(tmp_path, handler):
+    """In the background of a script too, where the shell makes programs ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        check_that_it_stops(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def check_that_it_stops(tmp_path):
     sentence = r"another run has taken the folder over: process .* on elsewhere"
     with pytest.raises(FusionError, match=sentence), lease(str(tmp_path)):
         for _ in range(100):  # a renewal that has just looked writes over the first change
