@@ -242,3 +242,14 @@ def test_the_fingerprint_follows_what_matters(tokenizers):
     prints = {tokenizer.fingerprint for tokenizer in tokenizers.values()}
     assert len(prints) == len(MAKERS)
     assert PassageTokenizer(byte_level_with_bos(), "again").fingerprint in prints
+
+
+def test_dropout_of_merges_is_for_training_alone():
+    """A tokenizer.json may carry it; a text must have the same tokens in the cutter, the source and the aligner."""
+    plain = byte_level_with_bos()
+    dropping = json.loads(plain.backend_tokenizer.to_str())
+    dropping["model"]["dropout"] = 0.9
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(dropping)))
+    for sentence in SENTENCES[:4]:
+        expected = PassageTokenizer(plain, "plain").encode(sentence)[0].tolist()
+        assert PassageTokenizer(wrapped, "dropping").encode(sentence)[0].tolist() == expected
