@@ -89,6 +89,10 @@ class SourceModelError(FusionError):
     """A source model cannot be loaded, or what it returned cannot be a probability distribution."""
 
 
+class UnsoundRowsError(SourceModelError):
+    """A model returned rows that are no log-probabilities of its tokens: its weights are broken, or its backend is."""
+
+
 class TrainingError(FusionError):
     """The target model's training cannot go on, for example because of a non-finite loss."""
 

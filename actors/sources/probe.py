@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.sources.backends import Backend, PromptRows
-from engine.errors import SourceModelError
+from engine.errors import SourceModelError, UnsoundRowsError
 from engine.text.tokenization import NO_ROLE, PassageTokenizer
 
 #: Plain prose, code and numbers, of which every language model has seen the like.
@@ -150,7 +150,7 @@ def check_distributions(
     for passage_id, prompt, row in zip(passage_ids, prompts, rows, strict=True):
         fault = _fault(prompt, row, vocab_size, dtype)
         if fault:
-            raise SourceModelError(f"{name}: passage {passage_id} got {fault}")
+            raise UnsoundRowsError(f"{name}: passage {passage_id} got {fault}")
     kept = [np.exp(row.topk_logprobs).sum(axis=1, dtype=np.float64) for row in rows]
     masses = np.concatenate(kept) if kept else np.empty(0)
     if len(masses) and masses.mean() < LEAST_KEPT_MASS:

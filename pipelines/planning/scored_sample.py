@@ -13,7 +13,7 @@ from math import nan
 import numpy as np
 import pyarrow as pa
 
-from engine.errors import SourceModelError, first_line
+from engine.errors import SourceModelError, UnsoundRowsError, first_line
 from engine.method.vocabulary import UNMAPPED
 from engine.records import PASSAGE, flat_values, rows_of, schema
 from engine.spec import FusionSpec, SourceModelSpec
@@ -84,6 +84,9 @@ def _scored(section: SourceModelSpec, top_k: int, table: pa.Table) -> pa.Table |
     try:
         return SourceModel(section, top_k)(table)
     except SourceModelError as error:
+        # A target may have random weights, whose top K hold next to nothing; a source may not.
+        if section.name == TARGET and not isinstance(error, UnsoundRowsError):
+            return Scores(problem=f"it cannot be scored here: {first_line(error)}")
         return Scores(problem=f"a run would refuse it: {first_line(error)}", is_refused=True)
     except Exception as error:  # every library that reads weights has its own errors; the plan continues without them
         return Scores(problem=f"it cannot be scored here: {first_line(error)}")

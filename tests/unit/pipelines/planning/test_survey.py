@@ -352,6 +352,14 @@ def test_a_target_without_sound_scores_is_a_fault_of_the_plan(folder, tmp_path):
     assert "log-probabilities that are not finite" in str(plan.refusals[0])
 
 
+def test_a_target_whose_top_entries_hold_next_to_nothing_is_no_fault(folder, monkeypatch):
+    """Training may begin from random weights."""
+    monkeypatch.setattr("actors.sources.probe.LEAST_KEPT_MASS", 2.0)
+    plan = engine.plan(spec_of(folder))
+    assert plan.sources[0].target_scores.problem.startswith("it cannot be scored here: the target: the kept entries")
+    assert "target_model" not in [fault.where for fault in plan.refusals]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
