@@ -19,7 +19,7 @@ from ray._raylet import AuthenticationTokenLoader
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
-from engine.errors import Fault, PreflightError
+from engine.errors import Fault, PreflightError, first_line
 from engine.spec import FusionSpec
 from pipelines.cluster.placement import nodes_asked_for, place_faults
 from pipelines.cluster.waiting import wait_for_room, warn
@@ -38,7 +38,13 @@ LOCAL = {
     # All stages start together. Ray would start one worker for each core at a time, and warn the user of the others.
     "RAY_worker_maximum_startup_concurrency": str(max(16, os.cpu_count() or 1)),
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that watches for machines that a cloud takes back
+    # Ray gives its workers the lowest priority but four. On a machine with other work to do they would hardly run: one
+    # busy loop on each core made a run's last seconds take minutes.
+    "RAY_worker_niceness": "0",
 }
+
+#: How often a local Ray is started. On a busy machine its processes may miss each other's time limits once.
+STARTS = 2
 
 #: Seconds within which Ray must answer at RAY_ADDRESS. Ray itself would try for many minutes.
 CONNECT_SECONDS = 10.0
@@ -132,17 +138,30 @@ def _start(spec: FusionSpec, logical_cpus: float) -> None:
         # Ray protects a local cluster by a token; given one, it does not write its own into the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         AuthenticationTokenLoader.instance().reset_cache()  # this process may have used another Ray before
-    try:
-        ray.init(
-            address="local",
-            # Logical CPUs are admission tickets, not cores: with fewer than the pools reserve, the stream would hang.
-            num_cpus=max(os.cpu_count() or 1, int(-(-logical_cpus // 1))),
-            object_store_memory=spec.cluster.object_store_bytes,
-            include_dashboard=spec.cluster.dashboard,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-    except Exception as error:  # of a socket's path, of memory, of a process that Ray could not start
-        remedy = "if a path is too long, set RAY_TMPDIR to a short folder; else read the logs in Ray's temporary folder"
-        reason = f"a local Ray does not start: {type(error).__name__}: {error}"
-        raise PreflightError([Fault("cluster", reason, remedy)]) from error
+    for attempt in range(STARTS):
+        try:
+            _start_once(spec, logical_cpus)
+            return
+        except Exception as error:  # of a socket's path, of memory, of a process that Ray could not start
+            ray.shutdown()
+            if attempt == STARTS - 1:
+                reason = (
+                    f"a local Ray does not start, tried {STARTS} times: {type(error).__name__}: {first_line(error)}"
+                )
+                remedy = (
+                    "if the machine is busy, try again when it is not; if a path is too long, set RAY_TMPDIR to a "
+                    "short folder; else read the logs in Ray's temporary folder"
+                )
+                raise PreflightError([Fault("cluster", reason, remedy)]) from error
+
+
+def _start_once(spec: FusionSpec, logical_cpus: float) -> None:
+    ray.init(
+        address="local",
+        # Logical CPUs are admission tickets, not cores: with fewer than the pools reserve, the stream would hang.
+        num_cpus=max(os.cpu_count() or 1, int(-(-logical_cpus // 1))),
+        object_store_memory=spec.cluster.object_store_bytes,
+        include_dashboard=spec.cluster.dashboard,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )

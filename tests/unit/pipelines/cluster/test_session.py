@@ -12,6 +12,7 @@ from ray._private import services
 
 from engine.errors import PreflightError
 from engine.spec import FusionSpec
+from pipelines.cluster import session
 from pipelines.cluster.session import CONNECT_SECONDS, LOCAL, QUIET, TRAIN_TAB, ray_session
 
 pytestmark = pytest.mark.timeout(60)
@@ -93,7 +94,20 @@ def test_a_port_of_something_else_is_refused_within_seconds(tmp_path, monkeypatc
 def test_an_empty_address_starts_a_local_ray_whose_folder_must_be_short(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 30)))
-    sentence = r"a local Ray does not start: .*; .*set RAY_TMPDIR to a short folder"
+    sentence = r"a local Ray does not start, tried 2 times: .*; .*set RAY_TMPDIR to a short folder"
     with pytest.raises(PreflightError, match=sentence), ray_session(spec(tmp_path), 1, 0):
         pass
     assert not ray.is_initialized()
+
+
+def test_a_local_ray_that_misses_its_time_limit_once_is_started_again(tmp_path, monkeypatch):
+    attempts = []
+
+    def slow_at_first(*_arguments):
+        attempts.append(len(attempts))
+        if len(attempts) == 1:
+            raise TimeoutError("the node did not register in time")
+
+    monkeypatch.setattr(session, "_start_once", slow_at_first)
+    session._start(spec(tmp_path), 1)
+    assert attempts == [0, 1]
