@@ -4,11 +4,11 @@
 
 Figures, medians of the rounds: ``start_first_step``: seconds from the command to the first step's checkpoint;
 ``start_cpu``: CPU seconds of all processes until then; ``start_memory``: the most memory of all processes together,
-pages that they share counted once (PSS); ``start_exit``: seconds from the last file of the export to the end of the last
-process. ``start_exit_busy`` is the same beside ``--busy`` loops that take a core each.
+pages that they share counted once (PSS); ``start_exit``: seconds from the export's first file to the end of the last
+process. ``start_exit_busy`` and ``start_first_step_busy`` are the same beside ``--busy`` loops that take a core each.
 
-``--against`` names another tree of this repository, an older one, whose rounds take turns with this one's; its figures are
-the second halves of the ratios. ``--processes`` prints the processes of the last round: when each was there, its CPU time.
+``--against`` names another tree of this repository, an older one, whose rounds take turns with this one's; the ratios
+are against its figures. ``--processes`` prints the processes of the last round: when each was there, its CPU time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OVERRIDES = ("training.max_steps=3", "training.checkpoint_every_steps=1", "evalu
 
 @dataclass
 class Seen:
-    """A process of a run: its kind, when it was there (seconds since the command), CPU seconds, largest PSS in bytes."""
+    """A process of a run: its kind, when it was there in seconds since the command, CPU seconds, most PSS in bytes."""
 
     kind: str
     first: float
@@ -63,7 +63,7 @@ class Start:
 
     @property
     def exit_seconds(self) -> float:
-        """From the last file of the export to the end of the last process."""
+        """From the export's first file to the end of the last process."""
         return self.ended - self.exported
 
 
