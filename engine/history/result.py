@@ -179,7 +179,7 @@ class RunResult:
         export_dir: the target after ``exported_step``, in Hugging Face format.
         steps, passages, tokens, bytes: learned over all starts of the run.
         wall_seconds: over all starts; of earlier starts only the training up to their last checkpoint.
-        stopped_by: why the run has ended.
+        stopped_by: why the run has ended; None while it works, and of a run that has not come to its end.
         exported_step: the last step; with ``evaluation.patience`` the step with the lowest held-out loss.
         spilled_bytes, stages: of this start.
     """
@@ -195,7 +195,7 @@ class RunResult:
     bytes: int
     wall_seconds: float
     spilled_bytes: int
-    stopped_by: StopReason = "corpus"
+    stopped_by: StopReason | None = "corpus"
     exported_step: int = 0
     sources: tuple[SourceTotals, ...] = ()
     history: tuple[StepRecord, ...] = ()

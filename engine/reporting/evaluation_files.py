@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 
 from engine.history.result import EvaluationResult
-from engine.reporting.plots import bits_per_byte_png
+from engine.reporting.evaluation_plot import bits_per_byte_png
 from engine.spec import FusionSpec
 
 JSON_FILE, PLOT_FILE = "evaluation.json", "evaluation.png"

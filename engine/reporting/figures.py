@@ -1,4 +1,4 @@
-"""The figures of a finished run as tables of text, shared by the terminal and the report."""
+"""The figures of a run as tables of text, shared by the terminal and the report."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class Rows:
 def run_figures(result: RunResult) -> Rows:
     """The run as a whole: size, time, speed, losses."""
     speed = number(ratio(result.tokens, result.wall_seconds), ",.0f")
+    ended = {"ended by": ENDED_BY[result.stopped_by]} if result.stopped_by else {}
     figures = {
         "steps": f"{result.steps:,}",
-        "ended by": ENDED_BY[result.stopped_by],
+        **ended,
         "learned": f"{result.tokens:,} tokens in {result.passages:,} passages, {result.bytes:,} bytes",
         "wall time": duration(result.wall_seconds),
         "speed": f"{speed} tokens/s, loading and evaluation included",
@@ -48,7 +49,7 @@ def run_figures(result: RunResult) -> Rows:
     if restarts := training_restarts(result.stages):
         figures["training restarts"] = f"{restarts}, each from the last checkpoint"
     figures["skipped rows"] = f"{len(result.skipped):,}"
-    if caught_up := [source.name for source in result.sources if source.gains[1] <= 0.0]:
+    if result.stopped_by and (caught_up := [source.name for source in result.sources if source.gains[1] <= 0.0]):
         figures["caught up"] = (
             f"at the end the target predicts the text as well as {', '.join(caught_up)}: no longer worth the work, "
             f"leave it out of a longer run"
@@ -147,7 +148,7 @@ def _held_out_figures(result: RunResult) -> dict[str, str]:
         for domain, bits in last.held_out.items()
     }
     figures["evaluating"] = f"{duration(sum(record.held_out_seconds for record in found))} in {len(found)} evaluations"
-    if result.exported_step != result.steps:
+    if result.stopped_by and result.exported_step != result.steps:
         figures["exported"] = f"the weights of step {result.exported_step:,}, the best on held-out text"
     return figures
 

@@ -1,8 +1,14 @@
-"""The report of a run: one HTML page that contains everything and needs neither a network nor JavaScript."""
+"""The report of a run: one HTML page that contains everything and needs no network.
+
+It is written while the run works, and reloads itself then. Without JavaScript it shows the same, as it was written.
+"""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from string import Template
@@ -20,28 +26,57 @@ from engine.spec.loading import dump_spec
 MOST_SKIPPED_ROWS = 200
 
 
-def write_report(spec: FusionSpec, result: RunResult, url: str) -> None:
-    """Write the report of a run.
+#: What the stores need to be told so that a browser shows the page instead of saving it, and asks for the newest.
+STORE_OPTIONS: dict[str, dict[str, str]] = {
+    "s3": {"ContentType": "text/html; charset=utf-8", "CacheControl": "no-cache"},
+    "gs": {"content_type": "text/html; charset=utf-8"},
+}
 
-    Args:
-        spec: of the run, shown with all defaults.
-        result: of the run; plots and tables without numbers are left out.
-        url: path or fsspec URL of the page; missing folders are created, an earlier page is replaced.
+
+@dataclass(frozen=True)
+class Status:
+    """What a page says of the run when it is written.
+
+    Attributes:
+        words: "running, step 312 of 6,250, ...".
+        written: when, in seconds since 1970.
+        seconds_between: until the next writing; 0 if there is none, and the page does not reload itself.
+    """
+
+    words: str
+    written: float
+    seconds_between: float = 0.0
+
+
+def write_page(text: str, url: str) -> None:
+    """Write a page to a path or fsspec URL; missing folders are created, an earlier page is replaced at once.
 
     Raises:
         OSError: the page cannot be written.
     """
-    page = render_report(spec, result)
-    with fsspec.open(url, "w", encoding="utf8", auto_mkdir=True) as file:
-        file.write(page)
+    filesystem, path = fsspec.core.url_to_fs(url, auto_mkdir=True)
+    protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
+    if protocol == "file":  # a browser that reloads must not see half a page
+        with filesystem.open(f"{path}.new", "wb") as file:
+            file.write(text.encode("utf8"))
+        os.replace(f"{path}.new", path)
+    else:
+        with filesystem.open(path, "wb", **STORE_OPTIONS.get(protocol, {})) as file:
+            file.write(text.encode("utf8"))
 
 
-def render_report(spec: FusionSpec, result: RunResult) -> str:
-    """The page of ``write_report`` as text."""
-    template = Template(resources.files("engine.reporting").joinpath("page.html").read_text(encoding="utf8"))
-    return template.substitute(
+def render_report(spec: FusionSpec, result: RunResult, status: Status) -> str:
+    """The page of a run as text.
+
+    Args:
+        spec: of the run, shown with all defaults.
+        result: of the run so far; plots and tables without numbers are left out.
+        status: of the run.
+    """
+    return page_of(
         title=escape(result.name),
         lead=escape(_lead(spec)),
+        status=_status(status),
         summary=_table(run_figures(result)),
         evaluation="".join(
             [
@@ -52,9 +87,26 @@ def render_report(spec: FusionSpec, result: RunResult) -> str:
         sources=_table(source_rows(result)),
         plots=_figures(plots(result)),
         stages=_table(stage_rows_with_times(result)),
-        skipped=_skipped(result) + _left_out(result),
-        places=_table(_places(result)),
-        spec=escape(dump_spec(spec)),
+        rest=_skipped(result) + _left_out(result) + _table(_places(result)),
+        spec=_resolved_spec(spec),
+    )
+
+
+def page_of(**parts: str) -> str:
+    """The template of the report with its parts; those that are not given stay empty."""
+    folder = resources.files("engine.reporting")
+    template = Template(folder.joinpath("page.html").read_text(encoding="utf8"))
+    script = folder.joinpath("page.js").read_text(encoding="utf8")
+    names = ("title", "lead", "status", "first", "summary", "evaluation", "sources", "plots", "stages", "rest", "spec")
+    return template.substitute(dict.fromkeys(names, "") | {"script": script} | parts)
+
+
+def _status(status: Status) -> str:
+    written = time.strftime("%d %B %Y, %H:%M:%S UTC", time.gmtime(status.written)).lstrip("0")
+    times = f'data-written="{status.written:.0f}" data-next="{status.seconds_between:.0f}"'
+    return (
+        f'<p class="status" id="status" {times}><span class="words">{escape(status.words)}</span> '
+        f'<span id="written">last written {written}</span></p>'
     )
 
 
@@ -101,6 +153,12 @@ def _left_out(result: RunResult) -> str:
     more = f" (the first {len(shown)} of {len(result.left_out):,})" if len(shown) < len(result.left_out) else ""
     rows = tuple((passage.source, passage.passage_id, passage.reason) for passage in shown)
     return _table(Rows("Passages without a source" + more, ("source model", "passage", "reason"), rows))
+
+
+def _resolved_spec(spec: FusionSpec) -> str:
+    return (
+        f'<details open id="spec">\n<summary>Resolved spec</summary>\n<pre>{escape(dump_spec(spec))}</pre>\n</details>'
+    )
 
 
 def _figures(plots: Mapping[str, str]) -> str:

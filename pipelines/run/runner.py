@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.monitor import RunMonitor
 from engine.errors import FusionError, PreflightError
-from engine.history.result import EvaluationResult, Progress, RunResult, StepRecord
-from engine.history.stopping import exported_step, reached
-from engine.history.totals import seconds_of_earlier_starts, source_totals
+from engine.history.result import EvaluationResult, Progress, RunResult
+from engine.history.stopping import reached
+from engine.history.totals import seconds_of_earlier_starts
 from engine.reporting.evaluation_files import write_evaluation
 from engine.reporting.evaluation_tables import failure_lines
 from engine.reporting.model_card import write_model_card
-from engine.reporting.page import write_report
-from engine.reporting.rates import in_stream_order
 from engine.reporting.stalls import StallAlarm
 from engine.reporting.terminal import ProgressDisplay, show_evaluation, show_summary
 from engine.reporting.trackers import chosen_trackers
@@ -33,10 +30,12 @@ from pipelines.cluster.failures import readable_errors
 from pipelines.cluster.ray_metrics import RayMetrics
 from pipelines.cluster.session import ray_session, spilled_bytes
 from pipelines.evaluation.evaluate import evaluate_models
-from pipelines.evaluation.models import comparison_faults, export_dir
+from pipelines.evaluation.models import comparison_faults
 from pipelines.run.lease import lease
+from pipelines.run.live_page import LivePage
 from pipelines.run.node_checks import check_nodes
-from pipelines.run.preflight import SPEC_FILE, preflight, write_spec
+from pipelines.run.preflight import preflight, write_spec
+from pipelines.run.result import result_of
 from pipelines.stream.sizes import FlowPlan, derive_flow
 from pipelines.stream.training import train
 
@@ -58,15 +57,15 @@ def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
     started = time.monotonic()
     spec = as_located_spec(spec)
     flow = preflight(spec)
-    with lease(spec.run.output_dir):
+    with lease(spec.run.output_dir), LivePage(spec) as page:
         write_spec(spec)
         with ray_session(spec, flow.logical_cpus, flow.gpus, whole_stream=True), readable_errors():
             check_nodes(spec)
-            result = _train_and_evaluate(spec, flow)
+            result = _train_and_evaluate(spec, flow, page)
         result = replace(result, wall_seconds=result.wall_seconds + time.monotonic() - started)
         write_evaluation(spec, result.evaluation)
         write_model_card(spec, result)
-        write_report(spec, result, result.report_path)
+        page.finish(result)
     show_summary(result)
     return result
 
@@ -94,7 +93,7 @@ def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> EvaluationRes
     return evaluation
 
 
-def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan) -> RunResult:
+def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan, page: LivePage) -> RunResult:
     """Stream the corpus through the source models into training, watched by all observers; then evaluate.
 
     Raises:
@@ -107,13 +106,14 @@ def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan) -> RunResult:
 
     display = ProgressDisplay(spec)
     stalls = StallAlarm(spec.cluster.stall_minutes, display.say)
-    observers = [display, stalls, RayMetrics(spec), *chosen_trackers(spec)]
+    observers = [display, page, stalls, RayMetrics(spec), *chosen_trackers(spec)]
     with Watch(snapshot, observers, display.say):
         history = train(spec, flow, monitor)
     progress = ray.get(monitor.snapshot.remote(0, most_rows=None))
     if not history:
         raise FusionError(_nothing_learned(spec, progress))
-    result = _result(spec, history, progress)
+    seconds = seconds_of_earlier_starts(history, progress)
+    result = result_of(spec, history, progress, seconds, reached(spec, history) or "corpus")
     return replace(result, evaluation=evaluate_models(spec), spilled_bytes=spilled_bytes() - spilled_before)
 
 
@@ -132,27 +132,3 @@ def _run_monitor() -> ActorHandle:
     """Start the run monitor on the driver's own node: the run cannot outlive that node anyway."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=here)(RunMonitor).remote()
-
-
-def _result(spec: FusionSpec, history: Sequence[StepRecord], progress: Progress) -> RunResult:
-    """The result of training; evaluation, spilled bytes and the wall time of this start are added later."""
-    return RunResult(
-        name=spec.run.name,
-        output_dir=spec.run.output_dir,
-        export_dir=export_dir(spec),
-        report_path=os.path.join(spec.run.output_dir, "report.html"),
-        spec_path=os.path.join(spec.run.output_dir, SPEC_FILE),
-        steps=len(history),
-        passages=sum(record.passages for record in history),
-        tokens=sum(record.tokens for record in history),
-        bytes=sum(record.bytes for record in history),
-        wall_seconds=seconds_of_earlier_starts(history, progress),
-        spilled_bytes=0,
-        stopped_by=reached(spec, history) or "corpus",
-        exported_step=exported_step(spec, history),
-        sources=source_totals(spec, history),
-        history=tuple(history),
-        stages=tuple(in_stream_order(progress.stages, spec)),
-        skipped=progress.skipped,
-        left_out=progress.left_out,
-    )

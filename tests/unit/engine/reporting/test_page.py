@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from engine.history.result import EvaluationResult, RunResult, SkippedRow, SourceTotals, StageTotals
+from engine.reporting.charts import MOST_BUCKETS, smoothed, thinned
 from engine.reporting.figures import slowest_stage
-from engine.reporting.page import MOST_SKIPPED_ROWS, render_report, write_report
-from engine.reporting.plots import plots, smoothed
+from engine.reporting.page import MOST_SKIPPED_ROWS, Status, render_report, write_page
+from engine.reporting.plots import plots
 from engine.spec.loading import parse
 from tests.support.step_records import step_record
 
 pytestmark = pytest.mark.timeout(60)
+
+DONE = Status("done", written=1.8e9)
 
 SOURCES = ("llama-docs", "gpt2-code")
 SPEC = parse(
@@ -99,7 +102,6 @@ class Page(HTMLParser):
                 self.fetched.append(value)
             if name == "id":
                 self.ids.append(value)
-        assert tag != "script"
 
     def handle_startendtag(self, tag, attributes):
         self.handle_starttag(tag, attributes)
@@ -116,7 +118,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_holds_every_number(result):
-    page = Page(render_report(SPEC, result))
+    page = Page(render_report(SPEC, result, DONE))
     for text in (
         "trial",
         "2 min 05 s",
@@ -141,11 +143,11 @@ def test_the_page_holds_every_number(result):
 
 
 def test_the_best_of_every_column_is_marked(result):
-    assert Page(render_report(SPEC, result)).bold == ["1.2500", "1.7500", "1.5625"]
+    assert Page(render_report(SPEC, result, DONE)).bold == ["1.2500", "1.7500", "1.5625"]
 
 
 def test_the_page_needs_no_other_file(result):
-    text = render_report(SPEC, result)
+    text = render_report(SPEC, result, DONE)
     page = Page(text)
     assert page.fetched == []
     assert "@import" not in text
@@ -155,7 +157,7 @@ def test_the_page_needs_no_other_file(result):
 
 def test_every_plot_is_well_formed_and_takes_the_colours_of_the_page(result):
     found = plots(result)
-    assert len(found) == 9
+    assert len(found) == 10
     for caption, svg in found.items():
         ElementTree.fromstring(svg)
         assert "currentColor" in svg, caption
@@ -167,9 +169,11 @@ def test_every_plot_is_well_formed_and_takes_the_colours_of_the_page(result):
 def test_curves_show_the_numbers_of_the_steps(result):
     steady = replace(result, history=tuple(replace(step(number), lm_loss=4.0) for number in range(1, 13)))
     svg = next(svg for caption, svg in plots(steady).items() if caption.startswith("Win rate"))
-    heights = [{y for _, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)} for path in re.findall(r' d="([^"]+)"', svg)]
-    level = [values.pop() for values in heights if len(values) == 1]
-    assert len(set(level)) >= 2, "two sources with 25 % and 75 % of the passages run level, each on its own height"
+    curves = [path for path in re.findall(r' d="([^"]+)"', svg) if len(re.findall("[ML]", path)) == 12]
+    level = [set(re.findall(r"[ML] [\d.]+ ([\d.]+)", path)) for path in curves]
+    assert len(level) == 4 and len(set.union(*level)) == 2, (
+        "two sources with 25 % and 75 % of the passages run level, each on its own height"
+    )
 
 
 def test_evaluations_during_training_have_one_curve_per_domain(result):
@@ -183,7 +187,7 @@ def test_evaluations_during_training_have_one_curve_per_domain(result):
     docs = next(points for points in curves if len(points) == 3)
     heights = [float(y) for _, y in docs]
     assert heights[0] < heights[2] < heights[1], "SVG counts downwards: the lowest value stands lowest"
-    page = Page(render_report(SPEC, evaluated))
+    page = Page(render_report(SPEC, evaluated, DONE))
     for text in (
         caption,
         "2.0000 after step 4 -> 1.2500 bits per byte after step 12",
@@ -198,7 +202,7 @@ def test_evaluations_during_training_have_one_curve_per_domain(result):
 def test_short_and_long_runs_have_a_report(result, steps):
     history = tuple(step(number) for number in range(1, steps + 1))
     stages = result.stages if steps else ()
-    text = render_report(SPEC, replace(result, history=history, stages=stages, evaluation=EvaluationResult()))
+    text = render_report(SPEC, replace(result, history=history, stages=stages, evaluation=EvaluationResult()), DONE)
     page = Page(text)
     assert ("Over the run" in page.texts) == bool(steps)
     assert not any("Held-out" in words for words in page.texts)
@@ -210,15 +214,15 @@ def test_a_baseline_without_sources_has_a_report(result):
     spec = SPEC.model_copy(update={"source_models": (), "target_model": target})
     history = tuple(replace(step(number, sources=0), fusion_loss=math.nan, fused_rows=0) for number in (1, 2, 3))
     baseline = replace(result, sources=(), history=history)
-    page = Page(render_report(spec, baseline))
+    page = Page(render_report(spec, baseline, DONE))
     assert "target, trained further on the causal LM loss alone." in page.texts, "without local folders"
     assert "Source models on the learned passages" not in page.texts
-    assert len(plots(baseline)) == 5
+    assert len(plots(baseline)) == 6
 
 
 def test_many_skipped_rows_are_counted_not_listed(result):
     many = tuple(SkippedRow("corpus/a.jsonl", row, "not JSON") for row in range(1, 1001))
-    page = Page(render_report(SPEC, replace(result, skipped=many)))
+    page = Page(render_report(SPEC, replace(result, skipped=many), DONE))
     assert f"Skipped rows (the first {MOST_SKIPPED_ROWS} of 1,000)" in page.texts
     assert page.texts.count("not JSON") == MOST_SKIPPED_ROWS
 
@@ -227,11 +231,12 @@ def test_the_report_is_written_to_any_filesystem(result, tmp_path):
     import fsspec
 
     local = tmp_path / "new" / "folder" / "report.html"
-    write_report(SPEC, result, str(local))
-    assert local.read_text(encoding="utf8").startswith("<!DOCTYPE html>")
-    write_report(SPEC, result, "memory://runs/trial/report.html")
-    with fsspec.open("memory://runs/trial/report.html", "r", encoding="utf8") as file:
-        assert file.read() == local.read_text(encoding="utf8"), "the same run gives the same page"
+    page = render_report(SPEC, result, DONE)
+    for url in (str(local), str(local), "memory://runs/trial/report.html"):
+        write_page(page, url)
+        with fsspec.open(url, "r", encoding="utf8") as file:
+            assert file.read() == page == render_report(SPEC, result, DONE), "the same run gives the same page"
+    assert [path.name for path in local.parent.iterdir()] == ["report.html"]
 
 
 def test_smoothing_is_a_moving_average_that_leaves_out_gaps():
@@ -263,3 +268,36 @@ def test_the_slowest_stage_is_named(result, busy, expected):
     )
     sources = (SourceTotals("gpt2-code", 1.0, 1.0, 1.0),)
     assert slowest_stage(replace(result, stages=stages, sources=sources)) == expected
+
+
+def test_thinning_keeps_the_lowest_and_the_highest_of_every_stretch():
+    values = np.random.default_rng(0).normal(size=100_000)
+    values[[12_345, 77_777]] = 50.0, -50.0
+    values[40_000:60_000] = np.nan
+    places = thinned(values)
+    assert len(places) <= 2 * MOST_BUCKETS + 2
+    assert {0, 12_345, 77_777, 99_999} <= set(places.tolist())
+    assert (np.diff(places) > 0).all()
+    size = math.ceil(len(values) / MOST_BUCKETS)
+    for start in range(0, 39_000, size):
+        stretch, kept = values[start : start + size], values[places[(places >= start) & (places < start + size)]]
+        assert (kept.min(), kept.max()) == (stretch.min(), stretch.max())
+    assert np.isnan(values[places]).any(), "a gap stays one"
+    assert thinned(np.arange(5.0)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_hundred_thousand_steps_make_a_small_page(result):
+    history = tuple(step(number) for number in range(1, 100_001))
+    text = render_report(SPEC, replace(result, history=history, steps=len(history)), DONE)
+    assert len(text.encode("utf8")) < 1_000_000
+
+
+def test_the_page_of_a_running_run_says_so_and_reloads(result):
+    status = Status("running, step 12 of 40, at most 3 min 20 s left", written=1.8e9, seconds_between=30.0)
+    text = render_report(SPEC, replace(result, stopped_by=None), status)
+    page = Page(text)
+    assert status.words in page.texts
+    assert "last written 15 January 2027, 08:00:00 UTC" in page.texts
+    assert 'data-written="1800000000" data-next="30"' in text
+    assert "ended by" not in page.texts
+    assert 'data-next="0"' in render_report(SPEC, result, DONE)

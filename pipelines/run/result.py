@@ -1,0 +1,53 @@
+"""The result of a run from its steps and the monitor's picture: at its end, and while it works."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from engine.history.result import Progress, RunResult, StepRecord, StopReason
+from engine.history.stopping import exported_step
+from engine.history.totals import source_totals
+from engine.reporting.rates import in_stream_order
+from engine.spec import FusionSpec
+from pipelines.evaluation.models import export_dir
+from pipelines.run.preflight import SPEC_FILE
+
+REPORT_FILE = "report.html"
+
+
+def result_of(
+    spec: FusionSpec,
+    history: Sequence[StepRecord],
+    picture: Progress,
+    wall_seconds: float,
+    stopped_by: StopReason | None,
+) -> RunResult:
+    """The result of the steps so far; evaluation and spilled bytes are added later.
+
+    Args:
+        history: all steps of the run.
+        picture: for the stages, the skipped rows and the passages left out.
+        wall_seconds: over all starts.
+        stopped_by: None if the run has not come to its end.
+    """
+    return RunResult(
+        name=spec.run.name,
+        output_dir=spec.run.output_dir,
+        export_dir=export_dir(spec),
+        report_path=os.path.join(spec.run.output_dir, REPORT_FILE),
+        spec_path=os.path.join(spec.run.output_dir, SPEC_FILE),
+        steps=len(history),
+        passages=sum(record.passages for record in history),
+        tokens=sum(record.tokens for record in history),
+        bytes=sum(record.bytes for record in history),
+        wall_seconds=wall_seconds,
+        spilled_bytes=0,
+        stopped_by=stopped_by,
+        exported_step=exported_step(spec, history),
+        sources=source_totals(spec, history),
+        history=tuple(history),
+        stages=tuple(in_stream_order(picture.stages, spec)),
+        skipped=picture.skipped,
+        left_out=picture.left_out,
+    )

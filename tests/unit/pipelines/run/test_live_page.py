@@ -1,0 +1,90 @@
+"""The page is written while the run works, not too often, and says how the run ended."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.errors import FusionError
+from engine.history.result import Progress, StageTotals
+from engine.spec.loading import parse
+from pipelines.run import live_page
+from pipelines.run.live_page import LivePage
+from pipelines.run.result import result_of
+from tests.support.step_records import step_record
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def spec(tmp_path):
+    return parse(
+        {
+            "run": {"name": "trial", "output_dir": str(tmp_path / "output")},
+            "corpus": {"paths": ["corpus.jsonl"]},
+            "target_model": {"checkpoint": "models/target"},
+            "objective": {"lm_loss_weight": 1.0},
+            "training": {"max_steps": 6250},
+        }
+    )
+
+
+def picture(*steps):
+    stages = (StageTotals("corpus", 40, 0, 1.0, 2.0, 1, 1),)
+    return Progress(stages=stages, steps=tuple(step_record(step) for step in steps))
+
+
+def page_of(spec) -> Path:
+    return Path(spec.run.output_dir) / "report.html"
+
+
+def test_the_page_is_written_from_the_first_step_on_and_every_half_minute(spec):
+    with LivePage(spec, clock=lambda: 1.8e9) as page:
+        page.see(picture(), now=0.0)
+        assert not page_of(spec).exists(), "no step yet"
+        page.see(picture(1), now=10.0)
+        assert "running, step 1 of 6,250<" in page_of(spec).read_text()
+        page.see(picture(2), now=39.0)
+        assert "running, step 1 of 6,250<" in page_of(spec).read_text()
+        page.see(picture(3), now=40.0)
+        text = page_of(spec).read_text()
+        assert "running, step 3 of 6,250, at most 26 h" in text
+        assert 'data-written="1800000000" data-next="30"' in text
+        page.close()
+        assert "trained for 3 steps, evaluating" in page_of(spec).read_text()
+        page.finish(result_of(spec, [step_record(1)], picture(), 200.0, "steps"))
+    text = page_of(spec).read_text()
+    assert "done: 1 steps in 3 min 20 s" in text
+    assert 'data-next="0"' in text
+
+
+def test_a_page_that_costs_much_is_written_less_often(spec, monkeypatch):
+    seconds = iter([0.0, 0.9, 0.9, 1.8])
+    monkeypatch.setattr(live_page.time, "thread_time", lambda: next(seconds))
+    with LivePage(spec) as page:
+        page.see(picture(1), now=0.0)
+        page.see(picture(2), now=89.0)
+        assert "step 1 of" in page_of(spec).read_text()
+        page.see(picture(3), now=90.0)
+        assert "step 3 of" in page_of(spec).read_text()
+        assert 'data-next="90"' in page_of(spec).read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (FusionError("align: <no> room"), "failed after step 2: align: &lt;no&gt; room"),
+        (KeyboardInterrupt(), "stopped after step 2; the same command goes on from the last checkpoint"),
+    ],
+)
+def test_the_page_says_how_a_run_failed(spec, error, words):
+    with pytest.raises(type(error)), LivePage(spec) as page:
+        page.see(picture(1, 2), now=0.0)
+        raise error
+    assert words in page_of(spec).read_text()
+    assert 'data-next="0"' in page_of(spec).read_text()
+
+
+def test_a_run_that_fails_before_its_first_step_has_a_page(spec):
+    with pytest.raises(FusionError), LivePage(spec):
+        raise FusionError("a node has no disk")
+    assert "failed before its first step: a node has no disk" in page_of(spec).read_text()
