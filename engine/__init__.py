@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from engine.spec.loading import load_spec
     from pipelines.planning.check import check
     from pipelines.planning.plan import Plan, plan
+    from pipelines.run.report import report
     from pipelines.run.runner import evaluate, run
 
-__all__ = ["FusionError", "FusionSpec", "Plan", "RunResult", "check", "evaluate", "load_spec", "plan", "run"]
+__all__ = ["FusionError", "FusionSpec", "Plan", "RunResult", "check", "evaluate", "load_spec", "plan", "report", "run"]
 
 _HOME = {
     "FusionError": "engine.errors",
@@ -31,6 +32,7 @@ _HOME = {
     "evaluate": "pipelines.run.runner",
     "load_spec": "engine.spec.loading",
     "plan": "pipelines.planning.plan",
+    "report": "pipelines.run.report",
     "run": "pipelines.run.runner",
 }
 

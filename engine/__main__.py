@@ -1,5 +1,7 @@
 """Command line: ``python -m engine check|plan|run|evaluate SPEC [section.field=value ...]``.
 
+``python -m engine report OUTPUT_DIR [OUTPUT_DIR ...]`` takes the output folders of runs instead.
+
 Exit codes: 0 done, 1 the run failed or was stopped (Ctrl-C, SIGTERM), 2 the spec or the command line is wrong.
 """
 
@@ -25,6 +27,8 @@ VERBS = {
     "evaluate": "held-out bits per byte and tasks of the target, the sources, the export and evaluation.models",
 }
 
+REPORT_HELP = "write the page of a run from its output folder, or one page that compares several runs"
+
 #: Values of alignment.vocabulary.
 MAPPINGS = get_args(AlignmentSpec.model_fields["vocabulary"].annotation)
 
@@ -38,8 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters of a plan
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        spec = engine.load_spec(parsed.spec, parsed.overrides)
-        _carry_out(parsed, spec)
+        if parsed.verb == "report":
+            print(engine.report(parsed.output_dirs, parsed.output))
+        else:
+            _carry_out(parsed, engine.load_spec(parsed.spec, parsed.overrides))
     except SpecError as error:
         print(error, file=sys.stderr)
         return 2
@@ -60,6 +66,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed, rest = parser.parse_known_args(arguments)
     if any(argument.startswith("-") for argument in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if parsed.verb == "report":
+        parsed.output_dirs += rest
+        return parsed
     if parsed.verb == "plan" and parsed.mappings and not parsed.compare:
         parser.error("--mappings is of --compare; add that")
     if parsed.verb == "plan" and parsed.compare and parsed.without_scoring:
@@ -98,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
                 default=(),
                 help=f"with --compare: values of alignment.vocabulary ({', '.join(MAPPINGS)}) to compare",
             )
+    command = verbs.add_parser("report", help=REPORT_HELP, description=REPORT_HELP)
+    command.add_argument("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="run.output_dir of a run, path or URL")
+    command.add_argument(
+        "--output", metavar="FILE", default="", help="path or URL of the page (report.html there; comparison.html here)"
+    )
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import fields
 from typing import Any
 
 import fsspec
@@ -36,6 +37,16 @@ def write_evaluation(spec: FusionSpec, evaluation: EvaluationResult) -> list[str
     return urls
 
 
+def read_evaluation(output_dir: str) -> EvaluationResult:
+    """The evaluation in an output folder; an empty one if there is none."""
+    filesystem, folder = fsspec.core.url_to_fs(output_dir)
+    path = os.path.join(folder, JSON_FILE)
+    if not filesystem.exists(path):
+        return EvaluationResult()
+    document = _with_nan(json.loads(filesystem.cat_file(path)))
+    return EvaluationResult(**{field.name: document[field.name] for field in fields(EvaluationResult)})
+
+
 def evaluation_json(spec: FusionSpec, evaluation: EvaluationResult) -> str:
     """An evaluation as JSON: all numbers unrounded, NaN as null, and the settings of the evaluation."""
     document = {
@@ -58,3 +69,9 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nan(item) for key, item in value.items()}
+    return math.nan if value is None else value

@@ -76,18 +76,18 @@ def render_report(spec: FusionSpec, result: RunResult, status: Status) -> str:
     return page_of(
         title=escape(result.name),
         lead=escape(_lead(spec)),
-        status=_status(status),
-        summary=_table(run_figures(result)),
+        status=status_element(status),
+        summary=table_element(run_figures(result)),
         evaluation="".join(
             [
                 *(_scores(table) for table in score_tables(result.evaluation)),
                 *(f"<p>{escape(line)}</p>" for line in failure_lines(result.evaluation)),
             ]
         ),
-        sources=_table(source_rows(result)),
-        plots=_figures(plots(result)),
-        stages=_table(stage_rows_with_times(result)),
-        rest=_skipped(result) + _left_out(result) + _table(_places(result)),
+        sources=table_element(source_rows(result)),
+        plots=figure_elements(plots(result)),
+        stages=table_element(stage_rows_with_times(result)),
+        rest=_skipped(result) + _left_out(result) + table_element(_places(result)),
         spec=_resolved_spec(spec),
     )
 
@@ -101,7 +101,8 @@ def page_of(**parts: str) -> str:
     return template.substitute(dict.fromkeys(names, "") | {"script": script} | parts)
 
 
-def _status(status: Status) -> str:
+def status_element(status: Status) -> str:
+    """What the page says of the run, and when it was written."""
     written = time.strftime("%d %B %Y, %H:%M:%S UTC", time.gmtime(status.written)).lstrip("0")
     times = f'data-written="{status.written:.0f}" data-next="{status.seconds_between:.0f}"'
     return (
@@ -122,7 +123,7 @@ def _lead(spec: FusionSpec) -> str:
 def _scores(table: ScoreTable) -> str:
     """A table of scores, the best of each kind marked."""
     rows = [[_marked(cell) for cell in row] for row in table.rows]
-    return _html_table(table.heading.replace("* best", "the best in bold"), table.columns, rows)
+    return cells_element(table.heading.replace("* best", "the best in bold"), table.columns, rows)
 
 
 def _marked(cell: Cell) -> str:
@@ -145,14 +146,14 @@ def _skipped(result: RunResult) -> str:
     rest = len(result.skipped) - len(shown)
     heading = "Skipped rows" + (f" (the first {len(shown)} of {len(result.skipped):,})" if rest else "")
     rows = tuple((row.path, f"{row.row:,}", row.reason) for row in shown)
-    return _table(Rows(heading, ("file", "row", "reason"), rows))
+    return table_element(Rows(heading, ("file", "row", "reason"), rows))
 
 
 def _left_out(result: RunResult) -> str:
     shown = result.left_out[:MOST_SKIPPED_ROWS]
     more = f" (the first {len(shown)} of {len(result.left_out):,})" if len(shown) < len(result.left_out) else ""
     rows = tuple((passage.source, passage.passage_id, passage.reason) for passage in shown)
-    return _table(Rows("Passages without a source" + more, ("source model", "passage", "reason"), rows))
+    return table_element(Rows("Passages without a source" + more, ("source model", "passage", "reason"), rows))
 
 
 def _resolved_spec(spec: FusionSpec) -> str:
@@ -161,7 +162,7 @@ def _resolved_spec(spec: FusionSpec) -> str:
     )
 
 
-def _figures(plots: Mapping[str, str]) -> str:
+def figure_elements(plots: Mapping[str, str]) -> str:
     """The plots (caption to SVG) under one heading; empty without plots."""
     if not plots:
         return ""
@@ -169,12 +170,12 @@ def _figures(plots: Mapping[str, str]) -> str:
     return '<section><h2>Over the run</h2>\n<div class="plots">\n' + "\n".join(figures) + "\n</div></section>"
 
 
-def _table(rows: Rows) -> str:
+def table_element(rows: Rows) -> str:
     """A table of plain text; empty without rows."""
-    return _html_table(rows.heading, rows.columns, [[escape(cell) for cell in row] for row in rows.rows])
+    return cells_element(rows.heading, rows.columns, [[escape(cell) for cell in row] for row in rows.rows])
 
 
-def _html_table(heading: str, headings: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
+def cells_element(heading: str, headings: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose cells are HTML and whose headings are text. It scrolls on a narrow page."""
     if not rows:
         return ""

@@ -1,0 +1,74 @@
+"""``engine.report``: the page of a run from its output folder at any time, and one page that compares several runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import fsspec
+import yaml
+
+from actors.training.checkpoint_index import recorded_steps
+from engine.errors import FusionError
+from engine.history.result import Progress
+from engine.history.stopping import reached
+from engine.reporting.comparison import Run, render_comparison
+from engine.reporting.evaluation_files import read_evaluation
+from engine.reporting.page import Status, render_report, write_page
+from engine.spec.loading import load_spec
+from pipelines.run.preflight import SPEC_FILE
+from pipelines.run.result import REPORT_FILE, result_of
+
+#: The page that compares several runs, in the working folder.
+COMPARISON_FILE = "comparison.html"
+
+
+def report(output_dirs: Sequence[str], url: str = "") -> str:
+    """Write the page of one run, or one that compares several, from their checkpoints and evaluations.
+
+    A checkpoint holds no stages and no skipped rows: a page made here lacks what only the run itself has seen.
+
+    Args:
+        output_dirs: ``run.output_dir`` of each run; any path or fsspec URL.
+        url: of the page; by default ``report.html`` of the run, and for several ``comparison.html`` here.
+
+    Returns:
+        The page's path or URL.
+
+    Raises:
+        FusionError: a folder holds no run.
+        OSError: the page cannot be written.
+    """
+    runs = [recorded_run(folder) for folder in output_dirs]
+    now = time.time()
+    if len(runs) == 1:
+        spec, result = runs[0]
+        url = url or os.path.join(output_dirs[0], REPORT_FILE)
+        page = render_report(spec, result, Status(f"made from the checkpoint of step {result.steps:,}", now))
+    else:
+        url = url or COMPARISON_FILE
+        page = render_comparison(runs, Status("made from the last checkpoint of each run", now))
+    write_page(page, url)
+    return url
+
+
+def recorded_run(output_dir: str) -> Run:
+    """The spec and the result of a run, as its output folder holds them.
+
+    Raises:
+        FusionError: the folder holds no run.
+    """
+    filesystem, folder = fsspec.core.url_to_fs(output_dir)
+    path = os.path.join(folder, SPEC_FILE)
+    if not filesystem.exists(path):
+        raise FusionError(
+            f"{output_dir}: holds no run, for it has no {SPEC_FILE}; give the folder of run.output_dir of a run"
+        )
+    spec = load_spec(yaml.safe_load(filesystem.cat_file(path)))
+    spec = spec.model_copy(update={"run": spec.run.model_copy(update={"output_dir": output_dir})})
+    history = recorded_steps(output_dir)
+    seconds = history[-1].elapsed_seconds if history else 0.0
+    result = result_of(spec, history, Progress(), seconds, reached(spec, history))
+    return spec, replace(result, evaluation=read_evaluation(output_dir))

@@ -1,0 +1,79 @@
+"""Pages made from output folders: of one run at any time, and of several side by side."""
+
+import json
+import math
+from dataclasses import asdict
+
+import pytest
+
+from engine.__main__ import main
+from engine.errors import FusionError
+from engine.history.result import EvaluationResult
+from engine.reporting.comparison import flattened
+from engine.reporting.evaluation_files import evaluation_json
+from engine.spec.loading import dump_spec, parse
+from pipelines.run.report import report
+from tests.support.step_records import step_record
+from tests.unit.engine.reporting.test_page import Page
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def run_folder(tmp_path, name, rate, losses):
+    """The output folder of a run that has learned ``losses`` and was evaluated."""
+    folder = tmp_path / name
+    spec = parse(
+        {
+            "run": {"name": name, "output_dir": f"/elsewhere/{name}"},
+            "corpus": {"paths": ["corpus.jsonl"]},
+            "target_model": {"checkpoint": "models/target"},
+            "objective": {"lm_loss_weight": 1.0},
+            "training": {"max_steps": 40, "optimizer": {"learning_rate": rate}},
+        }
+    )
+    history = [asdict(step_record(step, loss=loss, held_out={"docs": 2.0})) for step, loss in enumerate(losses, 1)]
+    checkpoint = folder / "checkpoints" / f"step-{len(losses):08d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text(json.dumps({"history": history, "learned": []}))
+    (folder / "spec.yaml").write_text(dump_spec(spec))
+    bits = {"target before": {"docs": 2.5}, "continued target": {"docs": 2.0 + rate, "code": math.nan}}
+    (folder / "evaluation.json").write_text(evaluation_json(spec, EvaluationResult(bits_per_byte=bits)))
+    return str(folder)
+
+
+def test_the_page_of_one_run_comes_from_its_checkpoint(tmp_path, capsys):
+    folder = run_folder(tmp_path, "one", 0.25, [3.0, 2.0, 1.5])
+    assert main(["report", folder]) == 0
+    assert capsys.readouterr().out == f"{folder}/report.html\n"
+    with open(f"{folder}/report.html", encoding="utf8") as file:
+        page = Page(file.read())
+    for text in ("made from the checkpoint of step 3", "3.0000 -> 1.5000 nats per row", "2.2500", "-"):
+        assert text in page.texts, text
+    assert page.fetched == []
+
+
+def test_several_runs_are_compared_on_one_page(tmp_path):
+    folders = [run_folder(tmp_path, "one", 0.25, [3.0, 1.5]), run_folder(tmp_path, "two", 0.5, [3.0, 2.5, 2.25])]
+    url = report(folders, str(tmp_path / "pages" / "both.html"))
+    with open(url, encoding="utf8") as file:
+        text = file.read()
+    page = Page(text)
+    differ = page.texts.index("How the specs differ")
+    assert differ < page.texts.index("The runs") < page.texts.index("Over the run")
+    found = [words for words in page.texts[differ:] if words][1:7]
+    assert found == ["field", "one", "two", "training.optimizer.learning_rate", "0.25", "0.5"]
+    assert "3.0000 -> 1.5000 nats per row" in page.texts and "3.0000 -> 2.2500 nats per row" in page.texts
+    assert "continued target, docs" in page.texts and "2.2500" in page.texts and "2.5000" in page.texts
+    assert "Objective, nats per row." in page.texts and "Held-out bits per byte of docs." in page.texts
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    with pytest.raises(FusionError, match=r"holds no run, for it has no spec\.yaml; give the folder"):
+        report([str(tmp_path)])
+    assert main(["report", str(tmp_path)]) == 1
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_a_document_lies_flat():
+    nested = {"a": {"b": 1, "c": [{"d": 2}, 3], "e": []}, "f": None}
+    assert flattened(nested) == {"a.b": 1, "a.c.0.d": 2, "a.c.1": 3, "a.e": [], "f": None}
