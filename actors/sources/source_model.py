@@ -164,7 +164,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _memory_remedy(source: SourceModelSpec) -> str:
-    cache = "kv_cache_bytes, " if source.backend == "vllm" else ""
+    cache = "batched_tokens, kv_cache_bytes, " if source.backend == "vllm" else ""
     if not source.num_gpus:
         return f"lower its {cache}replicas or max_context_tokens, or give it a node with more memory"
     own_gpu = "" if source.num_gpus == 1.0 else ", set num_gpus to 1"

@@ -66,6 +66,8 @@ def _vllm_alone(sources: Sequence[Any]) -> Iterator[Fault]:
         if parallel and (source.backend != "vllm" or source.num_gpus != 1.0):
             where = f"source_models.{index}.tensor_parallel_size"
             yield Fault(where, f"is {source.tensor_parallel_size}", "it needs backend vllm and num_gpus 1")
+        if source.batched_tokens and source.backend != "vllm":
+            yield Fault(f"source_models.{index}.batched_tokens", "is vLLM's", "set backend to vllm, or it to 0")
         if source.quantization and source.backend != "vllm":
             yield Fault(f"source_models.{index}.quantization", "is vLLM's", "set backend to vllm, or leave it empty")
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.sources.backends import device_of
 from actors.sources.backends import transformers as transformers_backend
-from actors.sources.backends.key_value_cache import BATCHED_TOKENS, cache_bytes
+from actors.sources.backends.key_value_cache import cache_bytes
+from actors.sources.backends.step_size import PLANNED_GPU_BYTES, step_tokens
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import context_limit, load_configuration
 from engine.spec import FusionSpec, SourceModelSpec
@@ -38,6 +38,7 @@ class ModelCost:
         relative: work per byte divided by that of the target's training.
         replicas: of the spec (the target: training workers). proposed: enough to keep up with the training workers, at
             least 1.
+        step_tokens: prompt tokens in one step of a source's engine, on a GPU of ``PLANNED_GPU_BYTES``; 0 of the target.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ModelCost:
     relative: float
     replicas: int
     proposed: int
+    step_tokens: int
 
 
 def model_costs(spec: FusionSpec, texts: Sequence[str]) -> tuple[ModelCost, ...]:
@@ -61,7 +63,7 @@ def model_costs(spec: FusionSpec, texts: Sequence[str]) -> tuple[ModelCost, ...]
     parameters, weights, _, _ = _sizes(checkpoint)
     training = TRAINING * weights * _tokens_per_byte(checkpoint, texts)
     target = ModelCost(
-        "target", parameters, weights, parameters * BYTES_PER_TRAINED_WEIGHT, training, 1.0, workers, workers
+        "target", parameters, weights, parameters * BYTES_PER_TRAINED_WEIGHT, training, 1.0, workers, workers, 0
     )
     return target, *(_source_cost(source, texts, training, workers) for source in spec.source_models)
 
@@ -71,8 +73,8 @@ def _source_cost(source: SourceModelSpec, texts: Sequence[str], training: float,
     work = FORWARD * weights * _tokens_per_byte(Checkpoint.of(source), texts)
     relative = work / training if training else 0.0
     weight_bytes = parameters * {"float32": 4, "bfloat16": 2, "float16": 2}.get(source.dtype, own_dtype_bytes)
-    logits = _chunk_tokens(source) * vocabulary * BYTES_PER_LOGIT
-    cache = _cache_bytes(source) if source.backend == "vllm" else 0
+    step, chunk, cache = _step(source)
+    logits = chunk * vocabulary * BYTES_PER_LOGIT
     return ModelCost(
         source.name,
         parameters,
@@ -82,21 +84,19 @@ def _source_cost(source: SourceModelSpec, texts: Sequence[str], training: float,
         relative,
         source.replicas,
         max(1, round(relative * workers)),
+        step,
     )
 
 
-def _chunk_tokens(source: SourceModelSpec) -> int:
-    """Number of tokens whose vocabulary rows are in memory at once."""
+def _step(source: SourceModelSpec) -> tuple[int, int, int]:
+    """Tokens in one step, tokens whose vocabulary rows are in memory at once, bytes of the cache on all GPUs."""
     if source.backend == "transformers":
-        return transformers_backend.PASS_TOKENS
-    return BATCHED_TOKENS[device_of(source)]
-
-
-def _cache_bytes(source: SourceModelSpec) -> int:
-    """Of one replica's key-value cache, over all its GPUs."""
+        return transformers_backend.PASS_TOKENS, transformers_backend.PASS_TOKENS, 0
     config = load_configuration(Checkpoint.of(source))
     context = context_limit(config, source.max_context_tokens, generated_tokens=1)
-    return cache_bytes(source, config, context) * source.tensor_parallel_size
+    tokens = step_tokens(source, config, context, PLANNED_GPU_BYTES)
+    cache = cache_bytes(source, config, context, tokens) * source.tensor_parallel_size
+    return tokens, min(tokens, context), cache  # vLLM makes the rows of one prompt at a time, or of 1,024 tokens
 
 
 def _sizes(checkpoint: Checkpoint) -> tuple[int, int, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from actors.sources.backends.step_size import PLANNED_GPU_BYTES
 from engine.spec import FusionSpec
 from pipelines.planning.comparison import Comparison, Teacher
 from pipelines.planning.costs import ModelCost
@@ -14,13 +15,19 @@ from pipelines.planning.survey_tokens import Traits
 
 def cost_lines(costs: Sequence[ModelCost]) -> list[str]:
     """Memory and work of every model; the target's is over all workers and without activations."""
-    lines = [f"{'model':<18}{'parameters':>15}{'memory':>12}{'work':>9}{'replicas':>11}{'proposed':>11}"]
+    lines = [f"{'model':<18}{'parameters':>15}{'memory':>12}{'step':>9}{'work':>9}{'replicas':>11}{'proposed':>11}"]
     for cost in costs:
         memory = f"{cost.memory_bytes / 2**30:.2f} GiB"
+        step = f"{cost.step_tokens:,}" if cost.step_tokens else "-"
         lines.append(
-            f"{cost.name:<18}{cost.parameters:>15,}{memory:>12}{cost.relative:>9.2f}{cost.replicas:>11}{cost.proposed:>11}"
+            f"{cost.name:<18}{cost.parameters:>15,}{memory:>12}{step:>9}{cost.relative:>9.2f}"
+            f"{cost.replicas:>11}{cost.proposed:>11}"
         )
-    return [*lines, "work: per byte of text, in that of training the target; proposed: to keep step with the workers"]
+    return [
+        *lines,
+        f"step: tokens of a source's forward pass (batched_tokens), on GPUs of {PLANNED_GPU_BYTES // 10**9} GB",
+        "work: per byte of text, in that of training the target; proposed: to keep step with the workers",
+    ]
 
 
 def attention_line(attention: str) -> str:

@@ -49,6 +49,7 @@ PLACEMENT: dict[str, Any] = {
             "num_cpus",
             "num_gpus",
             "tensor_parallel_size",
+            "batched_tokens",
             "kv_cache_bytes",
             "max_restarts",
         },

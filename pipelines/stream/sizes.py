@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from actors.sources.backends.key_value_cache import BATCHED_TOKENS, least_cache_bytes
+from actors.sources.backends.key_value_cache import least_cache_bytes, token_bytes
 from engine.corpus.files import CorpusUnit, find_files, units_of
 from engine.corpus.sample import sample
 from engine.corpus.windows import scoring_window, text_window
@@ -25,9 +25,9 @@ from engine.text.chat import ChatTemplate
 from engine.text.tokenization import PassageTokenizer
 from pipelines.stream.model_checks import collect, model_faults, vocabulary_rows, weight_faults
 
-#: Steps of its own that an engine is kept busy for by one batch: the last one is partly empty, so that a single one
-#: would be wasteful.
-STEPS_IN_A_BATCH = 8
+#: Tokens of one batch: several steps of an engine, as the last one is partly empty. A CPU's has 2,048 tokens, a GPU's
+#: up to 16,384; more would only wait longer before each stage.
+BATCH_TOKENS = {"cpu": 16_384, "cuda": 32_768}
 
 #: Largest size of a batch that has passed all sources, a row of the stream; several wait before each stage.
 MOST_BATCH_BYTES = 100 * 10**6
@@ -144,12 +144,12 @@ def mapping_sample(spec: FusionSpec, flow: FlowPlan) -> list[str]:
 
 
 def _batch_blocks(spec: FusionSpec) -> int:
-    """Training blocks that hold about as many tokens as keep an engine busy for ``STEPS_IN_A_BATCH`` of its steps.
+    """Training blocks that hold about ``BATCH_TOKENS``.
 
     Fewer, if the columns of all sources would be more than ``MOST_BATCH_BYTES``; at least one.
     """
     on_gpu = any(source.num_gpus for source in spec.source_models)
-    tokens = STEPS_IN_A_BATCH * BATCHED_TOKENS["cuda" if on_gpu else "cpu"]
+    tokens = BATCH_TOKENS["cuda" if on_gpu else "cpu"]
     token_bytes = BYTES_PER_ENTRY * spec.fusion.top_k * max(1, len(spec.source_models))
     blocks = min(tokens, MOST_BATCH_BYTES // token_bytes) // spec.training.block_length
     workers = spec.training.num_workers
@@ -191,16 +191,22 @@ def _uneven_heads(where: str, source: SourceModelSpec) -> list[Fault]:
 
 
 def _small_cache(where: str, source: SourceModelSpec) -> list[Fault]:
-    """A fault if the key-value cache that the spec asks for cannot hold one passage."""
+    """A fault if the key-value cache that the spec asks for cannot hold one passage, or a step of the spec's size."""
     if not source.kv_cache_bytes or source.backend != "vllm":
         return []
     config = load_configuration(Checkpoint.of(source))
     context = context_limit(config, source.max_context_tokens, generated_tokens=1)
     least = least_cache_bytes(source, config, context)
-    if source.kv_cache_bytes >= least:
-        return []
-    reason = f"{source.kv_cache_bytes:,} bytes cannot hold one passage of {context} tokens, which takes {least:,}"
-    return [Fault(f"{where}.kv_cache_bytes", reason, "raise it, set it to 0 to derive it, or lower max_context_tokens")]
+    held = f"{source.kv_cache_bytes:,} bytes cannot hold one"
+    where = f"{where}.kv_cache_bytes"
+    if source.kv_cache_bytes < least:
+        reason = f"{held} passage of {context} tokens, which takes {least:,}"
+        return [Fault(where, reason, "raise it, set it to 0 to derive it, or lower max_context_tokens")]
+    step = source.batched_tokens * token_bytes(source, config)
+    if source.kv_cache_bytes < step and least:  # vLLM needs less for layers that are not counted in ``least``
+        reason = f"{held} step of {source.batched_tokens} tokens, which takes {step:,}"
+        return [Fault(where, reason, "raise it, set it to 0 to derive it, or lower batched_tokens")]
+    return []
 
 
 def _few_tokens(source: SourceModelSpec, top_k: int) -> list[Fault]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from actors.sources.backends.key_value_cache import BATCHED_TOKENS
+from actors.sources.backends.step_size import CPU_TOKENS
 from actors.sources.backends.transformers import TransformersBackend
 from engine.model_files.checkpoint import Checkpoint
 from engine.spec import SourceModelSpec
@@ -69,7 +69,7 @@ def main() -> None:
 
 def figures(checkpoint: str, vocabulary: str) -> None:
     """The figures of one vocabulary."""
-    most_passages = max(FILLED_STEPS) * BATCHED_TOKENS["cpu"] // PASSAGE_TOKENS
+    most_passages = max(FILLED_STEPS) * CPU_TOKENS // PASSAGE_TOKENS
     texts = passage_texts(PassageTokenizer.load(Checkpoint(checkpoint)), PASSAGE_TOKENS, most_passages)
     oracle = TransformersBackend(SourceModelSpec(name="oracle", checkpoint=checkpoint, dtype=DTYPE), max(TOP_K))
     every = {top_k: Ways(checkpoint, texts[:PASSAGES], top_k, oracle) for top_k in TOP_K}
@@ -129,7 +129,7 @@ def against_others(ways: Ways, public_llm: LLM, on: dict[str, Any]) -> None:
 
 def engine_fill(ways: Ways, on: dict[str, Any]) -> None:
     """Tokens in the engine's steps, and its speed, by the tokens of a call."""
-    capacity = BATCHED_TOKENS["cpu"]
+    capacity = CPU_TOKENS
     calls = {"64 passages": PASSAGES} | {f"{steps} steps": steps * capacity // PASSAGE_TOKENS for steps in FILLED_STEPS}
     steps = {name: steps_of(ways, count) for name, count in calls.items()}
     clocks: list[Clock] = in_turns([partial(ways.engine, count) for count in calls.values()], SLOW_ROUNDS)

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from actors.sources.backends.key_value_cache import BATCHED_TOKENS
+from actors.sources.backends.step_size import CPU_TOKENS
 from actors.sources.backends.transformers import TransformersBackend
 from actors.sources.source_model import SourceModel
 from engine.corpus.documents import Document, read_documents
@@ -162,7 +162,7 @@ def load_public_llm(checkpoint: str, top_k: int) -> LLM:
         dtype=DTYPE,
         max_model_len=CONTEXT + 1,
         max_logprobs=top_k,
-        max_num_batched_tokens=BATCHED_TOKENS["cpu"],
+        max_num_batched_tokens=CPU_TOKENS,
         kv_cache_memory_bytes=KV_CACHE_BYTES,
         gpu_memory_utilization=0.05,
         enable_prefix_caching=False,

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.sources.backends.key_value_cache import BATCHED_TOKENS
 from actors.sources.backends.vllm import VllmBackend
 from engine.spec import SourceModelSpec
 from tests.support.tiny_models import tiny_checkpoint
@@ -39,11 +38,15 @@ def exact(folder: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(("architecture", "top_k"), [("llama", 10), ("gpt2", 64), ("gpt-neox", 128)])
-def test_every_row_is_right(tmp_path, monkeypatch, architecture, top_k):
-    monkeypatch.setitem(BATCHED_TOKENS, "cuda", STEP_TOKENS)
+def test_every_row_is_right(tmp_path, architecture, top_k):
     tiny_checkpoint(tmp_path, architecture, positions=1024)
     section = SourceModelSpec(
-        name="one", checkpoint=str(tmp_path), dtype="bfloat16", num_gpus=0.1, kv_cache_bytes=2**27
+        name="one",
+        checkpoint=str(tmp_path),
+        dtype="bfloat16",
+        num_gpus=0.1,
+        batched_tokens=STEP_TOKENS,
+        kv_cache_bytes=2**27,
     )
     backend = VllmBackend(section, top_k, CONTEXT)
     config = backend._engine.llm_engine.vllm_config

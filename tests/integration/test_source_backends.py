@@ -36,20 +36,17 @@ TEXTS = ["The quick brown fox.", "def f(x):\n\treturn x", "Zwölf 🙂 日本", 
 @cache
 def vllm_backend(checkpoint: str, in_chunks: bool) -> Any:
     """In the other process; an engine takes seconds to load."""
-    from actors.sources.backends.vllm import BATCHED_TOKENS, ENVIRONMENT, VllmBackend
+    from actors.sources.backends.vllm import ENVIRONMENT, VllmBackend
 
     os.environ.update(ENVIRONMENT, TORCHDYNAMO_DISABLE="1")  # read when vLLM is imported
     import vllm
 
-    with (
-        mock.patch.object(vllm, "LLM", partial(vllm.LLM, enable_chunked_prefill=in_chunks)),
-        mock.patch.dict(BATCHED_TOKENS, cpu=STEP_TOKENS[in_chunks]),
-    ):
-        return VllmBackend(section(checkpoint), TOP_K, CONTEXT)
+    with mock.patch.object(vllm, "LLM", partial(vllm.LLM, enable_chunked_prefill=in_chunks)):
+        return VllmBackend(section(checkpoint, batched_tokens=STEP_TOKENS[in_chunks]), TOP_K, CONTEXT)
 
 
-def section(checkpoint: str) -> SourceModelSpec:
-    return SourceModelSpec(name="one", checkpoint=checkpoint, dtype="float32", kv_cache_bytes=2**24)
+def section(checkpoint: str, **fields) -> SourceModelSpec:
+    return SourceModelSpec(name="one", checkpoint=checkpoint, dtype="float32", kv_cache_bytes=2**24, **fields)
 
 
 def score_with_vllm(checkpoint: str, prompts: list[np.ndarray], dense: bool, in_chunks: bool) -> list[PromptRows]:

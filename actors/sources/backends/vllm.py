@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from actors.sources.backends import PromptRows, check_ids, device_of
-from actors.sources.backends.key_value_cache import BATCHED_TOKENS, cache_bytes
+from actors.sources.backends.key_value_cache import cache_bytes
+from actors.sources.backends.step_size import step_tokens
 from actors.sources.backends.vllm_patches import (
     captured_tensors,
     hide_private_names_of_llvmlite,
@@ -113,12 +114,14 @@ def _prepare_process(device: str) -> None:
 
 
 def _engine_arguments(source: SourceModelSpec, top_k: int, context: int, device: str) -> dict[str, Any]:
+    config = load_configuration(Checkpoint.of(source))
+    tokens = step_tokens(source, config, context, _gpu_bytes(device))
     return {
         "dtype": source.dtype,
         "max_model_len": context + 1,  # one token is always generated
         "max_logprobs": top_k,
-        "max_num_batched_tokens": BATCHED_TOKENS[device],
-        "kv_cache_memory_bytes": cache_bytes(source, load_configuration(Checkpoint.of(source)), context),
+        "max_num_batched_tokens": tokens,
+        "kv_cache_memory_bytes": cache_bytes(source, config, context, tokens),
         "gpu_memory_utilization": 0.05,  # only a check that this much is free: kv_cache_bytes sets the size
         "enable_prefix_caching": False,
         "enforce_eager": True,  # graphs help decoding; scoring is prefill alone
@@ -130,6 +133,15 @@ def _engine_arguments(source: SourceModelSpec, top_k: int, context: int, device:
         # Ray Data has reserved the GPUs; left to itself, vLLM would ask Ray for them again.
         "distributed_executor_backend": "mp" if source.tensor_parallel_size > 1 else None,
     }
+
+
+def _gpu_bytes(device: str) -> int:
+    """Memory of this process's GPU, asked of the driver: CUDA is not started, as several ranks start it themselves."""
+    if device == "cpu":
+        return 0
+    from vllm.platforms import current_platform
+
+    return current_platform.get_device_total_memory()
 
 
 def _dense_rows(captured: Any, top_k: int) -> PromptRows:

@@ -198,8 +198,8 @@ def test_any_error_but_our_own_ends_the_process_and_memory_is_named(checkpoint):
     assert dead_rank == ("RuntimeError: Executor failed.", False)
     assert memory[1]
     assert memory[0].endswith(
-        "; lower its kv_cache_bytes, max_context_tokens, set num_gpus to 1, raise tensor_parallel_size, or take a "
-        "larger GPU"
+        "; lower its batched_tokens, kv_cache_bytes, max_context_tokens, set num_gpus to 1, raise "
+        "tensor_parallel_size, or take a larger GPU"
     )
 
 

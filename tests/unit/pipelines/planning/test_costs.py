@@ -44,8 +44,9 @@ def test_work_is_two_for_a_weight_and_token_in_scoring_and_six_in_training(costs
     assert source.proposed == max(1, round(source.relative * 2))
 
 
-def test_memory_is_weights_cache_and_the_vocabulary_of_a_chunk(costs):
+def test_memory_is_weights_cache_and_the_vocabulary_of_the_longest_prompt(costs):
     for name, size in (("llama-docs", 2), ("gpt2-code", 4)):
         cost = costs[name]
-        assert cost.memory_bytes == cost.parameters * size + 67108864 + 2048 * 1500 * 4
+        assert cost.memory_bytes == cost.parameters * size + 67108864 + 511 * 1500 * 4
+        assert cost.step_tokens == 2048
     assert costs["target"].memory_bytes == costs["target"].parameters * 16

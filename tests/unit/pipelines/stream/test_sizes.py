@@ -88,6 +88,13 @@ def test_a_key_value_cache_that_cannot_hold_one_passage_is_refused():
         derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides))
 
 
+def test_a_key_value_cache_that_cannot_hold_the_step_of_the_spec_is_refused():
+    overrides = ["source_models.0.kv_cache_bytes=67108864", "source_models.0.batched_tokens=1000000"]
+    sentence = r"source_models\.0\.kv_cache_bytes: 67,108,864 bytes cannot hold one step of 1000000 tokens"
+    with pytest.raises(PreflightError, match=sentence):
+        derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides))
+
+
 def test_gpus_that_cannot_share_a_model_are_refused_before_anything_starts():
     """The quickstart's first source has 4 attention heads."""
     parallel = ["source_models.0.num_gpus=1", "source_models.0.replicas=2", "source_models.0.tensor_parallel_size={}"]

@@ -35,8 +35,7 @@ def test_one_passage_takes_the_bytes_of_its_tokens(config, fields, kib_a_token):
 
 
 def test_the_cache_holds_two_steps_or_two_passages_and_no_less_than_the_smallest():
-    on_gpu = source(num_gpus=1)
-    assert cache_bytes(on_gpu, LLAMA_2_7B, context=2048) == 2 * 4096 * 512 * 1024
-    assert cache_bytes(on_gpu, LLAMA_2_7B, context=8191) == 2 * 8192 * 512 * 1024
-    assert cache_bytes(source(), GPT2Config(dtype="float16"), context=1023) == LEAST_BYTES
-    assert cache_bytes(source(kv_cache_bytes=2**20), LLAMA_2_7B, context=2048) == 2**20
+    assert cache_bytes(source(), LLAMA_2_7B, context=2048, step_tokens=4096) == 2 * 4096 * 512 * 1024
+    assert cache_bytes(source(), LLAMA_2_7B, context=8191, step_tokens=4096) == 2 * 8192 * 512 * 1024
+    assert cache_bytes(source(), GPT2Config(dtype="float16"), context=1023, step_tokens=2048) == LEAST_BYTES
+    assert cache_bytes(source(kv_cache_bytes=2**20), LLAMA_2_7B, context=2048, step_tokens=4096) == 2**20

@@ -29,6 +29,8 @@ def arguments(monkeypatch) -> dict:
         return SimpleNamespace(llm_engine=SimpleNamespace(model_config=SimpleNamespace(get_vocab_size=lambda: 1500)))
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=engine, SamplingParams=lambda **_: None))
+    card = SimpleNamespace(current_platform=SimpleNamespace(get_device_total_memory=lambda: 80 * 10**9))
+    monkeypatch.setitem(sys.modules, "vllm.platforms", card)
     monkeypatch.setattr(backend, "keep_tensors", lambda: True)
     monkeypatch.setattr(backend.os, "environ", dict(backend.os.environ))
     return found
@@ -41,13 +43,20 @@ def start(**fields) -> None:
 def test_all_of_it_arrives(arguments):
     start(dtype="bfloat16", quantization="fp8", tensor_parallel_size=2, num_gpus=1.0)
     assert (arguments["dtype"], arguments["quantization"], arguments["tensor_parallel_size"]) == ("bfloat16", "fp8", 2)
+    assert arguments["max_num_batched_tokens"] == 16_384, "what a whole GPU of 80 GB holds"
     assert arguments["distributed_executor_backend"] == "mp", "vLLM would ask Ray for GPUs that Ray Data has reserved"
 
 
 def test_left_to_the_checkpoint_it_is_the_checkpoints(arguments):
     start()
     assert (arguments["dtype"], arguments["quantization"], arguments["tensor_parallel_size"]) == ("auto", None, 1)
+    assert arguments["max_num_batched_tokens"] == 2048
     assert arguments["distributed_executor_backend"] is None
+
+
+def test_the_step_of_the_spec_is_the_engines(arguments):
+    start(batched_tokens=300, num_gpus=0.1)
+    assert arguments["max_num_batched_tokens"] == 300
 
 
 def test_engines_wait_for_those_on_the_same_shared_gpu_alone(monkeypatch, tmp_path):
