@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from engine.model_files.checkpoint import Checkpoint
-from engine.model_files.local import local_checkpoint
+from engine.model_files.local import local_checkpoint, read_json
 
 #: Names under which configurations give the longest input: most of them, MPT, BLOOM.
 _PLACES = ("max_position_embeddings", "max_seq_len", "seq_length")
@@ -24,6 +24,21 @@ def load_configuration(checkpoint: Checkpoint) -> Any:
     if os.path.isabs(folder) and not os.path.isdir(folder):
         raise ValueError(f"there is no folder {folder}")
     return AutoConfig.from_pretrained(folder)
+
+
+def named_roles(checkpoint: Checkpoint) -> dict[str, set[int]]:
+    """The ids that config.json and generation_config.json name as ``bos_token_id`` and ``eos_token_id``.
+
+    They are read from the files: a configuration in transformers has values of its own where these name none.
+    """
+    folder = local_checkpoint(checkpoint, weights=False)
+    found: dict[str, set[int]] = {"bos_token_id": set(), "eos_token_id": set()}
+    for file in ("config.json", "generation_config.json"):
+        values = read_json(folder, file)
+        for role, ids in found.items():
+            named = values.get(role)
+            ids.update(token for token in (named if isinstance(named, list) else [named]) if type(token) is int)
+    return found
 
 
 def checkpoint_dtype(config: Any) -> Any:

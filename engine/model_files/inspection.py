@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -26,12 +29,17 @@ GGUF_BEGINNING = b"GGUF"
 #: Files of a checkpoint that must hold a JSON object where they are there.
 _OBJECTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")
 
-#: Forms of weights that transformers reads, in its order: one file, or the index of several.
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+#: Forms of weights that transformers reads, in its order: each is one file, or several with an index.
+_FORMS = ("model.safetensors", "pytorch_model.bin")
 
-#: Files that hold weights, also in forms that transformers does not read.
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+#: Names of parts of weights, which need an index.
+_PART = re.compile(r".*-\d+-of-\d+\.(safetensors|bin)")
+
+#: What a file begins with that torch has saved without an archive, as it did before 2020, after a byte or four.
+_PICKLE_MARK = bytes.fromhex("6cfc9c46f9206aa85019")
+
+#: Flags of tokenizer_config.json; transformers takes the text "false" for true.
+_FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space")
 
 #: Ends of the names that architectures give their input embedding.
 _EMBEDDINGS = (
@@ -44,19 +52,31 @@ _EMBEDDINGS = (
 
 CHECKPOINT_REMEDY = "give a Hugging Face folder, its URL, a hub name, or a .gguf file"
 
-#: Packages that a library needs to read a quantisation, as each module is imported.
+#: Packages that transformers needs to read a quantisation, as each module is imported; vLLM brings its own.
 _PACKAGES = {
-    "transformers": {
-        "aqlm": ("aqlm",),
-        "awq": ("gptqmodel",),
-        "bitsandbytes": ("bitsandbytes",),
-        "compressed-tensors": ("compressed_tensors",),
-        "gptq": ("optimum", "gptqmodel"),
-        "hqq": ("hqq",),
-        "quanto": ("optimum",),
-        "torchao": ("torchao",),
-    },
-    "vllm": {"bitsandbytes": ("bitsandbytes",)},
+    "aqlm": ("aqlm",),
+    "awq": ("gptqmodel",),
+    "bitsandbytes": ("bitsandbytes",),
+    "compressed-tensors": ("compressed_tensors",),
+    "gptq": ("optimum", "gptqmodel"),
+    "hqq": ("hqq",),
+    "quanto": ("optimum",),
+    "torchao": ("torchao",),
+}
+
+#: Ways to quantise that a library reads, by the name in config.json; transformers goes on as if any other were none.
+QUANTISATIONS = {
+    "transformers": (
+        *("aqlm", "auto-round", "awq", "bitnet", "bitsandbytes", "compressed-tensors", "eetq", "fbgemm_fp8"),
+        *("fouroversix", "fp8", "fp_quant", "gemma", "gguf", "gptq", "higgs", "hqq", "metal", "mxfp4", "mxfp8"),
+        *("nvfp4", "quanto", "quark", "sinq", "spqr", "torchao", "vptq"),
+    ),
+    "vllm": (
+        *("auto-round", "auto_awq", "auto_gptq", "awq", "awq_marlin", "compressed-tensors"),
+        *("deepseek_v4_fp8", "experts_int8", "fbgemm_fp8", "fp8", "fp_quant", "gpt_oss_mxfp4", "gptq", "gptq_marlin"),
+        *("humming", "inc", "modelopt", "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8", "moe_wna16"),
+        *("mxfp4", "mxfp8", "quark", "torchao"),
+    ),
 }
 
 TOKENIZER_REMEDY = "take the model's own tokenizer, or resize its embedding (resize_token_embeddings)"
@@ -101,23 +121,39 @@ def field_of(where: str) -> str:
 
 
 def quantisation(folder: str) -> str:
-    """The method by which a sound folder's weights are quantised; empty: they are not."""
+    """The method by which a sound folder's weights are quantised; empty: they are not, ``unknown``: it is not named."""
     with open(os.path.join(folder, "config.json"), encoding="utf8") as file:
         settings = json.load(file).get("quantization_config")
-    return str(settings.get("quant_method", "unknown")) if isinstance(settings, Mapping) else ""
+    if settings is None:
+        return ""
+    if not isinstance(settings, Mapping):
+        return "unknown"
+    if settings.get("load_in_8bit") or settings.get("load_in_4bit"):  # without a method, as bitsandbytes once wrote it
+        return "bitsandbytes"
+    return str(settings.get("quant_method") or settings.get("quant_algo") or "unknown")
 
 
-def package_faults(where: str, checkpoint: Checkpoint, backend: str) -> list[Fault]:
-    """A fault if a package is not installed that a checkpoint's quantisation needs.
+def quantisation_faults(
+    where: str, checkpoint: Checkpoint, backend: str, may_be_elsewhere: bool = False
+) -> list[Fault]:
+    """A fault if a checkpoint is quantised in a way that its backend does not read, or by a package that is missing.
 
     Args:
         where: as in ``checkpoint_faults``.
         checkpoint: without faults of its files.
         backend: the library that reads the weights.
+        may_be_elsewhere: pass over packages: they are needed on the machine that runs the model.
     """
     folder = os.path.expanduser(checkpoint.path)
     method = quantisation(folder) if os.path.isdir(folder) else ""
-    missing = [package for package in _PACKAGES[backend].get(method, ()) if find_spec(package) is None]
+    if not method:
+        return []
+    if method not in QUANTISATIONS[backend]:
+        reason = f"quantization_config in {folder}/config.json has the quant_method {method!r}, which {backend} does "
+        known = ", ".join(QUANTISATIONS[backend])
+        return [Fault(field_of(where), reason + "not read", f"take another form of the model; {backend} reads {known}")]
+    needed = _PACKAGES.get(method, ()) if backend == "transformers" and not may_be_elsewhere else ()
+    missing = [package for package in needed if find_spec(package) is None]
     if not missing:
         return []
     reason = (
@@ -142,7 +178,8 @@ def folder_faults(where: str, folder: str) -> list[Fault]:
     values: dict[str, Any] = {}
     faults = [fault for name in _OBJECTS if name in files for fault in _read_object(where, folder, name, values)]
     shapes: dict[str, tuple[int, ...]] = {}
-    faults += _weight_faults(where, folder, files, shapes)
+    faults += _weight_faults(where, folder, files, "quantization_config" in values.get("config.json", {}), shapes)
+    faults += _flag_faults(where, folder, values.get("tokenizer_config.json", {}))
     rows = _embedding_rows(values.get("config.json", {}), shapes)
     if "tokenizer.json" in values:
         faults += _tokenizer_faults(where, os.path.join(folder, "tokenizer.json"))
@@ -174,9 +211,25 @@ def _file_faults(where: str, path: str) -> list[Fault]:
     if is_lfs_pointer(path):
         return [_pointers(where, os.path.dirname(path), [os.path.basename(path)])]
     with open(path, "rb") as file:
-        if file.read(len(GGUF_BEGINNING)) == GGUF_BEGINNING and path.endswith(".gguf"):
-            return []
-    return [Fault(where, f"{path} is not a GGUF file", "give a Hugging Face folder or a .gguf file")]
+        is_gguf = file.read(len(GGUF_BEGINNING)) == GGUF_BEGINNING and path.endswith(".gguf")
+    if not is_gguf:
+        return [Fault(where, f"{path} is not a GGUF file", "give a Hugging Face folder or a .gguf file")]
+    return list(_gguf_faults(where, path))
+
+
+def _gguf_faults(where: str, path: str) -> Iterator[Fault]:
+    """A fault if a GGUF file is not whole, or is one part of several."""
+    from gguf import GGUFReader
+
+    try:
+        parts = GGUFReader(path).get_field("split.count")
+    except Exception as error:  # numpy's errors, where the file ends too early, or the reader's own
+        reason = f"{path} ({os.path.getsize(path):,} bytes) is cut short or damaged: {first_line(error)}"
+        yield Fault(where, reason, _FETCH)
+        return
+    if parts is not None and parts.contents() > 1:
+        reason = f"{path} is one of {parts.contents()} parts"
+        yield Fault(where, reason, "join them (llama-gguf-split --merge)")
 
 
 def _files_of(folder: str) -> list[str]:
@@ -226,34 +279,89 @@ def _tokenizer_faults(where: str, path: str) -> Iterator[Fault]:
         yield Fault(where, f"{path} is not a tokenizer: {first_line(error)}", _FETCH)
 
 
-def _weight_faults(where: str, folder: str, files: list[str], shapes: dict[str, tuple[int, ...]]) -> Iterator[Fault]:
-    """Faults of the weights; the tensors of safetensors files go into ``shapes``."""
-    if _SINGLE in files:
-        yield from _header_faults(where, os.path.join(folder, _SINGLE), shapes)
-    elif _INDEX in files:
-        yield from _shard_faults(where, folder, files, shapes)
-    elif not any(name.endswith(_WEIGHTS) for name in files) and _PICKLES[1] not in files:
-        yield Fault(where, f"{folder} has no weights (model.safetensors, or its parts and their index)", _FETCH)
+def _flag_faults(where: str, folder: str, settings: Mapping[str, Any]) -> Iterator[Fault]:
+    """A fault for every flag of tokenizer_config.json that is neither true nor false."""
+    for flag in _FLAGS:
+        if not isinstance(value := settings.get(flag), bool | None):
+            reason = f"{flag} in {os.path.join(folder, 'tokenizer_config.json')} is {value!r}"
+            yield Fault(where, reason, "write true or false, without quotes")
 
 
-def _shard_faults(where: str, folder: str, files: list[str], shapes: dict[str, tuple[int, ...]]) -> Iterator[Fault]:
+def _weight_faults(
+    where: str, folder: str, files: list[str], is_quantised: bool, shapes: dict[str, tuple[int, ...]]
+) -> Iterator[Fault]:
+    """Faults of the weights; the tensors of safetensors files go into ``shapes``.
+
+    Args:
+        is_quantised: vLLM reads such weights under any name.
+    """
+    for name in _FORMS:
+        if name in files:
+            yield from _file_of_weights_faults(where, os.path.join(folder, name), shapes)
+            return
+        if f"{name}.index.json" in files:
+            yield from _part_faults(where, folder, files, f"{name}.index.json", shapes)
+            return
+    if not (is_quantised and any(name.endswith(".safetensors") for name in files)):
+        yield _no_weights(where, folder, files)
+
+
+def _no_weights(where: str, folder: str, files: list[str]) -> Fault:
+    """The fault of a folder without weights that transformers would read; names what there is instead."""
+    reason = f"{folder} has no weights ({_FORMS[0]}, or its parts and their index)"
+    parts = [name for name in files if _PART.fullmatch(name)]
+    converted = [name for name in files if name.endswith(".gguf")]
+    if parts:
+        index = re.sub(r"-\d+-of-\d+", "", parts[0]) + ".index.json"
+        return Fault(where, f"{folder} has parts of weights, such as {parts[0]}, and no {index}", "fetch the index")
+    if converted:
+        return Fault(where, reason, f"give the path of {converted[0]} in it")
+    others = [name for name in files if name.endswith((".safetensors", ".bin", ".pt", ".pth"))]
+    return Fault(where, reason + (f", but {others[0]}" if others else ""), _FETCH)
+
+
+def _part_faults(
+    where: str, folder: str, files: list[str], index_name: str, shapes: dict[str, tuple[int, ...]]
+) -> Iterator[Fault]:
     """Faults of weights in several files: the index, files that are missing, tensors that no file has."""
     values: dict[str, Any] = {}
-    yield from _read_object(where, folder, _INDEX, values)
-    if _INDEX not in values:
+    yield from _read_object(where, folder, index_name, values)
+    if index_name not in values:
         return
-    index, places = os.path.join(folder, _INDEX), values[_INDEX].get("weight_map")
+    index, places = os.path.join(folder, index_name), values[index_name].get("weight_map")
     if not isinstance(places, Mapping) or not all(isinstance(name, str) for name in places.values()):
         yield Fault(where, f"{index} has no weight_map from tensors to files", _FETCH)
         return
-    shards = sorted(set(places.values()))
-    missing = [name for name in shards if name not in files]
+    parts = sorted(set(places.values()))
+    missing = [name for name in parts if name not in files]
     if missing:
-        reason = f"{len(missing)} of {len(shards)} files that {index} names are missing, such as {missing[0]}"
+        reason = f"{len(missing)} of {len(parts)} files that {index} names are missing, such as {missing[0]}"
         yield Fault(where, reason, "fetch them")
         return
-    for name in shards:
-        yield from _header_faults(where, os.path.join(folder, name), shapes)
+    if not isinstance(values[index_name].get("metadata"), Mapping):
+        yield Fault(where, f"{index} has no metadata, an object that transformers asks for", _FETCH)
+        return
+    for name in parts:
+        yield from _file_of_weights_faults(where, os.path.join(folder, name), shapes)
+
+
+def _file_of_weights_faults(where: str, path: str, shapes: dict[str, tuple[int, ...]]) -> Iterator[Fault]:
+    """Faults of one file of weights, in either form."""
+    return _header_faults(where, path, shapes) if path.endswith(".safetensors") else _pickle_faults(where, path)
+
+
+def _pickle_faults(where: str, path: str) -> Iterator[Fault]:
+    """A fault if a file is not whole, or not one that torch has saved; only what describes its tensors is read."""
+    size = os.path.getsize(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            description = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            damaged = not description or archive.read(description[0]) == b""
+    except (zipfile.BadZipFile, EOFError, zlib.error):
+        with open(path, "rb") as file:
+            damaged = _PICKLE_MARK not in file.read(16)
+    if damaged:
+        yield Fault(where, f"{path} ({size:,} bytes) is cut short or damaged: torch has not saved it so", _FETCH)
 
 
 def _header_faults(where: str, path: str, shapes: dict[str, tuple[int, ...]]) -> Iterator[Fault]:

@@ -117,8 +117,12 @@ def _tokenizer_class(folder: str, has_file: bool) -> Any:
 
 
 def _settings(folder: str) -> Mapping[str, Any]:
-    """What tokenizer_config.json says; nothing if there is none."""
-    file = _file_in(folder, "tokenizer_config.json")
+    return read_json(folder, "tokenizer_config.json")
+
+
+def read_json(folder: str, name: str) -> Mapping[str, Any]:
+    """The object in a JSON file of a local checkpoint or one of the hub; empty if there is none."""
+    file = _file_in(folder, name)
     if file is None:
         return {}
     with open(file, encoding="utf8") as text:

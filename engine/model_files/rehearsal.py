@@ -6,6 +6,7 @@ package that a quantised checkpoint needs, tensors that are missing or of other 
 
 from __future__ import annotations
 
+import pickle
 import re
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ def loading_faults(where: str, folder: str) -> list[Fault]:
         return list(_tensor_faults(where, folder, _rehearsed(folder)))
     except ImportError as error:
         return [Fault(where, f"{folder} needs a package: {first_line(error)}", "install it, or take another form")]
+    except pickle.UnpicklingError:  # torch's message advises to load it all the same
+        reason = f"the weights in {folder} are a pickle of more than tensors, which could run any code"
+        return [Fault(where, reason, "save the model's state_dict, or take its safetensors")]
     except Exception as error:  # a configuration can be wrong in as many ways as there are architectures
         reason = f"{folder} cannot be loaded by its config.json: {type(error).__name__}: {first_line(error)}"
         return [Fault(where, reason, "check that its files are whole, and that config.json belongs to these weights")]

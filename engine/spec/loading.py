@@ -93,19 +93,26 @@ def _with_override(document: dict[str, Any], override: str) -> dict[str, Any]:
     value = read_yaml(text, override)
     try:
         return _replaced(document, path.split("."), value)
-    except (IndexError, ValueError, TypeError):
-        raise SpecError([Fault(override, f"names a place that the spec does not have: {path}")]) from None
+    except _NoSuchPlace as error:
+        raise SpecError([Fault(override, f"names a place that the spec does not have: {error}")]) from None
+
+
+class _NoSuchPlace(Exception):
+    """An override leads nowhere; the message says why."""
 
 
 def _replaced(node: Any, keys: list[str], value: Any) -> Any:
     if not keys:
         return value
     head, rest = keys[0], keys[1:]
-    if isinstance(node, list):
+    if isinstance(node, list | tuple):
+        places = [str(place) for place in range(len(node))]
+        if head not in places:
+            raise _NoSuchPlace(f"{head!r} is no position of a list of {len(node)}, which count from 0")
         index = int(head)
         return [*node[:index], _replaced(node[index], rest, value), *node[index + 1 :]]
     if not isinstance(node, Mapping):
-        raise TypeError(f"{head} is inside a value, not a section")
+        raise _NoSuchPlace(f"{head!r} would be inside a value, not a section")
     return {**node, head: _replaced(node.get(head, {}), rest, value)}
 
 
@@ -132,9 +139,10 @@ def _fault(section: str, detail: Mapping[str, Any]) -> Fault:
         return Fault(where, "is no such field", _allowed_keys(str(keys[-1]), owner) if owner else "")
     if detail["type"] == "missing":
         return Fault(where, "is missing", _description_at(keys))
-    return Fault(
-        where, f"{_shown(detail['input'])} cannot be used", f"{detail['msg']}. {_description_at(keys)}".strip()
-    )
+    shown = _shown(detail["input"])
+    if detail["type"] == "tuple_type" and isinstance(detail["input"], str):
+        return Fault(where, f"{shown} is a text, not a list", f"write [{detail['input']}]. {_description_at(keys)}")
+    return Fault(where, f"{shown} cannot be used", f"{detail['msg']}. {_description_at(keys)}".strip())
 
 
 def _section_at(keys: Sequence[str | int]) -> type[BaseModel] | None:

@@ -6,13 +6,32 @@ path, the value seen and the values allowed.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+#: The beginning of a URL without its two slashes; all else with a colon may be the name of a file.
+_HALF_URL = re.compile(r"(file|s3|s3a|gs|gcs|abfs|abfss|az|hdfs|hf|https?):(?!//|:)|[A-Za-z][A-Za-z0-9+.-]*:/(?!/)")
+
+
+def _check_place(place: str) -> str:
+    """Refuse what is neither a path nor a URL, and would be a folder with an odd name in the working directory."""
+    if place and not place.strip():
+        raise ValueError("it has nothing but white space")
+    if half := _HALF_URL.match(place):
+        raise ValueError(f"a URL begins with {half[0].partition(':')[0]}://, and a path needs no protocol")
+    if place.endswith("://") or place.startswith("://"):
+        raise ValueError("a URL is a protocol, :// and a path")
+    return place
+
 
 #: Names become column prefixes, folder names and labels of metrics.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Text = Annotated[str, Field(min_length=1)]
+#: A path or an fsspec URL; a checkpoint may be a name of the hub, too.
+Place = Annotated[str, AfterValidator(_check_place)]
+NamedPlace = Annotated[Place, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Bos = Literal["tokenizer", "always", "never"]
 
@@ -37,7 +56,7 @@ class Section(BaseModel):
 class RunSpec(Section):
     name: Name
     """Name of the run in logs, on the dashboard and in metrics."""
-    output_dir: Text
+    output_dir: NamedPlace
     """Folder or fsspec URL for checkpoints, export, merges, evaluation, report and the resolved spec; a run writes no
     other file there."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -53,7 +72,7 @@ class RunSpec(Section):
 
 
 class CorpusSpec(Section):
-    paths: Annotated[tuple[Text, ...], Field(min_length=1)]
+    paths: Annotated[tuple[NamedPlace, ...], Field(min_length=1)]
     """Files, globs or fsspec URLs of .parquet, .jsonl or .txt files, the last two plain, .gz or .zst; no file twice."""
     text_column: Text = "text"
     """Column (Parquet) or key (JSONL) that holds a document. A .txt file is one document."""
@@ -91,10 +110,10 @@ class LoraSpec(Section):
 
 
 class TargetModelSpec(Section):
-    checkpoint: Text
+    checkpoint: NamedPlace
     """The model to train, any causal language model that transformers loads: Hugging Face folder or hub name, fsspec
     URL of such a folder (copied once to each node), or path or URL of a .gguf file (converted once on each node)."""
-    chat_template: str = ""
+    chat_template: Place = ""
     """Path or fsspec URL of a Jinja chat template that replaces the tokenizer's own; empty: its own. Only conversations
     need one. The target's is written into the export."""
     bos: Bos = "tokenizer"
@@ -107,11 +126,11 @@ class TargetModelSpec(Section):
 class SourceModelSpec(Section):
     name: Name
     """Prefix of this source's columns and its name in every table."""
-    checkpoint: Text
+    checkpoint: NamedPlace
     """As target_model.checkpoint."""
-    adapter: str = ""
+    adapter: Place = ""
     """Folder or fsspec URL of a LoRA adapter in peft's format to merge into the checkpoint; empty: none."""
-    chat_template: str = ""
+    chat_template: Place = ""
     """As target_model.chat_template."""
     backend: Literal["vllm", "transformers"] = "vllm"
     """The library that runs the model: vLLM, or transformers for architectures that vLLM does not know."""
@@ -177,7 +196,7 @@ class AlignmentSpec(Section):
     per byte."""
     sample_bytes: Annotated[int, Field(ge=2**10)] = 2**20
     """Size of the corpus sample for the statistical mapping."""
-    cache_dir: Text = "~/.cache/knowledge-fusion-engine"
+    cache_dir: NamedPlace = "~/.cache/knowledge-fusion-engine"
     """Folder or fsspec URL for the vocabulary mapping tables, shared by runs."""
 
 
@@ -322,10 +341,10 @@ class MergeSpec(Section):
 
 
 class EvaluationSpec(Section):
-    corpora: dict[Name, Annotated[tuple[Text, ...], Field(min_length=1)]] = {}
+    corpora: dict[Name, Annotated[tuple[NamedPlace, ...], Field(min_length=1)]] = {}
     """Held-out domains: name to paths, read like corpus.paths. Each model scores each whole document, in windows of
     training.block_length tokens, or of its own limit if that is lower; of a conversation, the assistant's answers."""
-    models: dict[Text, Text] = {}
+    models: dict[Text, NamedPlace] = {}
     """Further models besides the target, the sources and the run's own export: label to checkpoint, as
     target_model.checkpoint."""
     merges: dict[Name, MergeSpec] = {}
@@ -341,7 +360,7 @@ class EvaluationSpec(Section):
     tasks: tuple[Text, ...] = ()
     """Tasks and groups of the Language Model Evaluation Harness by name (bbh, arc_challenge, ...); run on every model
     except ensembles. Needs lm-eval, and the hub for tasks whose data is not local."""
-    task_folders: tuple[Text, ...] = ()
+    task_folders: tuple[NamedPlace, ...] = ()
     """Folders with your own task files, searched before the harness's own tasks."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """Examples before each question; null: the task's own number."""

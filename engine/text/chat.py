@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.errors import TokenizerError
+from engine.errors import TokenizerError, first_line
 from engine.text.character_offsets import byte_lengths
 from engine.text.tokenization import NO_ROLE, Offsets, PassageTokenizer
 
@@ -43,6 +43,9 @@ ASSISTANT = "assistant"
 #: A message: ``role`` and ``content``; ``weight``, 0 where an answer is context; ``more``, JSON of the keys that a chat
 #: template may read besides.
 Message = dict[str, Any]
+
+#: A conversation that every chat template should take.
+_PLAIN: list[Message] = [{"role": "user", "content": "a"}, {"role": ASSISTANT, "content": "a"}]
 
 #: Keys that hold what an assistant says besides its content. A template that leaves them out changes a conversation.
 CALLS, REASONING = ("tool_calls", "function_call"), ("reasoning_content", "reasoning", "thinking")
@@ -91,9 +94,10 @@ class ChatTemplate:
         if not getattr(tokenizer.hugging_face, "chat_template", None):
             raise TokenizerError(f"{tokenizer.name}: the tokenizer has no chat template; give one as chat_template")
         if tokenizer.turn_end_id == NO_ROLE:
+            self._render(_PLAIN)  # may be refused, for a reason that the template gives
             raise TokenizerError(
-                f"{tokenizer.name}: its chat template refuses a plain conversation, leaves out an answer, or puts no "
-                f"special token after it; give another one as chat_template"
+                f"{tokenizer.name}: its chat template leaves out an answer, or puts no special token after it; give "
+                f"another one as chat_template"
             )
 
     @staticmethod
@@ -135,7 +139,8 @@ class ChatTemplate:
             return self._tokenizer.hugging_face.apply_chat_template(rendered, tokenize=False)
         except Exception as error:  # a template is a program that may refuse anything
             raise TokenizerError(
-                f"{self._tokenizer.name}: its chat template refuses the conversation: {error}"
+                f"{self._tokenizer.name}: its chat template refuses the conversation: {type(error).__name__}: "
+                f"{first_line(error)}"
             ) from error
 
     def _marked(self, messages: Sequence[Message]) -> _Marked:
@@ -267,7 +272,7 @@ class ChatTemplate:
     @cached_property
     def _plain_rendering(self) -> str:
         """What the template writes around a plain conversation."""
-        return self._render([{"role": "user", "content": "a"}, {"role": ASSISTANT, "content": "a"}])
+        return self._render(_PLAIN)
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:

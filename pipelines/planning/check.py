@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from engine.corpus.files import find_files, units_of
 from engine.errors import PreflightError
 from engine.model_files.checkpoint import Checkpoint
-from engine.model_files.inspection import checkpoint_faults, package_faults
+from engine.model_files.inspection import checkpoint_faults, quantisation_faults
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
 from pipelines.cluster.address import silent_address
@@ -34,7 +34,7 @@ def check(spec: FusionSpec, may_be_elsewhere: bool = True, needs_ray: bool = Fal
         faults += find_files(paths, f"evaluation.corpora.{domain}", may_be_elsewhere)[1]
     for where, checkpoint, backend in _checkpoints(spec):
         found = checkpoint_faults(where, checkpoint, may_be_elsewhere)
-        faults += found or ([] if may_be_elsewhere else package_faults(where, checkpoint, backend))
+        faults += found or quantisation_faults(where, checkpoint, backend, may_be_elsewhere)
     faults += written_folder_faults(spec, may_be_elsewhere)
     if needs_ray:
         faults += silent_address()

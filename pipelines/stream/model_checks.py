@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from engine.errors import Fault, FusionError, first_line
 from engine.model_files.checkpoint import Checkpoint
-from engine.model_files.configuration import load_configuration
+from engine.model_files.configuration import load_configuration, named_roles
 from engine.model_files.inspection import (
     CHECKPOINT_REMEDY,
     TOKENIZER_REMEDY,
     checkpoint_faults,
     field_of,
-    package_faults,
     quantisation,
+    quantisation_faults,
 )
 from engine.model_files.rehearsal import loading_faults
-from engine.text.tokenization import PassageTokenizer
+from engine.text.tokenization import NO_ROLE, PassageTokenizer
 
 Result = TypeVar("Result")
 
@@ -46,6 +46,7 @@ def model_faults(where: str, checkpoint: Checkpoint) -> list[Fault]:
     tokenizer = collect(faults, field, "tokenizer", PassageTokenizer.load, plain)
     if tokenizer is not None:
         faults += _ids_without_row(field, tokenizer, rows)
+        faults += _lost_roles(field, tokenizer, named_roles(plain))
     return faults
 
 
@@ -59,7 +60,7 @@ def weight_faults(where: str, checkpoint: Checkpoint, backend: str = "transforme
     folder = os.path.expanduser(checkpoint.path)
     if not os.path.isdir(folder):
         return []
-    faults = package_faults(where, checkpoint, backend)
+    faults = quantisation_faults(where, checkpoint, backend)
     if faults or (backend == "vllm" and quantisation(folder)):
         return faults
     return loading_faults(field_of(where), folder)
@@ -78,6 +79,21 @@ def _ids_without_row(where: str, tokenizer: PassageTokenizer, rows: int) -> list
         return []
     reason = f"the tokenizer of {tokenizer.name} has {len(beyond)} ids from {beyond[0]} on, the embedding {rows:,} rows"
     return [Fault(where, reason, TOKENIZER_REMEDY)]
+
+
+def _lost_roles(where: str, tokenizer: PassageTokenizer, named: Mapping[str, set[int]]) -> list[Fault]:
+    """A fault if a tokenizer has no EOS, and its model has: files are missing that say so.
+
+    transformers takes the roles from tokenizer_config.json, else from special_tokens_map.json, and never from the ids
+    in config.json, which may also name a BOS that the tokenizer does not write (Qwen).
+    """
+    special = {int(token["id"]): token["content"] for token in tokenizer.special_tokens}
+    ends = sorted(named["eos_token_id"] & special.keys())
+    if tokenizer.eos_id != NO_ROLE or not ends:
+        return []
+    reason = f"the tokenizer of {tokenizer.name} has no EOS, which config.json names by the id {ends[0]}"
+    remedy = "fetch its tokenizer_config.json or special_tokens_map.json, or write one with eos_token and bos_token "
+    return [Fault(where, reason, f"{remedy}(eos_token is {special[ends[0]]!r})")]
 
 
 def collect(

@@ -247,8 +247,12 @@ def _config_files(workshop: Workshop, random_numbers: random.Random) -> Iterator
         settings = {"quant_method": method, "bits": 4, "group_size": 128}
         if method == "bitsandbytes":
             settings["load_in_4bit"] = True
-        refused = True if method in ("gptq", "awq", "bitsandbytes") else None
+        refused = None if method == "aqlm" else True
         yield broken(SOURCE, f"is quantised by {method}", _set("quantization_config", to=settings), refused)
+    for settings in ([], {}, 5, {"quant_method": 5}, {"quant_method": ["fp8"]}):
+        yield broken(
+            TARGET, f"has the quantization_config {settings!r}", _set("quantization_config", to=settings), True
+        )
     yield broken(TARGET, "target is quantised by gptq", _set("quantization_config", to={"quant_method": "gptq"}), True)
     pairs = [(model, key, value) for model, keys in CONFIG_KEYS.items() for key in keys for value in CONFIG_VALUES]
     for model, key, value in random_numbers.sample(pairs, CONFIG_EDITS):
@@ -296,7 +300,10 @@ def _tokenizer_files(workshop: Workshop) -> Iterator[BrokenInput]:
     file = "tokenizer_config.json"
     for number, (name, edit) in enumerate(BROKEN_JSON.items()):
         yield broken(MODELS[number % 4], file, name, edit)
-    yield broken(SOURCE, file, "is missing", _content(None))
+    for model in ("llama-docs", "neox-mixed", "mistral-target"):  # transformers gives GPT-2 an EOS of its own
+        yield broken(model, file, "is missing", _content(None), True)
+    for value in ("true", "false", 1, []):
+        yield broken(SOURCE, file, f"has the add_bos_token {value!r}", _set("add_bos_token", to=value), True)
     yield broken(SOURCE, file, "names an unknown class", _set("tokenizer_class", to="NoSuchTokenizer"))
     yield broken(SOURCE, file, "names another class", _set("tokenizer_class", to="BertTokenizer"))
     yield broken(SOURCE, file, "has a class that is a number", _set("tokenizer_class", to=5))
@@ -400,6 +407,20 @@ def _weight_files(workshop: Workshop) -> Iterator[BrokenInput]:
         SOURCE, "a pickle that is none", {file: _content(None), "pytorch_model.bin": _content(b"not a pickle")}
     )
     yield broken(SOURCE, "a pickle that is cut short", {file: _content(None), "pytorch_model.bin": _content(b"PK\3\4")})
+    pickles = "pytorch_model.bin.index.json"
+
+    def pickle_parts(value: Any) -> dict[str, Edit]:
+        return {file: _content(None), pickles: _content(json.dumps(value).encode("utf8"))}
+
+    yield broken(SOURCE, "a pickle that is empty", {file: _content(None), "pytorch_model.bin": _content(b"")})
+    yield broken(SOURCE, "a pickle that is HTML", {file: _content(None), "pytorch_model.bin": _content(b"<html>404")})
+    parts = {"metadata": {}, "weight_map": {"a": "pytorch_model-1.bin"}}
+    yield broken(SOURCE, "pickles that are not there", pickle_parts(parts))
+    yield broken(SOURCE, "an index of pickles that is a list", pickle_parts([]))
+    yield broken(SOURCE, "an index of pickles without metadata", pickle_parts({"weight_map": {}}))
+    whole = (QUICKSTART / "models" / SOURCE / file).read_bytes()
+    for name in ("model-00001-of-00002.safetensors", "consolidated.00.pth", "model.gguf", "training_args.bin"):
+        yield broken(SOURCE, f"no weights but {name}", {file: _content(None), name: _content(whole)})
     other = (QUICKSTART / "models" / "gpt2-code" / file).read_bytes()
     yield broken(SOURCE, "another architecture's weights", {file: _content(other)})
     wider = (QUICKSTART / "models" / TARGET / file).read_bytes()
@@ -552,6 +573,7 @@ def _checkpoint_paths(workshop: Workshop) -> Iterator[BrokenInput]:
         "pointer.gguf": LFS_POINTER,
         "short.gguf": b"GGUF\3\0\0\0" + b"\1" * 16,
         "text.gguf": b"not a model",
+        "cut.gguf": b"GGUF\3\0\0\0" + b"\0" * 8 + b"\5" + b"\0" * 7,
         "model.safetensors": b"",
         "torn.jinja": b"{% for m in messages %}",
     }
@@ -567,7 +589,15 @@ def _checkpoint_paths(workshop: Workshop) -> Iterator[BrokenInput]:
         place = f"source_models.0.{key}"
         return workshop.made("paths", f"{key} {name}", (place, value), True, **{f"source_models__0__{key}": value})
 
-    for name in ("empty.gguf", "pointer.gguf", "short.gguf", "text.gguf", "nothing.gguf", "model.safetensors"):
+    for name in (
+        "empty.gguf",
+        "pointer.gguf",
+        "short.gguf",
+        "cut.gguf",
+        "text.gguf",
+        "nothing.gguf",
+        "model.safetensors",
+    ):
         yield source(f"is {name}", "checkpoint", str(folder / name))
     yield source("is an empty folder", "checkpoint", str(folder / "empty"))
     yield source("is a folder that is not there", "checkpoint", str(folder / "nothing"))
@@ -617,6 +647,8 @@ def _output_paths(workshop: Workshop) -> Iterator[BrokenInput]:
     yield output("is an archive", f"zip://out::{folder}/x.zip")
     yield output("has a name too long", str(folder / ("x" * 300)))
     yield output("has a null byte", str(folder) + "/x\0y")
+    for odd in (" ", "s3:/bucket/out", "S3:/bucket/out", "file:", f"file:{folder}/out", "s3://", "://out", "C:/out"):
+        yield output(f"is {odd!r}", odd)
     yield output("holds a folder named spec.yaml", str(folder / "holds a folder"), None)
     yield output("holds a spec that is none", str(folder / "holds a list"), None)
     yield workshop.made(

@@ -1,5 +1,6 @@
 """Specs: which ones are refused, and that all faults are reported at once with path, value seen and remedy."""
 
+import json
 import resource
 import subprocess
 import sys
@@ -126,6 +127,37 @@ def test_methods_that_exclude_each_other_are_faults(overrides, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["run.output_dir", "target_model.checkpoint", "alignment.cache_dir", "corpus.paths"])
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (" ", "white space"),
+        ("s3:/bucket/x", "a URL begins with s3://"),
+        ("S3:/x", "a URL begins with S3://"),
+        ("file:x", "a URL begins with file://"),
+        ("file:", "a URL begins with file://"),
+        ("s3://", "a URL is a protocol, :// and a path"),
+        ("://x", "a URL is a protocol, :// and a path"),
+    ],
+)
+def test_a_place_that_is_neither_a_path_nor_a_url_is_a_fault(field, place, words):
+    with pytest.raises(SpecError) as caught:
+        load_spec(yaml.safe_load(GOOD), [f"{field}={json.dumps([place] if field == 'corpus.paths' else place)}"])
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["10:30.jsonl", "log-10:30.jsonl", "a b.txt", "simplecache::s3://b/x.jsonl", "./s3:/x.txt"]
+)
+def test_a_colon_may_be_in_a_file_name(path):
+    assert load_spec(yaml.safe_load(GOOD), [f"corpus.paths={json.dumps([path])}"]).corpus.paths == (path,)
+
+
+def test_a_text_where_a_list_is_meant_is_shown_as_one():
+    with pytest.raises(SpecError, match=r"corpus.paths: 'a.jsonl' is a text, not a list; write \[a.jsonl\]"):
+        load_spec(yaml.safe_load(GOOD), ["corpus.paths=a.jsonl"])
+
+
 def test_off_is_a_value_though_yaml_takes_it_for_false():
     assert load_spec(yaml.safe_load(GOOD), ["source_models.0.probe=off"]).source_models[0].probe == "off"
 
@@ -141,7 +173,11 @@ def test_a_section_is_frozen():
     [
         ("fusion.top_k", "write section.field=value"),
         ("fusion.top_k.deep=1", "fusion.top_k.deep"),
-        ("source_models.7.name=x", "source_models.7.name"),
+        ("source_models.7.name=x", "'7' is no position of a list of 2, which count from 0"),
+        ("source_models.-1.name=x", "'-1' is no position of a list of 2"),
+        ("source_models.a.name=x", "'a' is no position of a list of 2"),
+        ("source_models.01.name=x", "'01' is no position of a list of 2"),
+        ("source_models..name=x", "'' is no position of a list of 2"),
         ("fusion.rule=[", "not YAML"),
     ],
 )

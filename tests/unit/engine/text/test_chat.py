@@ -103,11 +103,13 @@ def test_special_strings_in_contents_are_text(templates):
         ("{% for m in messages %}{{ m.content | upper }}{{ eos_token }}{% endfor %}", "changes the contents"),
         ("{{ messages[0].content }}{{ eos_token }}", "leaves out an answer"),
         ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "no special token after"),
-        ("{{ raise_exception('no systems here') }}", "refuses a plain conversation"),
+        ("{{ raise_exception('no systems here') }}", "refuses the conversation: TemplateError: no systems here"),
+        ("{% for m in messages %}{{ m.content }}", "TemplateSyntaxError: Unexpected end of template"),
+        ("{{ messages[0].text.strip() }}", "UndefinedError: 'dict object' has no attribute 'text'"),
         (
             "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no systems') }}{% endif %}"
             "{{ m.content }}{{ eos_token }}{% endfor %}",
-            "refuses the conversation: no systems",
+            "refuses the conversation: TemplateError: no systems",
         ),
         (
             "{% for m in messages %}{{ m.content }}{{ eos_token if loop.last else '|' }}{% endfor %}",
