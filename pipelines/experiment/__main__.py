@@ -14,10 +14,12 @@ from pathlib import Path
 from engine.model_files.checkpoint import Checkpoint
 from pipelines.evaluation.merges import write_merge
 from pipelines.experiment import arms
-from pipelines.experiment.arms import Arm, Run
+from pipelines.experiment.arms import WEIGHTS, Arm, Run
+from pipelines.experiment.choices import choose, middle
 from pipelines.experiment.models import (
     base_folder,
     base_jobs,
+    equal_folder,
     expert_folder,
     expert_job,
     larger_folder,
@@ -66,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say("targets, bases and the larger source are made")
     with Laboratory(options.folder, say) as laboratory:
         findings = [
-            setting_a(laboratory, options.rates, seeds, range(options.ablation_seeds)),
-            setting_b(laboratory, options.rates, seeds, experts[EXPERT]),
+            setting_a(laboratory, sorted(options.rates), seeds, range(options.ablation_seeds)),
+            setting_b(laboratory, sorted(options.rates), seeds, experts[EXPERT]),
         ]
         write_page(options.page, findings, (time.monotonic() - started) / 60)
     say(f"{options.page} is written")
@@ -89,16 +91,16 @@ def _parser() -> argparse.ArgumentParser:
 def setting_a(
     laboratory: Laboratory, rates: Sequence[float], seeds: Sequence[int], ablation_seeds: Sequence[int]
 ) -> Findings:
-    """Compare continued training, distillation and fusion, each at its own learning rate; ablations at fusion's."""
-    compared = (arms.CONTINUED, arms.DISTILLED, arms.FUSED)
-    choices = choose_rates(laboratory, compared, rates)
-    chosen = {choice.arm: choice.rate for choice in choices}
-    trained = {arm: [Run(arm, chosen[arm.name], seed) for seed in seeds] for arm in compared}
-    ablated = {arm: [Run(arm, chosen[arm.rate_of], seed) for seed in ablation_seeds] for arm in arms.ABLATIONS}
+    """Compare continued training, distillation and fusion, each at its own rate and weight; the rest at fusion's."""
+    compared = (arms.CONTINUED, arms.DISTILLED, arms.EQUAL, arms.FUSED)
+    choices = choose(laboratory, compared, rates)
+    trained = trained_runs((*compared, *arms.SINGLE), choices, seeds)
+    ablated = trained_runs((*arms.ABLATIONS, arms.PAPERS), choices, ablation_seeds)
     laboratory.run([run for runs in (*trained.values(), *ablated.values()) for run in runs])
     folder = laboratory.folder
     rows = [model_row(laboratory, "a", "target before", [target_folder(folder, seed) for seed in seeds])]
-    sources = {name: QUICKSTART / "models" / name for name in SOURCES} | {"larger source": larger_folder(folder)}
+    sources = {name: QUICKSTART / "models" / name for name in SOURCES}
+    sources |= {"larger source": larger_folder(folder), "equal source": equal_folder(folder)}
     rows += [model_row(laboratory, "a", name, [place] * len(seeds)) for name, place in sources.items()]
     rows += [run_row(laboratory, arm, runs) for arm, runs in trained.items()]
     return Findings("a", choices, rows, [run_row(laboratory, arm, runs) for arm, runs in ablated.items() if runs])
@@ -109,14 +111,13 @@ def setting_b(
 ) -> Findings:
     """Compare experts, their ensemble, their merges, the base fused from them, and plain continued training."""
     domains = domains_of(documents)
-    choices = choose_expert_rates(laboratory, rates, documents)
+    choices = choose_expert_rates(laboratory, middle(rates), documents)
     expert_rates = {domain: choice.rate for domain, choice in zip(domains, choices, strict=True)}
     folder = laboratory.folder
     make([expert_job(folder, domain, documents, rate, seed) for domain, rate in expert_rates.items() for seed in seeds])
     compared = (arms.MIXED, arms.fused_experts(expert_rates))
-    choices += choose_rates(laboratory, compared, rates)
-    chosen = {choice.arm: choice.rate for choice in choices}
-    trained = {arm: [Run(arm, chosen[arm.name], seed) for seed in seeds] for arm in compared}
+    choices += choose(laboratory, compared, rates)
+    trained = trained_runs(compared, choices, seeds)
     laboratory.run([run for runs in trained.values() for run in runs])
     bases = [base_folder(folder, seed) for seed in seeds]
     by_seed = [[expert_folder(folder, domain, expert_rates[domain], seed) for domain in domains] for seed in seeds]
@@ -131,45 +132,37 @@ def setting_b(
     return Findings("b", choices, rows)
 
 
-def choose_rates(laboratory: Laboratory, compared: Sequence[Arm], rates: Sequence[float]) -> list[Choice]:
-    """Run seed 0 of each arm at each learning rate, and choose the best rate on the validation text."""
-    runs = {arm: [Run(arm, rate, 0) for rate in rates] for arm in compared}
-    laboratory.run([run for found in runs.values() for run in found])
-    return [
-        _choice(laboratory, arm.name, arm.setting, rates, [laboratory.export(run) for run in found])
-        for arm, found in runs.items()
-    ]
+def trained_runs(compared: Sequence[Arm], choices: Sequence[Choice], seeds: Sequence[int]) -> dict[Arm, list[Run]]:
+    """The runs of each arm with the rate and the weight that it or another chose."""
+    chosen = {choice.arm: choice for choice in choices}
+    found = {}
+    for arm in compared:
+        choice = chosen[arm.rate_of or arm.name]
+        weight = choice.weight if arm.has_sources else WEIGHTS[0]
+        found[arm] = [Run(arm, choice.rate, seed, weight) for seed in seeds]
+    return found
 
 
 def choose_expert_rates(laboratory: Laboratory, rates: Sequence[float], documents: list[Document]) -> list[Choice]:
-    """``choose_rates`` for the experts, each on the validation text of its own domain."""
+    """The rates of the experts, each on the validation text of its own domain."""
     folder, domains = laboratory.folder, domains_of(documents)
     make([expert_job(folder, domain, documents, rate, 0) for domain in domains for rate in rates])
     return [
-        _choice(
-            laboratory,
+        Choice(
             f"expert {domain}",
-            "b",
-            rates,
-            [expert_folder(folder, domain, rate, 0) for rate in rates],
-            domain,
+            dict(zip(rates, laboratory.means("b", VALIDATION, models, domain), strict=True)),
         )
         for domain in domains
+        for models in [[expert_folder(folder, domain, rate, 0) for rate in rates]]
     ]
-
-
-def _choice(
-    laboratory: Laboratory, name: str, setting: str, rates: Sequence[float], models: Sequence[Path], domain: str = ""
-) -> Choice:
-    """A choice from one model for each rate, by the mean of all domains or by one domain."""
-    return Choice(name, dict(zip(rates, laboratory.means(setting, VALIDATION, models, domain), strict=True)))
 
 
 def run_row(laboratory: Laboratory, arm: Arm, runs: Sequence[Run]) -> Row:
     """An arm's held-out scores, with the command that repeats its first run."""
     scores = laboratory.scores(arm.setting, HELD_OUT, [laboratory.export(run) for run in runs])
     seconds = sum(map(laboratory.seconds, runs)) / len(runs)
-    return Row(arm.name, scores, runs[0].rate, seconds, tuple(runs[0].overrides(laboratory.folder)))
+    weight = runs[0].weight if arm.has_sources else math.nan
+    return Row(arm.name, scores, runs[0].rate, weight, seconds, tuple(runs[0].overrides(laboratory.folder)))
 
 
 def model_row(

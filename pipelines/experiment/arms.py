@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.experiment.models import base_folder, expert_folder, larger_folder, target_folder
+from pipelines.experiment.models import base_folder, equal_folder, expert_folder, larger_folder, target_folder
 
 SPEC = "pipelines/specs/experiment.yaml"
 
-#: Peak learning rates; every arm with a rate of its own chooses one.
-RATES = (3e-3, 5e-3, 8e-3)
+#: Peak learning rates. An arm tries the middle three, and further ones while the best lies at the edge.
+RATES = (1.2e-3, 2e-3, 3e-3, 5e-3, 8e-3, 1.2e-2, 2e-2)
+
+#: Weights of the causal LM loss, which an arm with sources tries at its rate; rates are tried at the first.
+WEIGHTS = (0.2, 0.1, 0.5)
 
 #: The folder of the model that the arms of a setting train.
 BEGINNINGS = {"a": target_folder, "b": base_folder}
@@ -33,27 +36,31 @@ class Arm:
         setting: ``a`` or ``b``.
         name: on the results page.
         overrides: of the spec, for one folder of the experiment and one seed.
-        rate_of: the arm whose learning rate it takes; empty: it chooses its own on the validation text.
+        rate_of: the arm whose learning rate and weight it takes; empty: it chooses its own on the validation text.
+        has_sources: whether it has a weight to choose.
     """
 
     setting: str
     name: str
     overrides: Callable[[Path, int], tuple[str, ...]]
     rate_of: str = ""
+    has_sources: bool = True
 
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one learning rate and seed."""
+    """One arm with one learning rate, weight of the causal LM loss, and seed."""
 
     arm: Arm
     rate: float
     seed: int
+    weight: float = WEIGHTS[0]
 
     def folder(self, experiment: Path) -> Path:
         """The output folder of the run."""
         name = self.arm.name.replace(" ", "-").replace("/", "-")
-        return experiment / "runs" / self.arm.setting / name / f"rate-{self.rate:g}" / f"seed-{self.seed}"
+        settings = f"rate-{self.rate:g}-weight-{self.weight:g}" if self.arm.has_sources else f"rate-{self.rate:g}"
+        return experiment / "runs" / self.arm.setting / name / settings / f"seed-{self.seed}"
 
     def overrides(self, experiment: Path) -> list[str]:
         """The overrides of ``SPEC`` for the command line."""
@@ -61,6 +68,7 @@ class Run:
             f"run.output_dir={self.folder(experiment)}",
             f"run.seed={self.seed}",
             f"training.optimizer.learning_rate={self.rate:g}",
+            *([f"objective.lm_loss_weight={self.weight:g}"] if self.arm.has_sources else []),
             f"target_model.checkpoint={BEGINNINGS[self.arm.setting](experiment, self.seed)}",
             f"corpus.paths=[{experiment}/texts/{self.arm.setting}/corpus.jsonl]",
             *self.arm.overrides(experiment, self.seed),
@@ -83,30 +91,52 @@ def _larger(experiment: Path, seed: int) -> tuple[str, ...]:
     return (f"source_models=[{_source('larger', larger_folder(experiment))}]",)
 
 
-CONTINUED = Arm("a", "continued training", _fixed(*_CONTINUED))
+def _equal(experiment: Path, seed: int) -> tuple[str, ...]:
+    return (f"source_models=[{_source('equal', equal_folder(experiment))}]",)
+
+
+CONTINUED = Arm("a", "continued training", _fixed(*_CONTINUED), has_sources=False)
 DISTILLED = Arm("a", "distillation from a larger source", _larger)
+EQUAL = Arm("a", "distillation from an equal source", _equal)
 FUSED = Arm("a", "fusion", _fixed())
+
+#: Fusion from one source each, with fusion's rate and weight.
+SINGLE = tuple(
+    Arm("a", f"one source ({name})", _fixed(_quickstart_sources(name)), FUSED.name)
+    for name in ("llama-docs", "gpt2-code", "neox-mixed")
+)
 
 _ABLATED = {
     "AvgCE": ("fusion.rule=avg_ce",),
-    "MinCE by token": ("fusion.granularity=token",),
+    "MinCE": ("fusion.rule=min_ce",),
+    "rows at shared byte offsets": ("alignment.tokens=byte_offset",),
     "tokens aligned by MinED": ("alignment.tokens=min_edit",),
-    "tokens aligned by EM": ("alignment.tokens=exact",),
     "vocabulary mapped exactly": ("alignment.vocabulary=exact",),
     "vocabulary mapped by MinED": ("alignment.vocabulary=min_edit",),
     "K 10": ("fusion.top_k=10",),
     "K 128": ("fusion.top_k=128",),
-    "lm_loss_weight 0.9": ("objective.lm_loss_weight=0.9",),
-    "lm_loss_weight 0.1": ("objective.lm_loss_weight=0.1",),
+    "every passage in full": ("objective.full_gain=0",),
     "two sources (docs and code)": (_quickstart_sources("llama-docs", "gpt2-code"),),
-    "one source (docs)": (_quickstart_sources("llama-docs"),),
-    "one source (code)": (_quickstart_sources("gpt2-code"),),
 }
 
 #: Each changes one thing in ``FUSED``.
 ABLATIONS = tuple(Arm("a", name, _fixed(*overrides), FUSED.name) for name, overrides in _ABLATED.items())
 
-MIXED = Arm("b", "continued training", _fixed(*_CONTINUED))
+#: The paper's settings in all things, at fusion's rate.
+PAPERS = Arm(
+    "a",
+    "MinCE, MinED, full gain 0, weight 0.9 (the paper's)",
+    _fixed(
+        "fusion.rule=min_ce",
+        "alignment.tokens=min_edit",
+        "alignment.vocabulary=min_edit",
+        "objective.full_gain=0",
+        "objective.lm_loss_weight=0.9",
+    ),
+    FUSED.name,
+)
+
+MIXED = Arm("b", "continued training", _fixed(*_CONTINUED), has_sources=False)
 
 
 def fused_experts(rates: Mapping[str, float]) -> Arm:

@@ -1,6 +1,6 @@
 """Make the models from which the arms start, in plain torch.
 
-Setting A: a target for every seed, and a larger model with the target's tokenizer; its source models are the
+Setting A: a target for every seed, and two larger models with the target's tokenizer; its source models are the
 quickstart's. Setting B: a base for every seed, and its experts. All share the tokenizer of the quickstart's target, so
 that seeds differ in the initial weights and in the first training text, not in the tokens.
 """
@@ -21,7 +21,7 @@ TARGET = next(recipe for recipe in RECIPES if recipe.name == "mistral-target")
 PROCESSES = 2
 
 #: Steps of eight passages.
-LARGER_STEPS, BASE_STEPS, EXPERT_STEPS = 600, 200, 240
+LARGER_STEPS, EQUAL_STEPS, BASE_STEPS, EXPERT_STEPS = 600, 2400, 200, 240
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ def larger_folder(folder: Path) -> Path:
     return folder / "models" / "larger"
 
 
+def equal_folder(folder: Path) -> Path:
+    """Folder of the source that is about as good as the quickstart's, with the target's tokenizer."""
+    return folder / "models" / "equal"
+
+
 def base_folder(folder: Path, seed: int) -> Path:
     """Folder of setting B's base."""
     return folder / "models" / f"base-{seed}"
@@ -62,10 +67,11 @@ def expert_folder(folder: Path, domain: str, rate: float, seed: int) -> Path:
 
 
 def target_jobs(folder: Path, seeds: Iterable[int], target: list[Document], sources: list[Document]) -> list[Job]:
-    """The jobs of setting A's targets and of its larger source."""
+    """The jobs of setting A's targets and of the sources with the target's tokenizer; the longest one first."""
     larger = replace(TARGET, config=_larger, steps=LARGER_STEPS, learning_rate=3e-3)
+    equal = replace(larger, steps=EQUAL_STEPS)
     targets = [Job(replace(TARGET, seed=seed), target, target_folder(folder, seed)) for seed in seeds]
-    return [Job(larger, sources, larger_folder(folder)), *targets]
+    return [Job(equal, sources, equal_folder(folder)), Job(larger, sources, larger_folder(folder)), *targets]
 
 
 def base_jobs(folder: Path, seeds: Iterable[int], documents: list[Document], domains: Sequence[str]) -> list[Job]:

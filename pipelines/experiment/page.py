@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from pipelines.experiment.arms import CONTINUED, FUSED, SPEC
+from pipelines.experiment.arms import CONTINUED, FUSED, SINGLE, SPEC
 from pipelines.experiment.bootstrap import LEVEL, RESAMPLES, Interval, spread
 from pipelines.experiment.plots import plot_differences
 from pipelines.experiment.results import Findings, Row
@@ -34,8 +34,9 @@ The measure is held-out bits per byte, lower is better; means over domains, then
 initial weights, its earlier training text, the order of the corpus, and in setting B the experts. Differences are
 paired by seed and by held-out document; brackets are {level:.0%} bootstrap intervals ({resamples:,} resamples):
 seeds are drawn with replacement, and within each domain documents, the same ones for both arms and all seeds. Three
-seeds are few: where they disagree, the true interval is wider. Every arm and expert chose its peak learning rate with
-seed 0, on validation text that serves no other purpose.
+seeds are few: where they disagree, the true interval is wider. Every arm chose its peak learning rate and then its
+`lm_loss_weight` with seed 0, every expert its rate, on validation text that serves no other purpose. The columns *rate*
+and *weight* show what they chose; an arm with one source takes fusion's.
 
 {machine}. {minutes:.0f} minutes for the last start of `make experiment`, which does not repeat finished work.
 """
@@ -46,9 +47,10 @@ CAVEATS = """\
 - Equal steps, not equal compute: the sources read every passage too, and they were trained on far more text than the
   target.
 - The held-out text is small ({documents}), and the same for all seeds.
-- The sources of setting A are one set; seeds do not change them. Ablations take fusion's learning rate and, where the
-  table says one seed, a single run: read them as directions.
-- Distillation from a larger source compares with one larger model of the target's own tokenizer that prefers no domain.
+- The sources of setting A are one set; seeds do not change them. Ablations take fusion's learning rate and weight and,
+  where the table says one seed, a single run: read them as directions.
+- The larger and the equal source have the target's own tokenizer and prefer no domain. The equal one has as many
+  steps of training as the quickstart's sources and the larger one a quarter of them.
 """
 
 
@@ -80,9 +82,13 @@ def _verdict(found: Findings) -> Iterator[str]:
     if found.setting == "b":
         yield from _order(found)
     else:
+        single = min((found.row(arm.name) for arm in SINGLE), key=lambda row: row.mean)
+        yield _sentence("Fusion of three sources", f"the best single one, {single.name}", fusion.less(single))
         for row in found.rows:
             if row.name.startswith("distillation"):
                 yield _sentence("Fusion", row.name, fusion.less(row))
+                share = (fusion.mean - continued.mean) / (row.mean - continued.mean)
+                yield f"Fusion gains {share:.0%} of what {row.name} gains over continued training."
 
 
 def _sentence(ours: str, theirs: str, difference: Interval) -> str:
@@ -117,19 +123,20 @@ def _kinds(ordered: Sequence[Row]) -> Iterator[str]:
 def _table(found: Findings) -> Iterator[str]:
     domains = list(found.rows[0].scores[0])
     continued = found.row(CONTINUED.name)
-    yield f"| | {' | '.join(domains)} | mean | sd of seeds | less continued training | rate | s a run |"
-    yield "|---" * (len(domains) + 6) + "|"
+    yield f"| | {' | '.join(domains)} | mean | sd of seeds | less continued training | rate | weight | s a run |"
+    yield "|---" * (len(domains) + 7) + "|"
     for row in found.rows:
         cells = [*(f"{row.domain_mean(domain):.3f}" for domain in domains), f"**{row.mean:.4f}**"]
         cells += [_number(spread(row.means), ".4f"), "" if row is continued else _shown(row.less(continued))]
-        cells += [_number(row.rate, "g"), _number(row.seconds, ".0f")]
+        cells += [_number(row.rate, "g"), _number(row.weight, "g"), _number(row.seconds, ".0f")]
         yield f"| {row.name} | {' | '.join(cells)} |"
 
 
 def _ablations(found: Findings) -> Iterator[str]:
     fusion, continued = found.row(FUSED.name), found.row(CONTINUED.name)
-    yield "Each changes one setting of fusion (MinCE by passage, byte offsets, prefix mapping, K 64, three sources,"
-    yield f"`lm_loss_weight` 0.5) and takes its learning rate, {fusion.rate:g}."
+    yield "Each but the last changes one setting of fusion (uniform, rows given the bytes so far, prefix mapping, K 64,"
+    yield "`full_gain` 0.5, three sources) and takes its learning rate and `lm_loss_weight`:"
+    yield f"{fusion.rate:g} and {fusion.weight:g}."
     yield ""
     yield "| | seeds | mean | less fusion | less continued training |"
     yield "|---|---|---|---|---|"
@@ -139,20 +146,31 @@ def _ablations(found: Findings) -> Iterator[str]:
 
 
 def _rates(found: Findings) -> Iterator[str]:
-    rates = list(found.choices[0].validation)
-    yield f"Validation bits per byte by peak learning rate (seed 0), chosen in bold; setting {found.setting.upper()}:"
+    setting = found.setting.upper()
+    yield f"Validation bits per byte by peak learning rate (seed 0), chosen in bold; setting {setting}:"
     yield ""
-    yield f"| | {' | '.join(f'{rate:g}' for rate in rates)} |"
-    yield "|---" * (len(rates) + 1) + "|"
-    for choice in found.choices:
-        cells = [
-            f"**{bits:.4f}**" if rate == choice.rate else f"{bits:.4f}" for rate, bits in choice.validation.items()
-        ]
-        yield f"| {choice.arm} | {' | '.join(cells)} |"
-    at_the_edge = [choice.arm for choice in found.choices if choice.rate in (min(rates), max(rates))]
+    yield from _grid({choice.arm: choice.validation for choice in found.choices})
+    at_the_edge = [
+        choice.arm for choice in found.choices if choice.rate in (min(choice.validation), max(choice.validation))
+    ]
     if at_the_edge:
         yield ""
-        yield f"Chosen at the edge of the grid, so a better rate may lie beyond it: {', '.join(at_the_edge)}."
+        yield f"Chosen at the edge of the rates that were tried: {', '.join(at_the_edge)}."
+    yield ""
+    yield "By `lm_loss_weight`, at the chosen rate:"
+    yield ""
+    yield from _grid({choice.arm: choice.by_weight for choice in found.choices if choice.by_weight})
+
+
+def _grid(measured: Mapping[str, Mapping[float, float]]) -> Iterator[str]:
+    """A line for each arm, a column for each value that any of them tried, the best in bold."""
+    columns = sorted({value for found in measured.values() for value in found})
+    yield f"| | {' | '.join(f'{value:g}' for value in columns)} |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for arm, found in measured.items():
+        best = min(found.values())
+        shown = {value: f"**{bits:.4f}**" if bits == best else f"{bits:.4f}" for value, bits in found.items()}
+        yield f"| {arm} | {' | '.join(shown.get(value, '') for value in columns)} |"
 
 
 def _commands(findings: Sequence[Findings]) -> Iterator[str]:

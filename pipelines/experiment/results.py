@@ -11,20 +11,27 @@ from pipelines.experiment.bootstrap import Interval, Scores, mean_bits_per_byte,
 
 @dataclass(frozen=True)
 class Choice:
-    """The choice of an arm's learning rate.
+    """The choice of an arm's learning rate, and then of its weight of the causal LM loss.
 
     Attributes:
         arm: its name.
         validation: learning rate to mean validation bits per byte, of seed 0.
+        by_weight: weight to the same, at the chosen rate; empty for an arm without sources.
     """
 
     arm: str
     validation: Mapping[float, float]
+    by_weight: Mapping[float, float] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
         """The rate with the lowest bits per byte."""
         return min(self.validation, key=self.validation.__getitem__)
+
+    @property
+    def weight(self) -> float:
+        """The weight with the lowest bits per byte; NaN for an arm without sources."""
+        return min(self.by_weight, key=self.by_weight.__getitem__) if self.by_weight else nan
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Row:
         name: of the model or arm.
         scores: one item for each seed, in order.
         rate: peak learning rate; NaN for a model that was not trained here.
+        weight: of the causal LM loss; NaN where there is no source.
         seconds: mean wall time of a run; NaN for a model that was not made by a run.
         overrides: of the first seed's run, as ``python -m engine run`` takes them.
     """
@@ -42,6 +50,7 @@ class Row:
     name: str
     scores: Sequence[Scores]
     rate: float = nan
+    weight: float = nan
     seconds: float = nan
     overrides: tuple[str, ...] = ()
 

@@ -11,8 +11,10 @@ import pytest
 
 from engine import load_spec
 from pipelines.experiment import arms
+from pipelines.experiment.__main__ import trained_runs
 from pipelines.experiment.arms import SPEC, Run
 from pipelines.experiment.bootstrap import ScoredDomain
+from pipelines.experiment.choices import choose_rates
 from pipelines.experiment.domains import DOCUMENT_CHARACTERS, LARGEST_SHARE, deal, folder_domains
 from pipelines.experiment.models import base_folder, expert_folder, expert_job
 from pipelines.experiment.page import PAPERS_ORDER, write_page
@@ -26,7 +28,10 @@ pytestmark = pytest.mark.timeout(60)
 FOLDER = Path("outputs/experiment")
 QUOTAS = {"held-out": 600, "corpus": 1200, "expert": 3000}
 EXPERT_RATES = {"docs": 3e-3, "code": 5e-3, "headers": 8e-3}
-ARMS = (arms.CONTINUED, arms.DISTILLED, arms.FUSED, *arms.ABLATIONS, arms.MIXED, arms.fused_experts(EXPERT_RATES))
+ARMS = (
+    *(arms.CONTINUED, arms.DISTILLED, arms.EQUAL, arms.FUSED, *arms.SINGLE, *arms.ABLATIONS, arms.PAPERS),
+    *(arms.MIXED, arms.fused_experts(EXPERT_RATES)),
+)
 
 
 def files(count, pieces=3, size=40):
@@ -97,7 +102,7 @@ def test_every_arm_is_a_spec(arm):
     assert (spec.run.seed, spec.training.optimizer.learning_rate) == (2, 4e-3)
     assert spec.corpus.paths == (str(FOLDER / "texts" / arm.setting / "corpus.jsonl"),)
     assert spec.target_model.checkpoint.endswith("-2"), "a seed has a target of its own"
-    assert bool(spec.source_models) == (arm.name != "continued training")
+    assert bool(spec.source_models) == arm.has_sources == (arm.name != "continued training")
     assert spec.training.max_steps == load_spec(SPEC).training.max_steps, "arms differ in no number of steps"
 
 
@@ -130,7 +135,8 @@ def test_an_expert_continues_its_seeds_base_on_its_own_domain():
 
 
 def test_runs_do_not_share_a_folder():
-    runs = [Run(arm, rate, seed) for arm in ARMS for rate in (3e-3, 5e-3) for seed in (0, 1)]
+    both = itertools.product(ARMS, (3e-3, 5e-3), (0, 1), (0.2, 0.5))
+    runs = [Run(*one) for one in both if one[0].has_sources or one[3] == 0.2]
     assert len({run.folder(FOLDER) for run in runs}) == len(runs)
 
 
@@ -143,11 +149,12 @@ def row(name, mean, seeds=3, **more):
 
 
 def findings(fusion):
-    choice = Choice("fusion", {3e-3: 2.5, 5e-3: 2.4})
+    choice = Choice("fusion", {3e-3: 2.5, 5e-3: 2.4}, {0.2: 2.4, 0.1: 2.41})
     compared = [row("target before", 3.0), row("continued training", 2.5, rate=3e-3, overrides=("a=b",))]
     experts = [row("expert code", 2.6), row("expert docs", 3.1), row("ensemble of the experts", 2.8), row("base", 2.9)]
     experts += [row("experts merged (linear)", 2.45), row("continued training", 2.5)]
-    fused = row("fusion", fusion, rate=5e-3)
+    compared += [row("distillation from an equal source", 2.3), *(row(arm.name, 2.45) for arm in arms.SINGLE)]
+    fused = row("fusion", fusion, rate=5e-3, weight=0.2)
     return [
         Findings("a", [choice], [*compared, fused], [row("K 10", 2.47, seeds=1)]),
         Findings("b", [choice], [*experts, fused]),
@@ -164,6 +171,9 @@ def page(folder, fusion):
 def test_the_page_says_what_held(tmp_path):
     text = page(tmp_path, 2.4)
     assert "**Fusion beats continued training** by -0.1000 [-0.1000, -0.1000]" in text
+    assert "**Fusion of three sources beats the best single one, one source (llama-docs)** by -0.0500" in text
+    assert "Fusion gains 50% of what distillation from an equal source gains" in text
+    assert "| fusion | 2.4100 | **2.4000** |" in text, "the weights, in order"
     assert f"The paper's order: {' < '.join(PAPERS_ORDER)}. Ours is the same." in text
     assert "| K 10 | 1 | 2.4700 | +0.0700" in text
 
@@ -177,3 +187,24 @@ def test_the_page_says_what_did_not_hold(tmp_path):
 
 def test_the_learning_rate_with_the_fewest_bits_is_chosen():
     assert Choice("fusion", {3e-3: 2.5, 5e-3: 2.4, 8e-3: 2.6}).rate == 5e-3
+
+
+@pytest.mark.parametrize(("best", "tried"), [(5e-3, 3), (8e-3, 4), (2e-2, 5), (2e-3, 5), (1.2e-3, 5)])
+def test_rates_are_tried_until_the_best_lies_inside(best, tried):
+    def measured(runs):
+        return {run: abs(np.log(run.rate / best)) for run in runs}
+
+    [found] = choose_rates([arms.FUSED], arms.RATES, measured).values()
+    assert min(found, key=found.__getitem__) == best
+    assert len(found) == tried
+
+
+def test_an_arm_takes_the_rate_and_weight_that_were_chosen():
+    choices = [
+        Choice("fusion", {3e-3: 2.5, 5e-3: 2.4}, {0.2: 2.4, 0.1: 2.3}),
+        Choice("continued training", {8e-3: 3.0}),
+    ]
+    found = trained_runs((arms.FUSED, arms.SINGLE[0], arms.CONTINUED), choices, range(2))
+    assert [(run.rate, run.weight) for run in found[arms.SINGLE[0]]] == [(5e-3, 0.1)] * 2
+    assert "objective.lm_loss_weight=0.1" in found[arms.FUSED][1].overrides(FOLDER)
+    assert "objective.lm_loss_weight=1.0" in found[arms.CONTINUED][0].overrides(FOLDER)
