@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 RUN := .venv/bin/python
 INSTALLED := .venv/installed-$(DEVICE)
 
-.PHONY: demo experiment test lint lock clean
+.PHONY: demo experiment experiment-real test lint lock clean
 
 demo: $(INSTALLED)
 	rm -rf outputs/quickstart outputs/quickstart-continued
@@ -22,6 +22,10 @@ demo: $(INSTALLED)
 		source_models=[] objective.lm_loss_weight=1.0 evaluation.corpora={}
 	$(RUN) -m engine run pipelines/specs/quickstart.yaml \
 		'evaluation.models={"continued training": outputs/quickstart-continued/export}'
+
+# Writes a chapter of pipelines/experiment/RESULTS.md, of real models: CORPORA=FOLDER has the texts. Hours.
+experiment-real: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(RUN) -m pipelines.experiment.real $(CORPORA)
 
 # Writes pipelines/experiment/RESULTS.md. CORPORA=FOLDER takes the three largest files of a folder for setting B.
 experiment: $(INSTALLED)

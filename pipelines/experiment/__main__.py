@@ -44,6 +44,7 @@ from pipelines.quickstart.build import FOLDER as QUICKSTART
 from pipelines.quickstart.texts import Document
 
 SEEDS = 3
+LONGEST_RUN_SECONDS = 600
 SOURCES = ("llama-docs", "gpt2-code", "neox-mixed")
 
 
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
     )
     say("targets, bases and the larger source are made")
-    with Laboratory(options.folder, say) as laboratory:
+    with Laboratory(options.folder, LONGEST_RUN_SECONDS, say) as laboratory:
         findings = [
             setting_a(laboratory, sorted(options.rates), seeds, range(options.ablation_seeds)),
             setting_b(laboratory, sorted(options.rates), seeds, experts[EXPERT]),

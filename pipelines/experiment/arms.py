@@ -2,7 +2,7 @@
 
 Setting A (the paper's main setting): three sources of different architectures and tokenizers, each strong in its own
 domain, and a weaker target. Setting B (the paper's Table 7): three experts, each the same base continued on one domain,
-and the base as target.
+and the base as target. Real settings: published models on small corpora.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.experiment.models import base_folder, equal_folder, expert_folder, larger_folder, target_folder
+from pipelines.experiment.real_models import gemma_file, smollm2_file
+from pipelines.experiment.real_texts import REAL_CORPORA
 
-SPEC = "pipelines/specs/experiment.yaml"
+SPEC, REAL_SPEC = "pipelines/specs/experiment.yaml", "pipelines/specs/experiment_real.yaml"
 
 #: Peak learning rates. An arm tries the middle three, and further ones while the best lies at the edge.
 RATES = (1.2e-3, 2e-3, 3e-3, 5e-3, 8e-3, 1.2e-2, 2e-2)
@@ -21,8 +23,27 @@ RATES = (1.2e-3, 2e-3, 3e-3, 5e-3, 8e-3, 1.2e-2, 2e-2)
 #: Weights of the causal LM loss, which an arm with sources tries at its rate; rates are tried at the first.
 WEIGHTS = (0.2, 0.1, 0.5)
 
-#: The folder of the model that the arms of a setting train.
-BEGINNINGS = {"a": target_folder, "b": base_folder}
+
+@dataclass(frozen=True)
+class Setting:
+    """What all arms of a setting have in common.
+
+    Attributes:
+        spec: that their overrides change.
+        beginning: the model that they train, by the experiment's folder and the seed.
+        max_steps: of training, about one pass over the corpus.
+        window_tokens: of a held-out text that are scored at once; every token has at least half a window of context.
+    """
+
+    spec: str
+    beginning: Callable[[Path, int], Path]
+    max_steps: int
+    window_tokens: int
+
+
+#: Blocks and windows are of one length.
+SETTINGS = {"a": Setting(SPEC, target_folder, 84, 256), "b": Setting(SPEC, base_folder, 84, 256)}
+SETTINGS |= {name: Setting(REAL_SPEC, smollm2_file, corpus.steps, 512) for name, corpus in REAL_CORPORA.items()}
 
 _CONTINUED = ("source_models=[]", "objective.lm_loss_weight=1.0")
 _QUICKSTART = "pipelines/quickstart/models"
@@ -33,7 +54,7 @@ class Arm:
     """One way to train a target.
 
     Attributes:
-        setting: ``a`` or ``b``.
+        setting: one of ``SETTINGS``.
         name: on the results page.
         overrides: of the spec, for one folder of the experiment and one seed.
         rate_of: the arm whose learning rate and weight it takes; empty: it chooses its own on the validation text.
@@ -69,8 +90,9 @@ class Run:
             f"run.seed={self.seed}",
             f"training.optimizer.learning_rate={self.rate:g}",
             *([f"objective.lm_loss_weight={self.weight:g}"] if self.arm.has_sources else []),
-            f"target_model.checkpoint={BEGINNINGS[self.arm.setting](experiment, self.seed)}",
+            f"target_model.checkpoint={SETTINGS[self.arm.setting].beginning(experiment, self.seed)}",
             f"corpus.paths=[{experiment}/texts/{self.arm.setting}/corpus.jsonl]",
+            f"training.max_steps={SETTINGS[self.arm.setting].max_steps}",
             *self.arm.overrides(experiment, self.seed),
         ]
 
@@ -148,3 +170,46 @@ def fused_experts(rates: Mapping[str, float]) -> Arm:
         return (f"source_models=[{sources}]",)
 
     return Arm("b", "fusion", overrides)
+
+
+#: Of real models: they are trained already, and learn at lower rates.
+REAL_RATES = (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
+REAL_WEIGHTS = (0.2, 0.5)
+
+
+@dataclass(frozen=True)
+class RealArms:
+    """The arms of real models on one corpus.
+
+    Attributes:
+        continued: without sources. gemma: a source that is better in other languages. itself: the target as its own
+            source. both: the two of them. The last two take Gemma's rate and weight.
+    """
+
+    continued: Arm
+    gemma: Arm
+    itself: Arm
+    both: Arm
+
+
+def real_arms(corpus: str) -> RealArms:
+    """The arms of one of ``REAL_CORPORA``."""
+
+    def sources(*names: str) -> Callable[[Path, int], tuple[str, ...]]:
+        return lambda experiment, seed: (
+            f"source_models=[{', '.join(_real_source(name, experiment) for name in names)}]",
+        )
+
+    fused = "fusion with Gemma"
+    return RealArms(
+        continued=Arm(corpus, CONTINUED.name, _fixed(*_CONTINUED), has_sources=False),
+        gemma=Arm(corpus, fused, sources("gemma")),
+        itself=Arm(corpus, "fusion with itself", sources("smollm2"), fused),
+        both=Arm(corpus, "fusion with both", sources("gemma", "smollm2"), fused),
+    )
+
+
+def _real_source(name: str, experiment: Path) -> str:
+    file = {"gemma": gemma_file, "smollm2": smollm2_file}[name](experiment)
+    bos = "always" if name == "gemma" else "tokenizer"
+    return f"{{name: {name}, checkpoint: {file}, backend: transformers, dtype: float32, bos: {bos}}}"

@@ -13,11 +13,14 @@ from pipelines.experiment.texts import VALIDATION
 FIRST = 3
 
 
-def choose(laboratory: Laboratory, compared: Sequence[Arm], rates: Sequence[float]) -> list[Choice]:
+def choose(
+    laboratory: Laboratory, compared: Sequence[Arm], rates: Sequence[float], weights: Sequence[float] = WEIGHTS
+) -> list[Choice]:
     """Run seed 0 of each arm at the middle rates, at further ones while the best lies at the edge, then the weights.
 
     Args:
         rates: the whole grid, ascending.
+        weights: of the causal LM loss; rates are tried at the first.
     """
 
     def measured(runs: Sequence[Run]) -> dict[Run, float]:
@@ -29,21 +32,24 @@ def choose(laboratory: Laboratory, compared: Sequence[Arm], rates: Sequence[floa
             found |= zip(own, means, strict=True)
         return found
 
-    tried = choose_rates(compared, rates, measured)
+    tried = choose_rates(compared, rates, measured, weights[0])
     chosen = {arm: min(found, key=found.__getitem__) for arm, found in tried.items()}
-    runs = [Run(arm, chosen[arm], 0, weight) for arm in compared if arm.has_sources for weight in WEIGHTS[1:]]
+    runs = [Run(arm, chosen[arm], 0, weight) for arm in compared if arm.has_sources for weight in weights[1:]]
     weighed = measured(runs)
     choices = []
     for arm in compared:
         by_weight = {run.weight: bits for run, bits in weighed.items() if run.arm is arm}
         if arm.has_sources:
-            by_weight[WEIGHTS[0]] = tried[arm][chosen[arm]]
+            by_weight[weights[0]] = tried[arm][chosen[arm]]
         choices.append(Choice(arm.name, dict(sorted(tried[arm].items())), dict(sorted(by_weight.items()))))
     return choices
 
 
 def choose_rates(
-    compared: Sequence[Arm], rates: Sequence[float], measured: Callable[[Sequence[Run]], Mapping[Run, float]]
+    compared: Sequence[Arm],
+    rates: Sequence[float],
+    measured: Callable[[Sequence[Run]], Mapping[Run, float]],
+    weight: float = WEIGHTS[0],
 ) -> dict[Arm, dict[float, float]]:
     """Each arm's rates and their validation bits per byte; the best is inside them, or at an end of ``rates``.
 
@@ -53,7 +59,7 @@ def choose_rates(
     tried: dict[Arm, dict[float, float]] = {arm: {} for arm in compared}
     wanted = {arm: middle(rates) for arm in compared}
     while any(wanted.values()):
-        found = measured([Run(arm, rate, 0) for arm, further in wanted.items() for rate in further])
+        found = measured([Run(arm, rate, 0, weight) for arm, further in wanted.items() for rate in further])
         for run, bits in found.items():
             tried[run.arm][run.rate] = bits
         wanted = {arm: _beyond(tried[arm], rates) for arm in compared}

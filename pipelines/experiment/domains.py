@@ -31,10 +31,13 @@ NUM_DOMAINS = 3
 Files = Iterable[Sequence[Document]]
 
 
-def deal(files: Files, quotas: Mapping[str, int], seed: int) -> dict[str, list[Document]]:
+def deal(
+    files: Files, quotas: Mapping[str, int], seed: int, largest_share: int = LARGEST_SHARE
+) -> dict[str, list[Document]]:
     """Fill parts in order with the files of one domain; the order of the files depends on names and seed alone.
 
     Args:
+        largest_share: a file gives a part at most its quota divided by this.
         quotas: part to bytes. A file that is too large for its part gives its beginning; the rest is left out.
     """
     parts: dict[str, list[Document]] = {name: [] for name in quotas}
@@ -45,7 +48,7 @@ def deal(files: Files, quotas: Mapping[str, int], seed: int) -> dict[str, list[D
         if part is None:
             break
         sizes = itertools.accumulate(document.num_bytes for document in file)
-        fitting = sum(size <= quotas[part] // LARGEST_SHARE for size in sizes)
+        fitting = sum(size <= quotas[part] // largest_share for size in sizes)
         parts[part] += file[:fitting]
         taken[part] += sum(document.num_bytes for document in file[:fitting])
     return parts
@@ -75,7 +78,7 @@ def folder_domains(folder: Path, quotas: Mapping[str, int], seed: int) -> dict[s
     if len(paths) < NUM_DOMAINS:
         raise ValueError(f"{folder} has {len(paths)} .parquet and .jsonl files; setting B needs {NUM_DOMAINS} domains")
     largest = sorted(paths, key=lambda path: -path.stat().st_size)[:NUM_DOMAINS]
-    return {path.stem: deal(_rows(path), quotas, seed) for path in sorted(largest)}
+    return {path.stem: deal(rows_of(path), quotas, seed) for path in sorted(largest)}
 
 
 def _headers() -> Iterator[list[Document]]:
@@ -86,7 +89,8 @@ def _headers() -> Iterator[list[Document]]:
         yield list(_pieces(Document(name, "headers", path.read_text(encoding="utf8", errors="ignore").strip())))
 
 
-def _rows(path: Path) -> Iterator[list[Document]]:
+def rows_of(path: Path) -> Iterator[list[Document]]:
+    """The rows of one file, each cut into short documents."""
     [file], _ = find_files([str(path)], "CORPORA")
     for unit in units_of(file):
         for found in read_documents(unit, "text"):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from pipelines.experiment.arms import CONTINUED, FUSED, SINGLE, SPEC
+from pipelines.experiment.arms import CONTINUED, FUSED, SETTINGS, SINGLE, SPEC
 from pipelines.experiment.bootstrap import LEVEL, RESAMPLES, Interval, spread
 from pipelines.experiment.plots import plot_differences
 from pipelines.experiment.results import Findings, Row
@@ -17,13 +17,15 @@ from pipelines.experiment.results import Findings, Row
 #: The paper's Table 7, mean over its three domains, lowest first (arXiv 2401.10491).
 PAPERS_ORDER = ("fusion", "weight merging", "the best expert", "ensemble", "base", "the worst expert")
 KINDS = {"fusion": "fusion", "ensemble of the experts": "ensemble", "base": "base"}
-SETTINGS = {
+TITLES = {
     "a": "A. Three sources of different architectures and tokenizers",
     "b": "B. Three experts of one base (the paper's Table 7)",
 }
 
+TITLE = "# Does fusion work?"
+
 INTRODUCTION = """\
-# Does fusion work?
+{title}
 
 Written by `make experiment`; do not edit. All figures come from runs of `python -m engine run {spec}`
 that differ only in the named settings. Models have about a million parameters, and sources run on transformers, which
@@ -58,40 +60,59 @@ def write_page(path: Path, findings: Sequence[Findings], minutes: float) -> None
     """Write the page, and its plots into ``figures/`` beside it."""
     plots = path.parent / "figures"
     plots.mkdir(parents=True, exist_ok=True)
-    head = INTRODUCTION.format(spec=SPEC, level=LEVEL, resamples=RESAMPLES, machine=_machine(), minutes=minutes)
+    head = INTRODUCTION.format(
+        title=TITLE, spec=SPEC, level=LEVEL, resamples=RESAMPLES, machine=machine(), minutes=minutes
+    )
     lines = [head]
     for found in findings:
-        lines += [f"## {SETTINGS[found.setting]}", "", *_verdict(found), "", *_table(found), ""]
+        lines += [f"## {TITLES[found.setting]}", "", *_verdict(found), "", *table(found), ""]
         if found.ablations:
             lines += ["### What matters", "", *_ablations(found), ""]
             plot_differences(plots / "ablations.png", _differences(found.ablations, found.row(CONTINUED.name)))
             lines += ["![ablations](figures/ablations.png)", ""]
         plot = f"setting_{found.setting}.png"
         plot_differences(plots / plot, _differences(found.rows, found.row(CONTINUED.name)))
-        lines += [f"![less continued training](figures/{plot})", "", *_rates(found), ""]
-    lines += [CAVEATS.format(documents=_documents(findings)), *_commands(findings)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf8")
+        lines += [f"![less continued training](figures/{plot})", "", *chosen(found), ""]
+    lines += [CAVEATS.format(documents=_documents(findings)), *commands(findings)]
+    write_chapter(path, lines)
+
+
+def write_chapter(path: Path, lines: Sequence[str]) -> None:
+    """Write one chapter of the page, which begins with its title; others that are there stay.
+
+    The chapter on real models comes last.
+    """
+    chapters: dict[str, str] = {}
+    for line in path.read_text(encoding="utf8").splitlines() if path.exists() else []:
+        if line.startswith("# "):
+            title = line
+        chapters[title] = chapters.get(title, "") + line + "\n"
+    text = "\n".join(lines) + "\n"
+    chapters[text.partition("\n")[0]] = text
+    ordered = sorted(chapters, key=lambda title: title != TITLE)
+    path.write_text("\n".join(chapters[title].strip("\n") + "\n" for title in ordered), encoding="utf8")
 
 
 def _verdict(found: Findings) -> Iterator[str]:
     """The outcome in sentences that follow from the figures alone."""
     fusion, continued = found.row(FUSED.name), found.row(CONTINUED.name)
-    yield _sentence("Fusion", "continued training", fusion.less(continued))
+    yield compared("Fusion", "continued training", fusion.less(continued))
     seeds = [our - their for our, their in zip(fusion.means, continued.means, strict=True)]
     yield f"By seed: {', '.join(f'{difference:+.4f}' for difference in seeds)}."
     if found.setting == "b":
         yield from _order(found)
     else:
         single = min((found.row(arm.name) for arm in SINGLE), key=lambda row: row.mean)
-        yield _sentence("Fusion of three sources", f"the best single one, {single.name}", fusion.less(single))
+        yield compared("Fusion of three sources", f"the best single one, {single.name}", fusion.less(single))
         for row in found.rows:
             if row.name.startswith("distillation"):
-                yield _sentence("Fusion", row.name, fusion.less(row))
+                yield compared("Fusion", row.name, fusion.less(row))
                 share = (fusion.mean - continued.mean) / (row.mean - continued.mean)
                 yield f"Fusion gains {share:.0%} of what {row.name} gains over continued training."
 
 
-def _sentence(ours: str, theirs: str, difference: Interval) -> str:
+def compared(ours: str, theirs: str, difference: Interval) -> str:
+    """Whether the first is better, in a sentence."""
     if not difference.excludes_zero:
         return f"No difference is shown between {ours.lower()} and {theirs}: {_shown(difference)} bits per byte."
     word = "beats" if difference.high < 0 else "is worse than"
@@ -107,7 +128,7 @@ def _order(found: Findings) -> Iterator[str]:
     fusion = found.row(FUSED.name)
     for row in found.rows:
         if row.name.startswith(("ensemble", "experts merged")):
-            yield _sentence("Fusion", row.name, fusion.less(row))
+            yield compared("Fusion", row.name, fusion.less(row))
 
 
 def _kinds(ordered: Sequence[Row]) -> Iterator[str]:
@@ -120,7 +141,8 @@ def _kinds(ordered: Sequence[Row]) -> Iterator[str]:
             yield kind
 
 
-def _table(found: Findings) -> Iterator[str]:
+def table(found: Findings) -> Iterator[str]:
+    """The compared rows, domain by domain."""
     domains = list(found.rows[0].scores[0])
     continued = found.row(CONTINUED.name)
     yield f"| | {' | '.join(domains)} | mean | sd of seeds | less continued training | rate | weight | s a run |"
@@ -145,7 +167,8 @@ def _ablations(found: Findings) -> Iterator[str]:
         yield f"| {row.name} | {len(row.scores)} | {row.mean:.4f} | {differences} |"
 
 
-def _rates(found: Findings) -> Iterator[str]:
+def chosen(found: Findings) -> Iterator[str]:
+    """What each arm tried and chose."""
     setting = found.setting.upper()
     yield f"Validation bits per byte by peak learning rate (seed 0), chosen in bold; setting {setting}:"
     yield ""
@@ -173,17 +196,19 @@ def _grid(measured: Mapping[str, Mapping[float, float]]) -> Iterator[str]:
         yield f"| {arm} | {' | '.join(shown.get(value, '') for value in columns)} |"
 
 
-def _commands(findings: Sequence[Findings]) -> Iterator[str]:
+def commands(findings: Sequence[Findings]) -> Iterator[str]:
+    """The command of each arm's first run."""
+    spec = SETTINGS[findings[0].setting].spec
     yield "## Commands"
     yield ""
-    yield f"The overrides of `{SPEC}` in the first run of each arm. Any of them runs by itself after"
-    yield "`make experiment` has made the texts and models."
+    yield f"The overrides of `{spec}` in the first run of each arm. Any of them runs by itself after the"
+    yield "experiment has made its texts and models."
     for found in findings:
         for row in (*found.rows, *found.ablations):
             if row.overrides:
                 yield f"\n**{found.setting.upper()}, {row.name}**\n"
                 quoted = " ".join(f"'{override}'" if " " in override else override for override in row.overrides)
-                yield f"```sh\npython -m engine run {SPEC} {quoted}\n```"
+                yield f"```sh\npython -m engine run {spec} {quoted}\n```"
 
 
 def _differences(rows: Sequence[Row], continued: Row) -> dict[str, Interval]:
@@ -208,6 +233,7 @@ def _documents(findings: Sequence[Findings]) -> str:
     return "; ".join(said)
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Versions and cores, in words."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "transformers"))
     return f"Python {platform.python_version()}, {packages}, {os.cpu_count()} CPU cores"

@@ -17,16 +17,12 @@ import numpy as np
 from engine.model_files.checkpoint import Checkpoint
 from pipelines.evaluation.bits_per_byte import ScoredText, score_texts
 from pipelines.evaluation.ensemble import ensemble
-from pipelines.experiment.arms import SPEC, Run
+from pipelines.experiment.arms import SETTINGS, Run
 from pipelines.experiment.bootstrap import ScoredDomain, Scores, mean_bits_per_byte
 from pipelines.experiment.texts import read_texts
 
 #: Loading takes half of a run's time and does not fill a core, so two runs share two cores well.
 AT_ONCE = 2
-LONGEST_RUN_SECONDS = 600
-
-#: Blocks of 256 tokens, as in the runs; every token has at least half a block of context.
-WINDOW_TOKENS, STRIDE_TOKENS = 256, 128
 
 
 class Laboratory:
@@ -34,11 +30,13 @@ class Laboratory:
 
     Args:
         folder: of the experiment; relative, so that the commands on the results page have relative paths.
+        longest_run_seconds: after which a run has failed.
         say: called with a line about every finished run.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None]):
+    def __init__(self, folder: Path, longest_run_seconds: float, say: Callable[[str], None]):
         self.folder = folder
+        self._longest_run_seconds = longest_run_seconds
         self._say = say
         self._scorers = ProcessPoolExecutor(AT_ONCE, mp_context=multiprocessing.get_context("spawn"))
 
@@ -94,12 +92,13 @@ class Laboratory:
         started = time.monotonic()
         folder = run.folder(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "engine", "run", SPEC, *run.overrides(self.folder)]
+        spec = SETTINGS[run.arm.setting].spec
+        command = [sys.executable, "-m", "engine", "run", spec, *run.overrides(self.folder)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         log = folder / "console.log"
         with log.open("w") as output:
             ended = subprocess.run(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment, timeout=LONGEST_RUN_SECONDS
+                command, stdout=output, stderr=subprocess.STDOUT, env=environment, timeout=self._longest_run_seconds
             )
         if ended.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with exit code {ended.returncode}; see {log}")
@@ -113,8 +112,8 @@ def scored(folder: Path, setting: str, part: str, checkpoint: Path) -> dict[str,
     import torch
 
     torch.set_num_threads(1)
-    texts = read_texts(folder / "texts" / setting, part)
-    return score_texts(Checkpoint(str(checkpoint)), texts, WINDOW_TOKENS, STRIDE_TOKENS)
+    texts, window = read_texts(folder / "texts" / setting, part), SETTINGS[setting].window_tokens
+    return score_texts(Checkpoint(str(checkpoint)), texts, window, window // 2)
 
 
 def _by_document(scored_texts: dict[str, list[ScoredText]]) -> dict[str, ScoredDomain]:

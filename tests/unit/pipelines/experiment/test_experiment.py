@@ -7,7 +7,9 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from engine import load_spec
 from pipelines.experiment import arms
@@ -18,6 +20,9 @@ from pipelines.experiment.choices import choose_rates
 from pipelines.experiment.domains import DOCUMENT_CHARACTERS, LARGEST_SHARE, deal, folder_domains
 from pipelines.experiment.models import base_folder, expert_folder, expert_job
 from pipelines.experiment.page import PAPERS_ORDER, write_page
+from pipelines.experiment.real_page import write_real_chapter
+from pipelines.experiment.real_texts import QUOTAS as REAL_QUOTAS
+from pipelines.experiment.real_texts import REAL_CORPORA, write_real_texts
 from pipelines.experiment.results import Choice, Findings, Row
 from pipelines.experiment.texts import CORPUS, EXPERT_QUOTAS, HELD_OUT, VALIDATION, read_texts, write_texts
 from pipelines.quickstart.build import passages
@@ -31,6 +36,7 @@ EXPERT_RATES = {"docs": 3e-3, "code": 5e-3, "headers": 8e-3}
 ARMS = (
     *(arms.CONTINUED, arms.DISTILLED, arms.EQUAL, arms.FUSED, *arms.SINGLE, *arms.ABLATIONS, arms.PAPERS),
     *(arms.MIXED, arms.fused_experts(EXPERT_RATES)),
+    *(arm for corpus in REAL_CORPORA for arm in vars(arms.real_arms(corpus)).values()),
 )
 
 
@@ -98,12 +104,13 @@ def test_learning_rates_are_chosen_on_text_that_is_neither_learned_nor_reported(
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: f"{arm.setting} {arm.name}")
 def test_every_arm_is_a_spec(arm):
-    spec = load_spec(SPEC, Run(arm, 4e-3, 2).overrides(FOLDER))
+    shared = arms.SETTINGS[arm.setting].spec
+    spec = load_spec(shared, Run(arm, 4e-3, 2).overrides(FOLDER))
     assert (spec.run.seed, spec.training.optimizer.learning_rate) == (2, 4e-3)
     assert spec.corpus.paths == (str(FOLDER / "texts" / arm.setting / "corpus.jsonl"),)
-    assert spec.target_model.checkpoint.endswith("-2"), "a seed has a target of its own"
+    assert spec.target_model.checkpoint == str(arms.SETTINGS[arm.setting].beginning(FOLDER, 2))
     assert bool(spec.source_models) == arm.has_sources == (arm.name != "continued training")
-    assert spec.training.max_steps == load_spec(SPEC).training.max_steps, "arms differ in no number of steps"
+    assert spec.training.max_steps == arms.SETTINGS[arm.setting].max_steps
 
 
 def test_an_ablation_changes_one_thing():
@@ -208,3 +215,46 @@ def test_an_arm_takes_the_rate_and_weight_that_were_chosen():
     assert [(run.rate, run.weight) for run in found[arms.SINGLE[0]]] == [(5e-3, 0.1)] * 2
     assert "objective.lm_loss_weight=0.1" in found[arms.FUSED][1].overrides(FOLDER)
     assert "objective.lm_loss_weight=1.0" in found[arms.CONTINUED][0].overrides(FOLDER)
+
+
+def test_a_seed_has_a_target_of_its_own_where_targets_are_made_here():
+    for setting in ("a", "b"):
+        assert len({arms.SETTINGS[setting].beginning(FOLDER, seed) for seed in range(3)}) == 3
+
+
+def test_a_chapter_leaves_the_others(tmp_path):
+    path = tmp_path / "RESULTS.md"
+    german = arms.real_arms("german")
+    rows = [row(name, mean, seeds=2) for name, mean in (("target before", 1.7), ("continued training", 1.5))]
+    rows += [row(arm.name, 1.4, seeds=2) for arm in (german.gemma, german.itself, german.both)]
+    found = Findings("german", [Choice(german.gemma.name, {1e-4: 1.4, 2e-4: 1.5}, {0.2: 1.4})], rows)
+    write_real_chapter(path, [found], minutes=3.0)
+    alone = path.read_text(encoding="utf8")
+    assert "**Fusion with Gemma beats continued training** by -0.1000" in alone
+    assert "No difference is shown between fusion with both and fusion with Gemma alone" in alone
+    both = page(tmp_path, 2.4)
+    assert both.startswith("# Does fusion work?") and both.endswith(alone)
+    write_real_chapter(path, [found], minutes=3.0)
+    assert path.read_text(encoding="utf8") == both
+
+
+def test_real_texts_share_no_chapter(tmp_path):
+    tables = {"id": [], "text": []}
+    for chapter in range(120):
+        tables["id"].append(str(chapter))
+        tables["text"].append(f"chapter {chapter} ".ljust(2500, "x"))
+    for name in REAL_CORPORA["mixture"].files:
+        parquet.write_table(pyarrow.table(tables), tmp_path / f"{name}.parquet")
+    write_real_texts(tmp_path / "texts", tmp_path)
+    for corpus, (names, _) in REAL_CORPORA.items():
+        chapters = {}
+        for part in (HELD_OUT, VALIDATION):
+            found = read_texts(tmp_path / "texts" / corpus, part)
+            assert set(found) == set(names)
+            chapters[part] = {text for texts in found.values() for text in texts}
+        lines = (tmp_path / "texts" / corpus / f"{CORPUS}.jsonl").read_text(encoding="utf8").splitlines()
+        assert (
+            REAL_QUOTAS[CORPUS] * 0.9 < sum(len(json.loads(line)["text"]) for line in lines) < REAL_QUOTAS[CORPUS] * 1.3
+        )
+    with pytest.raises(ValueError, match=r"lacks handbook_de\.parquet"):
+        write_real_texts(tmp_path / "texts", tmp_path / "elsewhere")

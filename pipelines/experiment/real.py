@@ -1,0 +1,67 @@
+"""``python -m pipelines.experiment.real``: fusion of published models; writes its chapter of the results page.
+
+Finished work stays in the folder and is not repeated, so a stopped experiment continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.experiment.__main__ import model_row, run_row, trained_runs
+from pipelines.experiment.arms import REAL_RATES, REAL_WEIGHTS, real_arms
+from pipelines.experiment.choices import choose
+from pipelines.experiment.real_models import place_models, smollm2_file
+from pipelines.experiment.real_page import write_real_chapter
+from pipelines.experiment.real_texts import REAL_CORPORA, write_real_texts
+from pipelines.experiment.results import Findings
+from pipelines.experiment.runs import Laboratory
+
+SEEDS = 2
+LONGEST_RUN_SECONDS = 3600
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = _parser().parse_args(arguments)
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{(time.monotonic() - started) / 60:6.1f} min  {line}", flush=True)
+
+    place_models(options.folder)
+    write_real_texts(options.folder / "texts", options.corpora)
+    say("models and texts are in place")
+    with Laboratory(options.folder, LONGEST_RUN_SECONDS, say) as laboratory:
+        found = []
+        for corpus in options.only or REAL_CORPORA:
+            found.append(on_corpus(laboratory, corpus, sorted(options.rates), range(options.seeds)))
+            write_real_chapter(options.page, found, (time.monotonic() - started) / 60)
+            say(f"{corpus} is on {options.page}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.experiment.real", description=__doc__.splitlines()[0])
+    parser.add_argument("corpora", type=Path, help="a folder with handbook_de.parquet and the others")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/experiment-real"), help="keeps texts and runs")
+    parser.add_argument("--page", type=Path, default=Path("pipelines/experiment/RESULTS.md"))
+    parser.add_argument("--only", nargs="+", choices=list(REAL_CORPORA), help="corpora; all if not given")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--rates", type=float, nargs="+", default=REAL_RATES, help="peak learning rates to choose from")
+    return parser
+
+
+def on_corpus(laboratory: Laboratory, corpus: str, rates: Sequence[float], seeds: Sequence[int]) -> Findings:
+    """Compare the arms on one corpus: continued training and fusion with Gemma at their own rates."""
+    arms = real_arms(corpus)
+    choices = choose(laboratory, (arms.continued, arms.gemma), rates, REAL_WEIGHTS)
+    trained = trained_runs((arms.continued, arms.gemma, arms.itself, arms.both), choices, seeds)
+    laboratory.run([run for runs in trained.values() for run in runs])
+    rows = [model_row(laboratory, corpus, "target before", [smollm2_file(laboratory.folder)] * len(seeds))]
+    return Findings(corpus, choices, [*rows, *(run_row(laboratory, arm, runs) for arm, runs in trained.items())])
+
+
+if __name__ == "__main__":
+    main()

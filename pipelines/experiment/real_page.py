@@ -1,0 +1,43 @@
+"""Write the results page's chapter on real models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipelines.experiment.arms import REAL_SPEC, real_arms
+from pipelines.experiment.bootstrap import LEVEL
+from pipelines.experiment.page import chosen, commands, compared, machine, table, write_chapter
+from pipelines.experiment.real_texts import QUOTAS
+from pipelines.experiment.results import Findings
+from pipelines.experiment.texts import CORPUS, HELD_OUT
+
+INTRODUCTION = """\
+# Real models
+
+Written by `make experiment-real`; do not edit. The target is SmolLM2-135M, the sources are Gemma-3-270M and the target
+itself, all from files of 4 bits; runs of `python -m engine run {spec}`. Each corpus has {corpus:,} bytes to learn
+and {held_out:,} to report on, from other chapters or articles. Continued training and fusion with Gemma have chosen
+their learning rates, and fusion its `lm_loss_weight`, with seed 0 on validation text of their own; fusion with the
+target itself and with both takes Gemma's. A seed changes the order of the corpus. Brackets are {level:.0%} intervals
+of a bootstrap over seeds and documents, paired.
+
+{machine}. {minutes:.0f} minutes for the last start, which does not repeat finished work.
+"""
+
+
+def write_real_chapter(path: Path, findings: Sequence[Findings], minutes: float) -> None:
+    """Write the chapter, and leave the others of the page as they are."""
+    sizes = {"corpus": QUOTAS[CORPUS], "held_out": QUOTAS[HELD_OUT]}
+    lines = [INTRODUCTION.format(spec=REAL_SPEC, level=LEVEL, machine=machine(), minutes=minutes, **sizes)]
+    for found in findings:
+        lines += [f"## {found.setting.capitalize()}", "", *_verdict(found), "", *table(found), "", *chosen(found), ""]
+    write_chapter(path, [*lines, *commands(findings)])
+
+
+def _verdict(found: Findings) -> Iterator[str]:
+    arms = real_arms(found.setting)
+    continued, gemma, both = (found.row(arm.name) for arm in (arms.continued, arms.gemma, arms.both))
+    yield compared("Fusion with Gemma", "continued training", gemma.less(continued))
+    yield compared("Fusion with both", "continued training", both.less(continued))
+    yield compared("Fusion with both", "fusion with Gemma alone", both.less(gemma))

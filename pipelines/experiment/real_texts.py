@@ -1,0 +1,66 @@
+"""The texts of the experiment on real models: two languages that the target hardly knows, English, and a mixture."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pipelines.experiment.domains import deal, rows_of
+from pipelines.experiment.texts import CORPUS, HELD_OUT, SEED, VALIDATION, write_documents
+
+
+class RealCorpus(NamedTuple):
+    """One corpus of the experiment.
+
+    Attributes:
+        files: that it is made of, without their ending.
+        steps: of training in one pass, of two blocks of 512 tokens.
+    """
+
+    files: Sequence[str]
+    steps: int
+
+
+REAL_CORPORA: Mapping[str, RealCorpus] = {
+    "german": RealCorpus(("handbook_de",), 27),
+    "french": RealCorpus(("handbook_fr",), 22),
+    "encyclopaedia": RealCorpus(("wiki",), 19),
+    "mixture": RealCorpus(("handbook_de", "handbook_fr", "handbook_en", "wiki", "drama", "speeches"), 25),
+}
+
+#: One chapter or article gives a part at most its quota divided by this.
+LARGEST_SHARE = 2
+
+#: Bytes of each part, dealt to the corpus's files in equal shares; chapters and articles go whole into one part.
+QUOTAS = {HELD_OUT: 48_000, VALIDATION: 18_000, CORPUS: 72_000}
+
+
+def write_real_texts(folder: Path, corpora: Path) -> None:
+    """Write a folder for each of ``REAL_CORPORA``, as ``pipelines.experiment.texts.write_texts`` does.
+
+    Args:
+        corpora: a folder with the files as Parquet, with a column ``text``.
+
+    Raises:
+        ValueError: a file is missing.
+    """
+    missing = sorted(
+        {name for found in REAL_CORPORA.values() for name in found.files if not _file(corpora, name).exists()}
+    )
+    if missing:
+        raise ValueError(f"{corpora} lacks {', '.join(f'{name}.parquet' for name in missing)}")
+    for corpus, (names, _) in REAL_CORPORA.items():
+        quotas = {part: size // len(names) for part, size in QUOTAS.items()}
+        parts = [deal(rows_of(_file(corpora, name)), quotas, SEED, LARGEST_SHARE) for name in names]
+        for part in (HELD_OUT, VALIDATION):
+            for name, found in zip(names, parts, strict=True):
+                write_documents(folder / corpus / f"{part}_{name}.jsonl", found[part])
+        documents = [document for found in parts for document in found[CORPUS]]
+        random.Random(SEED).shuffle(documents)
+        write_documents(folder / corpus / f"{CORPUS}.jsonl", documents)
+
+
+def _file(corpora: Path, name: str) -> Path:
+    return corpora / f"{name}.parquet"
