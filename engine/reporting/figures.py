@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from engine.history.result import TRAIN, RunResult, StageTotals, StepRecord, StopReason
 from engine.history.totals import ratio
+from engine.reporting.starvation import Load, starvation
 
 #: Why a run ended, in words.
 ENDED_BY: dict[StopReason, str] = {
@@ -46,6 +47,8 @@ def run_figures(result: RunResult) -> Rows:
     figures |= _training_figures(result.history)
     figures |= _held_out_figures(result)
     figures["slowest stage"] = slowest_stage(result)
+    if advice := starvation(*_loads(result)):
+        figures["to grow"] = advice
     if restarts := training_restarts(result.stages):
         figures["training restarts"] = f"{restarts}, each from the last checkpoint"
     figures["skipped rows"] = f"{len(result.skipped):,}"
@@ -108,6 +111,15 @@ def slowest_stage(result: RunResult) -> str:
     if name in {source.name for source in result.sources}:
         return f"{work}: more replicas of it would help most"
     return f"{work}: the others wait for it"
+
+
+def _loads(result: RunResult) -> tuple[list[Load], float]:
+    """The loads of all pools before training, and the busy share of training without its first step, which waits for
+    all models to load."""
+    later = result.history[1:]
+    seconds = sum(record.seconds for record in later)
+    loads = [Load(stage.name, stage.replicas, busy_share(stage)) for stage in result.stages if stage.name != TRAIN]
+    return loads, 1.0 - ratio(sum(record.wait_seconds for record in later), seconds)
 
 
 def _training_figures(history: Sequence[StepRecord]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from engine.history.result import TRAIN, Progress, StageTotals
 from engine.history.totals import ratio
 from engine.reporting.figures import busy_share, replicas
+from engine.reporting.starvation import Load, starvation
 from engine.spec import FusionSpec
 
 #: The window of the rates: several batches of a large source model, yet short enough to show a change.
@@ -104,6 +105,22 @@ class FlowRates:
         else:
             words = f"{slowest.name} is {100 * slowest.busy_share:.0f} % busy: the others wait for it"
         return "; ".join(filter(None, (words, waits)))
+
+    def loads(self) -> tuple[list[Load], float]:
+        """The loads of all pools before training, and the share of its time that training works.
+
+        The latter is NaN until the window contains two steps: the first one has waited for all models to load.
+        """
+        counts = {stage.name: stage.replicas for stage in (self._looks[-1].stages.values() if self._looks else ())}
+        shares = {rate.name: rate.busy_share for rate in self.stages()}
+        training = shares.pop(TRAIN, math.nan)
+        if math.isnan(self.seconds_per_step):
+            training = math.nan
+        return [Load(name, counts[name], share) for name, share in shares.items()], training
+
+    def starvation(self) -> str:
+        """Say which pools to grow and by how much, while training waits for data; else empty."""
+        return starvation(*self.loads())
 
     def _rate(self, stage: StageTotals, has_input: bool) -> StageRate:
         first = next(look for look in self._looks if stage.name in look.stages)

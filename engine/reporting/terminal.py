@@ -208,7 +208,7 @@ def _stage_table(rates: Sequence[StageRate]) -> Table:
 
 def _remarks(state: RunState) -> list[str]:
     picture = state.picture
-    remarks = []
+    remarks = [text for text in (state.rates.starvation(),) if text]
     if picture.skipped:
         first, plural = picture.skipped[0], "s" * (picture.num_skipped > 1)
         remarks.append(

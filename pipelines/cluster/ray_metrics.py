@@ -6,6 +6,8 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from engine.history.result import Progress, StageTotals, StepRecord
 from engine.reporting.measurements import STEP_FAMILIES, measurements
+from engine.reporting.rates import FlowRates
+from engine.reporting.starvation import replicas_needed
 from engine.spec import FusionSpec
 
 PREFIX = "knowledge_fusion_"
@@ -50,14 +52,24 @@ class RayMetrics:
             for name, meaning in STAGE_COUNTERS.items()
         }
         self._replicas = Gauge(PREFIX + "stage_replicas", "Replicas of a stage", _tag_keys("stage"))
+        meaning = "Replicas of a stage that would keep training busy, at the rates of the last half minute"
+        self._needed = Gauge(PREFIX + "stage_replicas_needed", meaning, tag_keys=_tag_keys("stage"))
+        self._rates = FlowRates(spec)
+        self._last_step = 0
         self._seen: dict[str, StageTotals] = {}
 
     def see(self, picture: Progress, now: float) -> None:
         """Export the new numbers of a snapshot."""
         for record in picture.steps:
             self._add_step(record)
+            self._last_step = record.step
         for stage in picture.stages:
             self._add_stage(stage)
+        self._rates.update(picture, self._last_step, now)
+        loads, training = self._rates.loads()
+        if training > 0.0:
+            for load in loads:
+                self._needed.set(replicas_needed(load, training), self._run | {"stage": load.name})
 
     def close(self) -> None:
         """Nothing to do: every number is exported at once."""

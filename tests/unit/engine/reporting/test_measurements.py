@@ -106,6 +106,7 @@ def test_ray_gets_gauges_counters_and_histograms(monkeypatch):
     metrics.see(Progress(steps=(step(1), step(2)), stages=(StageTotals("llama", 40, 500, 3.0, 1.0, 2, 2),)), 0.0)
     metrics.see(Progress(stages=(StageTotals("llama", 60, 700, 4.0, 1.0, 2, 2),)), 1.0)
     metrics.close()
+    assert not any("needed" in name for name, *_ in written), "before training has a rate"
     run = ("run", "trial")
     expected = {
         ("loss", ("part", "objective"), run): [3.0, 1.5],
@@ -120,6 +121,19 @@ def test_ray_gets_gauges_counters_and_histograms(monkeypatch):
     }
     for (name, *tags), values in expected.items():
         assert written[f"knowledge_fusion_{name}", *tags] == pytest.approx(values), name
+
+
+def test_ray_gets_the_replicas_that_keep_training_busy(monkeypatch):
+    written = defaultdict(list)
+    for kind in ("Gauge", "Counter", "Histogram"):
+        monkeypatch.setattr(f"pipelines.cluster.ray_metrics.{kind}", partial(Recorder, written))
+    metrics = RayMetrics(spec())
+    for number in (1, 2):
+        source = StageTotals("llama", 40, 500, 10.0 * number, 0.0, 2, 2)
+        train = StageTotals("train", 40, 500, 4.0 * number, 6.0 * number, 1, 1)
+        metrics.see(Progress(steps=(step(number),), stages=(source, train)), 10.0 * number)
+    name = "knowledge_fusion_stage_replicas_needed"
+    assert written[name, ("run", "trial"), ("stage", "llama")] == [5], "2 / 0.4"
 
 
 def events(folder):

@@ -83,6 +83,15 @@ def test_the_slowest_stage_and_the_wait_for_data_are_named(state):
     words = "gpt2-code is 95 % busy: the others wait for it; training waits for data 40 % of the time"
     assert state.rates.bottleneck() == words
     assert words in line(state)
+    assert "gpt2-code: add 1 replica, training waits 40 %" in line(state)
+    assert "gpt2-code: add 1 replica, training waits 40 %" in shown(panel(state))
+
+
+def test_no_replica_is_asked_for_before_the_second_step():
+    first = RunState(SPEC, now=0.0)
+    picture = stages(100, train=(1.0, 99.0), llama_docs=(20.0, 20.0), gpt2_code=(40.0, 0.0))
+    first.update(Progress(stages=picture, steps=(replace(STEP, step=1),)), now=40.0)
+    assert "add" not in line(first)
 
 
 def test_a_slow_trainer_is_named_as_such():
@@ -282,6 +291,14 @@ def test_the_summary_shows_restarts_of_training(result):
     restarted = replace(result, stages=(*result.stages, train))
     assert ("training restarts", "2, each from the last checkpoint") in run_figures(restarted).rows
     assert "training restarts" not in dict(run_figures(result).rows)
+
+
+def test_the_summary_says_which_pool_to_grow(result):
+    """The first step, which has waited for all models to load, does not count."""
+    first, last = result.history
+    starved = (replace(first, seconds=99.0, wait_seconds=98.0), replace(last, seconds=10.0, wait_seconds=5.0))
+    figures = dict(run_figures(replace(result, history=starved)).rows)
+    assert figures["to grow"] == "gpt2-code: add 2 replicas, training waits 50 %"
 
 
 def test_a_run_without_a_step_has_a_summary(result):
