@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import psutil
 
+from actors.training.checkpoint_index import checkpoints_folder, complete, read_state
 from tests.support.paths import ROOT
 
 CORPUS = ROOT / "pipelines/quickstart/corpus/train.jsonl"
@@ -27,14 +29,17 @@ class InterruptedRun:
     """A run of ``python -m engine`` and its folder; a test may start it several times.
 
     Args:
-        folder: holds the corpus, the log and all output of the run.
+        folder: holds the log.
         overrides: changes of the quickstart's spec, ``section.field=value``.
+        store: folder or URL that holds the corpus and all output; by default the folder of the log.
     """
 
-    def __init__(self, folder: Path, *overrides: str):
-        self.folder = folder
-        self.corpus = folder / "corpus.jsonl"
-        self.corpus.write_text("\n".join(CORPUS.read_text(encoding="utf8").splitlines()[:DOCUMENTS]), encoding="utf8")
+    def __init__(self, folder: Path, *overrides: str, store: str = ""):
+        self._log, self._store = folder / "log.txt", store or str(folder)
+        self._output = f"{self._store}/out"
+        self.corpus = f"{self._store}/corpus.jsonl"
+        with fsspec.open(self.corpus, "w", encoding="utf8") as file:
+            file.write("\n".join(CORPUS.read_text(encoding="utf8").splitlines()[:DOCUMENTS]))
         self._overrides = overrides
         self.process: subprocess.Popen | None = None
 
@@ -42,13 +47,13 @@ class InterruptedRun:
         """Start the run, or start it again, with further overrides, in a session of its own that can be sent Ctrl-C."""
         command = [
             *(sys.executable, "-m", "engine", "run", "pipelines/specs/quickstart.yaml", "evaluation.corpora={}"),
-            *(f"run.output_dir={self.folder / 'out'}", f"alignment.cache_dir={self.folder / 'tables'}"),
+            *(f"run.output_dir={self._output}", f"alignment.cache_dir={self._store}/tables"),
             "source_models=[{name: gpt2-code, checkpoint: pipelines/quickstart/models/gpt2-code, dtype: float32}]",
             *(f"corpus.paths=[{self.corpus}]", "training.max_steps=1000", "training.checkpoint_every_steps=2"),
             "training.num_workers=1",
             *(*self._overrides, *overrides),
         ]
-        with open(self.folder / "log.txt", "a") as log:
+        with open(self._log, "a") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         return self
 
@@ -72,7 +77,7 @@ class InterruptedRun:
     @property
     def log(self) -> str:
         """The last 4,000 characters that all starts have printed."""
-        return (self.folder / "log.txt").read_text()[-4000:]
+        return self._log.read_text()[-4000:]
 
     def wait_for(self, condition: Callable[[], Any]) -> Any:
         """Return the first true value of ``condition``; fail if the run ends before or takes too long."""
@@ -85,7 +90,7 @@ class InterruptedRun:
 
     def wait_for_step(self, step: int) -> None:
         """Wait for a checkpoint of this step or a later one."""
-        self.wait_for(lambda: any(int(name.parent.name[5:]) >= step for name in self._checkpoints()))
+        self.wait_for(lambda: any(_step(checkpoint) >= step for checkpoint in self._checkpoints()))
 
     def processes(self, name: str) -> list[psutil.Process]:
         """The run's processes whose title contains ``name``, without children that they have just forked."""
@@ -101,7 +106,7 @@ class InterruptedRun:
     @property
     def state(self) -> dict[str, Any]:
         """The journal of the newest complete checkpoint."""
-        return json.loads(self._checkpoints()[-1].read_text())
+        return read_state(self._checkpoints()[-1])
 
     @property
     def curve(self) -> list[tuple[float, ...]]:
@@ -112,7 +117,8 @@ class InterruptedRun:
     @property
     def report(self) -> str:
         """The run's report."""
-        return (self.folder / "out" / "report.html").read_text()
+        with fsspec.open(f"{self._output}/report.html", "r", encoding="utf8") as file:
+            return file.read()
 
     def check_exactly_once(self) -> None:
         """Check that each byte of the corpus was learned in one passage and each step is in the journal once."""
@@ -121,13 +127,19 @@ class InterruptedRun:
         assert [record["step"] for record in history] == list(range(1, state["step"] + 1))
         assert len(state["learned"]) == len(set(state["learned"]))
         assert sum(record["passages"] for record in history) == len(state["learned"])
-        texts = [json.loads(row)["text"] for row in self.corpus.read_text(encoding="utf8").splitlines()]
+        with fsspec.open(self.corpus, "r", encoding="utf8") as file:
+            texts = [json.loads(row)["text"] for row in file]
         assert sum(record["bytes"] for record in history) == sum(len(text.encode("utf8")) for text in texts)
         documents = {name.rsplit(":", 1)[0] for name in state["learned"]}
         assert documents == {f"0/{self.corpus}:{row}" for row in range(1, len(texts) + 1)}
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "out" / "checkpoints").glob("*/state.json"))
+    def _checkpoints(self) -> list[str]:
+        return complete(checkpoints_folder(self._output))
+
+
+def _step(checkpoint: str) -> int:
+    """The step in a checkpoint's name, ``step-00000010``."""
+    return int(checkpoint.rpartition("-")[2])
 
 
 def _title(process: psutil.Process | None) -> str:

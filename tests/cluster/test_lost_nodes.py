@@ -1,0 +1,83 @@
+"""Three Ray nodes on one machine, the sources on two of them and training on the third, die like real ones."""
+
+import secrets
+
+import psutil
+import pytest
+from ray._raylet import AuthenticationTokenLoader
+from ray.cluster_utils import Cluster
+
+from pipelines.cluster.session import LOCAL, QUIET
+from tests.cluster.conftest import OVERRIDES
+from tests.support.interrupted_runs import InterruptedRun
+
+pytestmark = pytest.mark.timeout(600)
+
+#: Shared memory of each node, and logical CPUs: those of one source node are enough for all replicas.
+STORE_BYTES, CPUS = 2**28, 8
+
+#: Ray notices a lost node after about two seconds instead of fifteen.
+SOON_MISSED = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+
+
+class ThreeNodes:
+    """A head without CPUs, two nodes for source models and one for training; each has the label ``pool``."""
+
+    def __init__(self) -> None:
+        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "_system_config": SOON_MISSED}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.sources = [self.add("sources"), self.add("sources")]
+        self.training = self.add("training")
+        self.address = self._cluster.address
+
+    def add(self, pool: str):
+        """Start a node with a label."""
+        return self._cluster.add_node(num_cpus=CPUS, object_store_memory=STORE_BYTES, labels={"pool": pool})
+
+    def replicas(self, node) -> int:
+        """How many replicas of source models work on a node."""
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        return sum("SourceModel" in " ".join(worker.cmdline()) for worker in raylet.children())
+
+    def kill(self, node) -> None:
+        """SIGKILL to all processes of a node."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def shutdown(self) -> None:
+        """End all that are left."""
+        self._cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """Three nodes, joined by whatever run this test starts."""
+    for name, value in {**QUIET, **LOCAL, "RAY_AUTH_TOKEN": secrets.token_hex(32)}.items():
+        monkeypatch.setenv(name, value)
+    AuthenticationTokenLoader.instance().reset_cache()
+    nodes = ThreeNodes()
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    yield nodes
+    nodes.shutdown()
+
+
+def test_a_run_outlives_a_source_node_and_waits_for_its_training_node(tmp_path, nodes, undisturbed_curve):
+    """At least two replicas die with their node, although none may die by itself; training does not start again."""
+    overrides = (
+        *OVERRIDES,
+        "source_models.0.replicas=4",
+        "source_models.0.max_restarts=0",
+        "cluster.source_model_labels={pool: sources}",
+        "cluster.training_labels={pool: training}",
+    )
+    with InterruptedRun(tmp_path, *overrides).start() as run:
+        run.wait_for_step(4)
+        fullest = max(nodes.sources, key=nodes.replicas)
+        assert nodes.replicas(fullest) >= 2
+        nodes.kill(fullest)
+        run.wait_for_step(16)
+        nodes.kill(nodes.training)
+        nodes.add("training")
+        assert run.wait() == 0, run.log
+        run.check_exactly_once()
+        assert run.curve == undisturbed_curve
+        assert "1, each from the last checkpoint" in run.report, "training started again for its own node alone"
