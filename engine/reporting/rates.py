@@ -66,12 +66,16 @@ class FlowRates:
     def __init__(self, spec: FusionSpec):
         self._spec = spec
         self._looks: deque[_Look] = deque()
+        self._changes: dict[str, list[tuple[float, int]]] = {}
 
     def update(self, picture: Progress, step: int, now: float) -> None:
         """Take in a picture. Drop those that are too old, except the last one before the window."""
         self._looks.append(_Look(now, step, {stage.name: stage for stage in picture.stages}))
         while len(self._looks) > 2 and self._looks[1].now <= now - WINDOW_SECONDS:
             self._looks.popleft()
+        self._note("", step, now)
+        for stage in picture.stages:
+            self._note(stage.name, stage.tokens, now)
 
     def stages(self) -> list[StageRate]:
         """All stages that have reported, in the order of the stream."""
@@ -86,9 +90,11 @@ class FlowRates:
 
     @property
     def seconds_per_step(self) -> float:
-        """Wall time of a step, NaN until the window contains two steps."""
+        """Wall time of a step, NaN before the second step."""
         looks = [look for look in self._looks if look.step]
-        return ratio(looks[-1].now - looks[0].now, looks[-1].step - looks[0].step) if looks else math.nan
+        if looks and looks[-1].step > looks[0].step:
+            return (looks[-1].now - looks[0].now) / (looks[-1].step - looks[0].step)
+        return ratio(1.0, self._slow_rate("")) if self._changes.get("", [(0.0, 0)])[0][1] else math.nan
 
     def bottleneck(self) -> str:
         """Say which stage the others wait for, and how long training waits for data."""
@@ -128,10 +134,32 @@ class FlowRates:
         return StageRate(
             name=stage.name,
             passages=stage.passages,
-            tokens_per_second=ratio(stage.tokens - earlier.tokens, seconds) if stage.tokens else math.nan,
+            tokens_per_second=self._tokens_per_second(stage, earlier, seconds),
             busy_share=self._recent_busy_share(stage, earlier, has_input),
             replicas=replicas(stage),
         )
+
+    def _tokens_per_second(self, stage: StageTotals, earlier: StageTotals, seconds: float) -> float:
+        if stage.tokens > earlier.tokens:
+            return ratio(stage.tokens - earlier.tokens, seconds)
+        return self._slow_rate(stage.name) if stage.tokens else math.nan
+
+    def _note(self, name: str, count: int, now: float) -> None:
+        """Keep the last two changes of a stage's tokens, or of the number of steps, which has the name ``""``."""
+        changes = self._changes.setdefault(name, [])
+        if not changes or changes[-1][1] != count:
+            changes.append((now, count))
+            del changes[:-2]
+
+    def _slow_rate(self, name: str) -> float:
+        """Units per second of what changes less than once in a window, NaN before its second change.
+
+        The rate falls while the next change is later than the last one was.
+        """
+        if len(self._changes.get(name, ())) < 2:
+            return math.nan
+        (before, start), (last, end) = self._changes[name]
+        return (end - start) / max(last - before, self._looks[-1].now - last)
 
     def _recent_busy_share(self, stage: StageTotals, earlier: StageTotals, has_input: bool) -> float:
         """Busy share within the window.

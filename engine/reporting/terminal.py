@@ -101,6 +101,7 @@ class RunState:
         self.rates = FlowRates(spec)
         self._began = time.monotonic() if now is None else now
         self.elapsed_seconds = 0.0
+        self._started: dict[str, float] = {}
 
     @property
     def last_step(self) -> int:
@@ -125,6 +126,8 @@ class RunState:
         self.evaluated = next((record for record in reversed(picture.steps) if record.held_out), self.evaluated)
         self.tokens += sum(record.tokens for record in picture.steps)
         self.elapsed_seconds = now - self._began
+        for stage in picture.stages:
+            self._started.setdefault(stage.name, self.elapsed_seconds)
         self.rates.update(picture, self.last_step, now)
 
     @property
@@ -133,13 +136,18 @@ class RunState:
         if self.step is not None:
             return self.rates.bottleneck()
         sources = [source.name for source in self.spec.source_models]
-        waiting = [name for name in sources if name not in {stage.name for stage in self.picture.stages}]
+        passages = {stage.name: stage.passages for stage in self.picture.stages}
+        loading = [f"{name} {self._seconds_since_start(name)}" for name in sources if passages.get(name) == 0]
+        if loading:
+            return f"loading {', '.join(loading)}"
         seconds = f"{self.elapsed_seconds:.0f} s"
-        if waiting == sources and sources:
-            return f"starting {len(sources)} source model{'s' * (len(sources) > 1)} ... {seconds}"
-        if waiting:
-            return f"waiting for the first passages of {', '.join(waiting)} ... {seconds}"
+        missing = [name for name in sources if name not in passages]
+        if missing:
+            return f"starting {', '.join(missing)} ... {seconds}"
         return f"waiting for the first step ... {seconds}"
+
+    def _seconds_since_start(self, stage: str) -> str:
+        return f"{self.elapsed_seconds - self._started[stage]:.0f} s"
 
 
 def line(state: RunState) -> str:

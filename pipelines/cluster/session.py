@@ -38,8 +38,8 @@ LOCAL = {
     # All stages start together. Ray would start one worker for each core at a time, and warn the user of the others.
     "RAY_worker_maximum_startup_concurrency": str(max(16, os.cpu_count() or 1)),
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that watches for machines that a cloud takes back
-    # Ray gives its workers the lowest priority but four. On a machine with other work to do they would hardly run: one
-    # busy loop on each core made a run's last seconds take minutes.
+    # Ray gives its workers the lowest priority but four. On a machine with other work to do they would hardly run: by
+    # the kernel's weights they get a thirtieth of a core beside one busy loop.
     "RAY_worker_niceness": "0",
 }
 

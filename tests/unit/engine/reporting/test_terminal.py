@@ -21,6 +21,7 @@ from engine.history.result import (
     StageTotals,
 )
 from engine.reporting.figures import duration, run_figures, share, stage_rows
+from engine.reporting.rates import FlowRates
 from engine.reporting.terminal import ProgressDisplay, RunState, line, panel, show_evaluation, show_summary
 from engine.spec.loading import parse
 from tests.support.paths import ROOT
@@ -111,11 +112,27 @@ def test_no_stage_is_blamed_when_none_is_busy():
 def test_loading_is_shown_with_its_time():
     state = RunState(SPEC, now=0.0)
     state.update(Progress(), now=12.0)
-    assert line(state) == "trial | starting 2 source models ... 12 s"
-    state.update(Progress(stages=stages(8, llama_docs=(1.0, 0.0))), now=13.0)
-    assert "waiting for the first passages of gpt2-code ... 13 s" in shown(panel(state))
-    state.update(Progress(stages=stages(8, llama_docs=(1.0, 0.0), gpt2_code=(1.0, 0.0))), now=14.0)
-    assert state.headline == "waiting for the first step ... 14 s"
+    assert line(state) == "trial | starting llama-docs, gpt2-code ... 12 s"
+    loading = (StageTotals("llama-docs", replicas=1, starts=1),)
+    state.update(Progress(stages=loading), now=13.0)
+    state.update(Progress(stages=loading), now=25.0)
+    assert line(state) == "trial | loading llama-docs 12 s"
+    state.update(Progress(stages=stages(8, llama_docs=(1.0, 0.0))), now=26.0)
+    assert "starting gpt2-code ... 26 s" in shown(panel(state))
+    state.update(Progress(stages=stages(8, llama_docs=(1.0, 0.0), gpt2_code=(1.0, 0.0))), now=27.0)
+    assert state.headline == "waiting for the first step ... 27 s"
+
+
+def test_a_step_longer_than_the_window_has_a_rate():
+    rates = FlowRates(SPEC)
+    for now in range(0, 261, 10):  # a step of 500 tokens every 100 s, looked at in windows of 30 s
+        rates.update(Progress(stages=(StageTotals("train", tokens=500 * (now // 100)),)), now // 100, float(now))
+        if now >= 200:
+            assert rates.train_tokens_per_second > 0
+    assert rates.train_tokens_per_second == pytest.approx(5.0)
+    assert rates.seconds_per_step == pytest.approx(100.0)
+    rates.update(Progress(stages=(StageTotals("train", tokens=1000),)), 2, 400.0)
+    assert rates.train_tokens_per_second == pytest.approx(2.5), "the next step is late"
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
