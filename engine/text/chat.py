@@ -206,15 +206,17 @@ class ChatTemplate:
             marked: the rendering.
             data: its bytes.
         """
-        tokens, offsets = self._tokenizer.tokens(marked.text, self._tokenizer_of_marks, self._control_ids)
-        pieces = [self._bytes_of_ids[token] for token in tokens]
-        if b"".join(pieces) == data:
-            places = [place for place, token in enumerate(tokens) if token in self._ids_of_marks]
-            ends = np.cumsum(np.fromiter(map(len, pieces), np.int32, len(pieces)), dtype=np.int32)
-        else:
-            places, ends = self._marks_and_ends(marked.text, tokens, offsets)
+        backend = self._tokenizer_of_marks
+        tokens = backend.encode_batch_fast([marked.text], add_special_tokens=False)[0].ids  # without offsets, cheaper
+        if not self._control_ids.isdisjoint(tokens):
+            tokens, _ = self._tokenizer.tokens(marked.text, backend, self._control_ids)
         ids = np.array(tokens, np.int32)
-        ids[places] = [self._ids_of_marks[tokens[place]] for place in places]
+        if b"".join([self._bytes_of_ids[token] for token in tokens]) == data:
+            return self._ids_without_marks[ids], np.cumsum(self._lengths_of_ids[ids], dtype=np.int32)
+        tokens, offsets = self._tokenizer.tokens(marked.text, backend, self._control_ids)
+        places, ends = self._marks_and_ends(marked.text, tokens, offsets)
+        ids = np.array(tokens, np.int32)
+        ids[places] = self._ids_without_marks[ids[places]]
         return ids, ends
 
     def _marks_and_ends(self, text: str, tokens: Sequence[int], offsets: Offsets) -> tuple[list[int], np.ndarray]:
@@ -297,6 +299,18 @@ class ChatTemplate:
         for text, mark in self._marks_of_strings.items():
             found[self._tokenizer_of_marks.token_to_id(mark)] = text.encode("utf8")
         return found
+
+    @cached_property
+    def _lengths_of_ids(self) -> np.ndarray:
+        """The bytes that each id of the tokenizer of marks takes up in a rendering, int32."""
+        return np.array([len(data) for data in self._bytes_of_ids], np.int32)
+
+    @cached_property
+    def _ids_without_marks(self) -> np.ndarray:
+        """The model's id for each id of the tokenizer of marks, int32: a mark's is that of its control token."""
+        ids = np.arange(len(self._bytes_of_ids), dtype=np.int32)
+        ids[list(self._ids_of_marks)] = list(self._ids_of_marks.values())
+        return ids
 
     @cached_property
     def _ids_of_marks(self) -> dict[int, int]:
