@@ -38,7 +38,7 @@ _PART = re.compile(r".*-\d+-of-\d+\.(safetensors|bin)")
 #: What a file begins with that torch has saved without an archive, as it did before 2020, after a byte or four.
 _PICKLE_MARK = bytes.fromhex("6cfc9c46f9206aa85019")
 
-#: Flags of tokenizer_config.json; transformers takes the text "false" for true.
+#: Flags of tokenizer_config.json. A text such as "false" is true to Python, and ``load_tokenizer`` knows neither.
 _FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space")
 
 #: Ends of the names that architectures give their input embedding.
