@@ -1,6 +1,6 @@
 """The checkpoints of a run and their journals, read without the weights and without torch.
 
-Ray Train's controller asks here which passages have been learned, and starts faster without torch.
+Ray Train's controller asks here what has been learned, and starts faster without torch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def checkpoints_folder(output_dir: str) -> str:
     return os.path.join(output_dir, "checkpoints")
 
 
-def learned_passages(output_dir: str) -> Ledger:
+def learned_blocks(output_dir: str) -> Ledger:
     """The ledger of the last complete checkpoint; an empty one if there is none."""
     folder = latest(checkpoints_folder(output_dir))
-    return Ledger(read_state(folder)["learned"]) if folder else Ledger()
+    return Ledger.of(read_state(folder)["learned"]) if folder else Ledger()
 
 
 def recorded_steps(output_dir: str) -> list[StepRecord]:

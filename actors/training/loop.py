@@ -23,10 +23,11 @@ from actors.training.journal import Journal, commit, restore
 from actors.training.preemption import PreemptionNotices
 from actors.training.step_counts import count, over_workers, step_record
 from actors.training.target_model import TargetModel
+from engine.history.ledger import ENTRY_NUMBERS
 from engine.history.result import StepRecord
 from engine.history.stopping import best_step, reached
 from engine.model_files.checkpoint import Checkpoint
-from engine.records import rows_of
+from engine.records import flat_values
 from engine.spec import FusionSpec
 
 
@@ -117,7 +118,7 @@ def learn(
         target: on this worker.
         waited: this worker's blocks and the seconds that it waited for them (``next_table``).
         num_sources: N, source models of the run.
-        journal: gets the step and this worker's passages.
+        journal: gets the step and the ledger entries of this worker's blocks.
 
     Returns:
         The step's record; None if no worker has blocks left.
@@ -132,8 +133,8 @@ def learn(
     seconds = own_wait_seconds + time.perf_counter() - started
     elapsed_seconds = longest(time.monotonic() - journal.began, target.device)
     record = step_record(target.step, losses, counts, seconds, wait_seconds, elapsed_seconds)
-    rows = [] if table is None else rows_of(table["passage_ids"])
-    journal.add(record, [str(passage_id) for row in rows for passage_id in row])
+    numbers = [] if table is None else flat_values(table["ledger_entry"])[0]
+    journal.add(record, np.reshape(numbers, (-1, ENTRY_NUMBERS)).astype(np.int64))
     return record
 
 

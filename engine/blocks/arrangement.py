@@ -1,12 +1,14 @@
 """Which passages go together: their order, the training block that each goes into, and the batches.
 
-All of this is decided over all passages of the corpus. Only then are those dropped that a checkpoint has learned. An
-optimizer step learns whole training blocks, so whole blocks fall away, and what remains are the blocks and batches that
-an undisturbed run has after the same step, however often and wherever this one was stopped. The price is that a run
-which resumes reads and cuts the corpus from its beginning.
+A shard of the corpus is read in lots. A lot holds enough passages to shuffle and to fill many training blocks, and
+nothing of it is left for the next one, so reading can begin at any lot and makes the same blocks with the same numbers
+in every start of a run. An optimizer step learns whole training blocks. A batch is the blocks between two multiples of
+its size; it may reach over lots, and it is scored whole even if some of its blocks have been learned, since the last
+bits of some models' numbers depend on the company of a passage. So an interrupted run scores the same batches as an
+undisturbed one, however often and wherever it was stopped.
 
 In a deterministic run there is one reader and one order through all stages, so the steps learn the same blocks too.
-Otherwise readers share the corpus and batches may overtake each other; the arrangement is the same.
+Otherwise readers take shards in turn and batches may overtake each other; the arrangement is the same.
 """
 
 from __future__ import annotations
@@ -17,33 +19,61 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from engine.corpus.passages import Passage
-from engine.history.ledger import Ledger
+from engine.history.ledger import SHARD_END, SHARD_START, Cursor
 from engine.spec import FusionSpec
 
-#: Training blocks that passages are distributed over at once. Each such lot ends with blocks that are partly empty, so
-#: a few would waste more; many only hold up the first batch.
+#: Training blocks that passages are distributed over at once. Each such group ends with blocks that are partly empty,
+#: so a few would waste more; many only hold up the first batch.
 PACKED_BLOCKS = 128
 
 
+class Place(NamedTuple):
+    """Where a passage begins in its shard; see ``Cursor``."""
+
+    unit: int
+    rows: int
+    offset: int
+    passage: int
+
+
 class MeasuredPassage(NamedTuple):
-    """A passage and its length T in target tokens."""
+    """A passage, its length T in target tokens, and its place."""
 
     passage: Passage
     tokens: int
+    place: Place
 
 
-class PassageBlock(NamedTuple):
-    """The passages of one training block, and its number in the order of the reader."""
+class Lot(NamedTuple):
+    """Passages that follow each other in a shard, in their training blocks.
 
-    number: int
-    passages: list[Passage]
+    Attributes:
+        start, end: where its reading begins, and that of the next lot.
+        blocks: the passages of each training block.
+    """
+
+    start: Cursor
+    end: Cursor
+    blocks: list[list[Passage]]
 
 
 class Batch(NamedTuple):
-    """The passages of a batch, at least one, and for each the number of its training block, ascending."""
+    """The passages of the training blocks that are scored together.
 
-    passages: list[Passage]
-    training_blocks: list[int]
+    Attributes:
+        first_block: number of the first block in its shard.
+        blocks: the passages of each block, at least one.
+        after: where the reading of the next batch begins, which is not always where this one ends.
+    """
+
+    first_block: int
+    blocks: list[list[Passage]]
+    after: Cursor
+
+    @property
+    def end(self) -> int:
+        """Number of the block after the last one."""
+        return self.first_block + len(self.blocks)
 
 
 @dataclass(frozen=True)
@@ -54,74 +84,65 @@ class Arrangement:
         shuffle_passages, seed: see the spec.
         block_length: L, tokens in a training block.
         batch_blocks: training blocks whose passages make a batch, at most.
-        checkpoint_blocks: training blocks between two checkpoints, over all workers. A batch ends there too, so none is
-            half learned when a run resumes: its models would score fewer passages at once, which changes the last bits
-            of some models' numbers.
     """
 
     shuffle_passages: int
     seed: int
     block_length: int
     batch_blocks: int
-    checkpoint_blocks: int
 
     @classmethod
     def of(cls, spec: FusionSpec, batch_blocks: int) -> Arrangement:
         """The arrangement of a run."""
-        training = spec.training
-        return cls(
-            shuffle_passages=spec.corpus.shuffle_passages,
-            seed=spec.run.seed,
-            block_length=training.block_length,
-            batch_blocks=batch_blocks,
-            checkpoint_blocks=training.checkpoint_every_steps * training.global_batch_blocks,
-        )
+        return cls(spec.corpus.shuffle_passages, spec.run.seed, spec.training.block_length, batch_blocks)
 
-    def blocks(self, passages: Iterable[MeasuredPassage], share: int) -> Iterator[PassageBlock]:
-        """The training blocks of one reader, from passages that it has shuffled.
+    def lots(self, passages: Iterable[MeasuredPassage], shard: int, start: Cursor = SHARD_START) -> Iterator[Lot]:
+        """The lots of a shard from one of them on.
 
         Args:
-            passages: in the order of the corpus.
-            share: number of the reader's share, which draws an order of its own.
+            passages: of the shard from ``start`` on, in the order of the corpus.
+            shard: its number, which draws an order of its own.
+            start: the start of a lot.
         """
-        order = random.Random(f"{self.seed} {share}")
-        shuffled = shuffle(passages, self.shuffle_passages, order)
-        for number, block in enumerate(self._distributed(shuffled)):
-            yield PassageBlock(number, block)
+        waiting: list[MeasuredPassage] = []
+        tokens = 0
+        for measured in passages:
+            if tokens >= PACKED_BLOCKS * self.block_length and len(waiting) >= self.shuffle_passages:
+                lot = self._lot(waiting, shard, start, measured.place)
+                yield lot
+                waiting, tokens, start = [], 0, lot.end
+            waiting.append(measured)
+            tokens += measured.tokens
+        if waiting:
+            yield self._lot(waiting, shard, start, Place(SHARD_END, 0, 0, 0))
 
-    def batches(self, blocks: Iterable[PassageBlock]) -> Iterator[Batch]:
-        """The batches of one reader.
+    def batches(self, lots: Iterable[Lot]) -> Iterator[Batch]:
+        """The batches of a shard, from the first one that begins in these lots or before them."""
+        blocks: list[list[Passage]] = []
+        for lot in lots:
+            for end, block in enumerate(lot.blocks, start=lot.start.block + 1):
+                blocks.append(block)
+                ends_lot = end == lot.end.block
+                if end % self.batch_blocks == 0 or (ends_lot and lot.end.unit == SHARD_END):
+                    yield Batch(end - len(blocks), blocks, lot.end if ends_lot else lot.start)
+                    blocks = []
 
-        Args:
-            blocks: all of them, in order; some may have lost passages, or all of them.
-        """
-        batch = Batch([], [])
-        for block in blocks:
-            if batch.passages and block.number % self.checkpoint_blocks % self.batch_blocks == 0:
-                yield batch
-                batch = Batch([], [])
-            batch.passages.extend(block.passages)
-            batch.training_blocks.extend([block.number] * len(block.passages))
-        if batch.passages:
-            yield batch
+    def _lot(self, passages: Sequence[MeasuredPassage], shard: int, start: Cursor, next_place: Place) -> Lot:
+        order = random.Random(f"{self.seed} {shard} {start.block}")
+        blocks = list(self._distributed(shuffle(passages, self.shuffle_passages, order)))
+        return Lot(start, Cursor(start.block + len(blocks), *next_place), blocks)
 
     def _distributed(self, passages: Iterable[MeasuredPassage]) -> Iterator[list[Passage]]:
-        """The passages of each training block, distributed in lots that fill ``PACKED_BLOCKS``."""
-        lot: list[MeasuredPassage] = []
+        """The passages of each training block, distributed in groups that fill ``PACKED_BLOCKS``."""
+        group: list[MeasuredPassage] = []
         room = PACKED_BLOCKS * self.block_length
         for measured in passages:
-            lot.append(measured)
+            group.append(measured)
             room -= measured.tokens
             if room <= 0:
-                yield from _packed(lot, self.block_length)
-                lot, room = [], PACKED_BLOCKS * self.block_length
-        yield from _packed(lot, self.block_length)
-
-
-def drop_learned(blocks: Iterable[PassageBlock], learned: Ledger) -> Iterator[PassageBlock]:
-    """The same blocks without the passages that have been learned; a block may lose all of them."""
-    for block in blocks:
-        yield PassageBlock(block.number, [each for each in block.passages if each.passage_id not in learned])
+                yield from _packed(group, self.block_length)
+                group, room = [], PACKED_BLOCKS * self.block_length
+        yield from _packed(group, self.block_length)
 
 
 def shuffle(passages: Iterable[Any], held: int, order: random.Random) -> Iterator[Any]:
@@ -138,9 +159,9 @@ def shuffle(passages: Iterable[Any], held: int, order: random.Random) -> Iterato
     yield from waiting
 
 
-def _packed(lot: Sequence[MeasuredPassage], block_length: int) -> Iterator[list[Passage]]:
-    for items in best_fit([measured.tokens for measured in lot], block_length):
-        yield [lot[item].passage for item in items]
+def _packed(group: Sequence[MeasuredPassage], block_length: int) -> Iterator[list[Passage]]:
+    for items in best_fit([measured.tokens for measured in group], block_length):
+        yield [group[item].passage for item in items]
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -28,20 +28,23 @@ class Packer:
         self._block_length = block_length
         self._top_k = top_k
 
-    def __call__(self, passages: pa.Table, training_blocks: np.ndarray) -> pa.Table:
+    def __call__(self, passages: pa.Table, training_blocks: np.ndarray, entries: np.ndarray) -> pa.Table:
         """One table of fused passages to one table of training blocks.
 
         Args:
             passages: ``records.FUSED_PASSAGE``.
-            training_blocks: int [B], the block that each passage goes into; blocks come out in ascending order.
+            training_blocks: int [B], the block that each passage goes into, in [0, M); each has at least one.
+            entries: int64 [M,E], what the ledger has to know of each block.
 
         Raises:
             RecordError: the passages of a block are longer than it.
         """
         check(passages, FUSED_PASSAGE, "pack")
         columns = {name: self._rows(passages[name]) for name in passages.column_names}
-        bins = [np.flatnonzero(training_blocks == block) for block in np.unique(training_blocks)]
-        blocks = [self._block(columns, items) for items in bins]
+        bins = [np.flatnonzero(training_blocks == block) for block in range(len(entries))]
+        blocks = [
+            {"ledger_entry": entry, **self._block(columns, items)} for entry, items in zip(entries, bins, strict=True)
+        ]
         fields = schema(TRAINING_BLOCK)
         arrays = [ragged([block[field.name] for block in blocks], field.type.value_type) for field in fields]
         return pa.table(arrays, fields)
@@ -83,7 +86,7 @@ class Packer:
             )
 
     def _passages_inside(self, columns: dict, items: Sequence[int]) -> dict[str, np.ndarray]:
-        """The passages in a block, for the ledger and the metrics."""
+        """The passages in a block, for messages and the metrics."""
         tokens = [1 + columns["is_learned"][item].sum() for item in items]
         return {
             "passage_ids": np.array([columns["passage_id"][item] for item in items], object),

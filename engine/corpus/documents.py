@@ -1,7 +1,8 @@
 """From fsspec paths to documents or conversations: Parquet, JSONL and plain text, compressed or not, at any fsspec URL.
 
-A corpus is read in units, a file or a row group of a Parquet file, so that many readers can share one big file. Bad
-input is never lost: a row or file that cannot be read becomes an ``Unreadable`` that names file, row and reason.
+A corpus is read in units, a file, a row group of a Parquet file or a part of a JSONL file, so that many readers can
+share one big file. Reading may begin after any row of a unit (``CorpusUnit.after``). Bad input is never lost: a row or
+file that cannot be read becomes an ``Unreadable`` that names file, row and reason.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow.parquet
 
 from engine.corpus.files import CorpusUnit, kind_of_file
-from engine.errors import printable
+from engine.errors import RecordError, printable
 from engine.text.chat import ASSISTANT, CALLS, REASONING, Message, is_answer
 
 #: Keys of a message that a chat template may read besides role and content.
@@ -28,11 +30,17 @@ _READ_KEYS = {"role", "content", "weight", *_RENDERED_KEYS}
 
 @dataclass(frozen=True)
 class Document:
-    """One document: where it stands in the corpus, and its text."""
+    """One document: where it stands in the corpus, and its text.
+
+    Attributes:
+        path: file or URL, and where the part of the file begins that ``row`` counts from.
+        offset: bytes of its unit before its row, where reading can begin there; 0 elsewhere.
+    """
 
     path: str
     row: int
     text: str
+    offset: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -43,12 +51,14 @@ class Conversation:
 
     Attributes:
         unread_keys: keys of its messages that no model reads.
+        offset: as of a document.
     """
 
     path: str
     row: int
     messages: tuple[Message, ...]
     unread_keys: tuple[str, ...] = ()
+    offset: int = field(default=0, compare=False)
 
     @property
     def text(self) -> str:
@@ -89,11 +99,14 @@ def read(unit: CorpusUnit, text_column: str, messages_column: str) -> Iterator[D
 def _read(unit: CorpusUnit, column: str, checked: Callable[[str, int, Any], Any]) -> Iterator[Any]:
     readers = {".parquet": _parquet_rows, ".jsonl": _json_rows, ".txt": _text_rows}
     try:
-        for row, value in readers[kind_of_file(unit.path)](unit, column):
+        for row, offset, value in readers[kind_of_file(unit.path)](unit, column):
             bad = isinstance(value, _BadRow)
-            yield Unreadable(unit.path, row, str(value)) if bad else checked(unit.path, row, value)
+            found = Unreadable(unit.name, row, str(value)) if bad else checked(unit.name, row, value)
+            yield found if isinstance(found, Unreadable) or not offset else replace(found, offset=offset)
+    except RecordError:
+        raise
     except Exception as error:  # every filesystem, codec and format has its own errors, and all mean the same here
-        yield Unreadable(unit.path, 0, f"the file cannot be read: {type(error).__name__}: {error}")
+        yield Unreadable(unit.name, 0, f"the file cannot be read: {type(error).__name__}: {error}")
 
 
 class _BadRow(str):
@@ -172,28 +185,58 @@ def _value_fault(message: Mapping[str, Any], key: str) -> str:
     return f"has a {key} where {fault}" if fault else ""
 
 
-def _parquet_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
+def _parquet_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, int, Any]]:
+    first_row = unit.first_row + unit.skipped_rows
     with fsspec.open(unit.path) as file:
         parquet = pyarrow.parquet.ParquetFile(file)
         if text_column not in parquet.schema_arrow.names:
             reason = f"has no column {text_column!r}; it has {', '.join(parquet.schema_arrow.names)}"
-            yield unit.first_row, _BadRow(reason)
+            yield first_row, 0, _BadRow(reason)
             return
-        column = parquet.read_row_group(unit.row_group, columns=[text_column]).column(0)
-    for index, scalar in enumerate(column):
+        column = parquet.read_row_group(unit.row_group, columns=[text_column]).column(0).slice(unit.skipped_rows)
+    for row, scalar in enumerate(column, start=first_row):
         try:
-            yield unit.first_row + index, scalar.as_py()
+            yield row, 0, scalar.as_py()
         except UnicodeDecodeError as error:
-            yield unit.first_row + index, _BadRow(f"invalid UTF-8 at byte {error.start}")
+            yield row, 0, _BadRow(f"invalid UTF-8 at byte {error.start}")
         except Exception as error:  # a value that Arrow holds and Python does not; the rows after it are fine
-            yield unit.first_row + index, _BadRow(f"cannot be read: {type(error).__name__}: {error}")
+            yield row, 0, _BadRow(f"cannot be read: {type(error).__name__}: {error}")
 
 
-def _json_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
+def _json_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, int, Any]]:
+    for row, offset, line in _lines(unit):
+        if line.strip():
+            yield row, offset, _json_text(line, text_column)
+
+
+def _lines(unit: CorpusUnit) -> Iterator[tuple[int, int, bytes]]:
+    """Number, offset in the unit and content of each line that is not skipped; offsets only where a file can be split.
+
+    Raises:
+        RecordError: no line begins after the bytes to skip.
+    """
+    if not unit.can_be_split:
+        with _open(unit.path) as file:
+            lines = enumerate(file, start=unit.first_row)
+            yield from ((row, 0, line) for row, line in islice(lines, unit.skipped_rows, None))
+        return
     with _open(unit.path) as file:
-        for row, line in enumerate(file, start=unit.first_row):
-            if line.strip():
-                yield row, _json_text(line, text_column)
+        position = unit.first_byte + unit.skipped_bytes
+        if position:
+            file.seek(position - 1)
+            rest = file.readline()  # of a line that begins before this part
+            if unit.skipped_bytes and rest != b"\n":
+                changed = f"no line begins at byte {position}, as at the last checkpoint: the file has changed"
+                raise RecordError(f"{unit.path}: {changed}; bring it back, or choose another run.output_dir")
+            position += len(rest) - 1
+        row = unit.first_row + unit.skipped_rows
+        while unit.end_byte < 0 or position < unit.end_byte:
+            line = file.readline()
+            if not line:
+                return
+            yield row, position - unit.first_byte, line
+            position += len(line)
+            row += 1
 
 
 def _json_text(line: bytes, text_column: str) -> Any:
@@ -212,13 +255,15 @@ def _json_text(line: bytes, text_column: str) -> Any:
     return record[text_column]
 
 
-def _text_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, Any]]:
+def _text_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, int, Any]]:
+    if unit.skipped_rows:
+        return
     with _open(unit.path) as file:
         data = file.read()
     try:
-        yield unit.first_row, data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
+        yield unit.first_row, 0, data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
-        yield unit.first_row, _BadRow(f"invalid UTF-8 at byte {error.start}")
+        yield unit.first_row, 0, _BadRow(f"invalid UTF-8 at byte {error.start}")
 
 
 @contextmanager

@@ -1,10 +1,10 @@
-"""The files of a corpus, and the units of work that readers share."""
+"""The files of a corpus, and the units that they are read in."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import fsspec
 import pyarrow.parquet
@@ -18,19 +18,44 @@ COMPRESSIONS = (".gz", ".zst")
 
 @dataclass(frozen=True)
 class CorpusUnit:
-    """A part of the corpus that one reader takes at once.
+    """A part of the corpus that is read from its beginning: a file, a row group, or the lines of a part of a file.
 
     Attributes:
         path: file or URL.
-        row_group: of a Parquet file; -1 for a whole file of another kind.
-        first_row: number of the unit's first row in its file; rows count from 1.
-        corpus_pass: number of the pass over the corpus, from 0.
+        row_group: of a Parquet file; -1 for a file of another kind.
+        first_row: number of the unit's first row; rows count from 1 in a file, and in a part of a file.
+        num_bytes: size of the file or part, or of the row group as Parquet counts it; 0 if it is not known.
+        first_byte, end_byte: the unit has the lines that begin in this part of the file; -1 is the file's end.
+        skipped_rows, skipped_bytes: rows at its beginning that are left out, and their bytes, where reading can begin
+            after them without reading them.
     """
 
     path: str
     row_group: int = -1
     first_row: int = 1
-    corpus_pass: int = 0
+    num_bytes: int = 0
+    first_byte: int = 0
+    end_byte: int = -1
+    skipped_rows: int = 0
+    skipped_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        """The file, and where a part of it begins."""
+        return f"{self.path} from byte {self.first_byte}" if self.first_byte else self.path
+
+    @property
+    def can_be_split(self) -> bool:
+        """Whether reading may begin anywhere in the file."""
+        return self.path.endswith(".jsonl")
+
+    def after(self, rows: int, num_bytes: int) -> CorpusUnit:
+        """The same unit without its first rows.
+
+        Args:
+            num_bytes: of these rows, as ``documents.read`` counts them.
+        """
+        return replace(self, skipped_rows=rows, skipped_bytes=num_bytes)
 
 
 def find_files(patterns: Sequence[str], where: str, may_be_elsewhere: bool = False) -> tuple[list[str], list[Fault]]:
@@ -116,15 +141,19 @@ def _local_file_faults(where: str, name: str) -> list[Fault]:
 
 def units_of(path: str) -> list[CorpusUnit]:
     """The units of one file; a file that cannot be opened is one unit, and reading it gives the reason."""
-    if kind_of_file(path) != ".parquet":
-        return [CorpusUnit(path)]
     try:
+        if kind_of_file(path) != ".parquet":
+            filesystem, name = fsspec.core.url_to_fs(path)
+            return [CorpusUnit(path, num_bytes=int(filesystem.size(name) or 0))]
         with fsspec.open(path) as file:
             metadata = pyarrow.parquet.ParquetFile(file).metadata
     except (OSError, pyarrow.ArrowException):
         return [CorpusUnit(path)]
-    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    return [CorpusUnit(path, group, 1 + sum(sizes[:group])) for group in range(len(sizes))]
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    rows = [group.num_rows for group in groups]
+    return [
+        CorpusUnit(path, number, 1 + sum(rows[:number]), group.total_byte_size) for number, group in enumerate(groups)
+    ]
 
 
 def _not_utf8(where: str, path: str) -> Fault:

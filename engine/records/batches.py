@@ -10,7 +10,8 @@ alone: padding and the shape of a matrix product change the last bits.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,33 +21,67 @@ from engine.records.ragged import as_list, flat_values, of_list, ragged
 
 PASSAGES = "passages"
 TRAINING_BLOCKS = "training_blocks"
+LEDGER_ENTRIES = "ledger_entries"
+FIRST_TURN = "first_turn"
+
+#: The block of a passage that is in a batch for company only, since its block has been learned.
+LEARNED = -1
 
 
-def as_row(passages: pa.Table, training_blocks: Sequence[int] | np.ndarray) -> pa.Table:
+class BatchBlocks(NamedTuple):
+    """The training blocks of a batch.
+
+    Attributes:
+        of_passages: int32 [B], for each passage the index of its block in ``entries``, ascending, or ``LEARNED``.
+        entries: int64 [M,E], what the ledger has to know of each block (``engine.history.ledger.Entry``).
+        first_turn: number of the first block in the order in which blocks are dealt out to the training workers.
+    """
+
+    of_passages: np.ndarray
+    entries: np.ndarray
+    first_turn: int
+
+
+def as_row(passages: pa.Table, blocks: BatchBlocks) -> pa.Table:
     """A table of one row around a batch, without copies of ragged columns.
 
     Args:
         passages: the batch, with the columns of any stage.
-        training_blocks: for each passage the block of this batch that it goes into, ascending.
+        blocks: that its passages go into.
     """
-    blocks = ragged([np.asarray(training_blocks)], pa.int32())
-    return pa.table([as_list(passages), blocks], [PASSAGES, TRAINING_BLOCKS])
+    columns = {
+        PASSAGES: as_list(passages),
+        TRAINING_BLOCKS: ragged([blocks.of_passages], pa.int32()),
+        LEDGER_ENTRIES: ragged([blocks.entries], pa.int64()),
+        FIRST_TURN: pa.array([blocks.first_turn], pa.int64()),
+    }
+    return pa.table(columns)
 
 
-def of_row(row: pa.Table) -> tuple[pa.Table, np.ndarray]:
-    """The batch in a table of one row, and its ``training_blocks``."""
-    return of_list(row[PASSAGES]), flat_values(row[TRAINING_BLOCKS])[0]
+def of_row(row: pa.Table) -> tuple[pa.Table, BatchBlocks]:
+    """The batch in a table of one row, and its blocks."""
+    of_passages, entries = (flat_values(row[name])[0] for name in (TRAINING_BLOCKS, LEDGER_ENTRIES))
+    num_blocks = int(of_passages.max()) + 1
+    return of_list(row[PASSAGES]), BatchBlocks(of_passages, entries.reshape(num_blocks, -1), row[FIRST_TURN][0].as_py())
 
 
-def shares(blocks: pa.Table, num_workers: int, first_block: int = 0) -> Iterator[pa.Table]:
+def to_learn(passages: pa.Table, blocks: BatchBlocks) -> tuple[pa.Table, BatchBlocks]:
+    """A batch without the passages that are in it for company only."""
+    is_new = blocks.of_passages != LEARNED
+    if is_new.all():
+        return passages, blocks
+    return passages.filter(pa.array(is_new)), blocks._replace(of_passages=blocks.of_passages[is_new])
+
+
+def shares(blocks: pa.Table, num_workers: int, first_turn: int = 0) -> Iterator[pa.Table]:
     """Deal out training blocks in turn: a table of one row for each worker, which may hold no block.
 
     So the first steps of all workers together are the first blocks, whatever the number of workers is.
 
     Args:
-        first_block: number of the first one in the reader's order. A batch may hold fewer blocks than there are
+        first_turn: number of the first one in the order of dealing out. A batch may hold fewer blocks than there are
             workers; the next batch then begins with the worker after its last.
     """
     for worker in range(num_workers):
-        dealt = blocks.take(np.arange((worker - first_block) % num_workers, len(blocks), num_workers))
+        dealt = blocks.take(np.arange((worker - first_turn) % num_workers, len(blocks), num_workers))
         yield pa.table([as_list(dealt)], [SHARE])

@@ -6,6 +6,7 @@ Shape letters, used everywhere in this project:
     T  target tokens of a passage (BOS and EOS included)
     S  rows of a source distribution: one a source token whose successor the source has scored (BOS included)
     K  kept entries of a row      N  source models       P  passages in a training block       V  vocabulary
+    M  training blocks of a batch         E  numbers of a ledger entry (``engine.history.ledger``)
 
 Row convention: row s of a distribution describes the token *after* token s. ``end_bytes[s]`` says how many UTF-8 bytes
 of the passage have been consumed after token s (0 for BOS; ``num_bytes`` for the last token of the text and for EOS).
@@ -120,6 +121,7 @@ TRAINING_BLOCK = (
     Column("fusion_mask", _ragged(pa.bool_()), "[L]", "whether row t has a fused distribution"),
     Column("fused_ids", _ragged(pa.int32()), "[L,K]", "as in the fused passage"),
     Column("fused_probs", _ragged(pa.float16()), "[L,K]", "as in the fused passage"),
+    Column("ledger_entry", _ragged(pa.int64()), "[E]", "what the ledger has to know of the block"),
     Column("passage_ids", _ragged(pa.string()), "[P]", "the passages inside, in order"),
     Column("passage_tokens", _ragged(pa.int32()), "[P]", "tokens that are learned, and the one before them"),
     Column("passage_bytes", _ragged(pa.int32()), "[P]", "their lengths in UTF-8 bytes, less those of context"),

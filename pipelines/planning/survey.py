@@ -125,7 +125,7 @@ def sample_passages(spec: FusionSpec, flow: FlowPlan) -> list[SampledPassage]:
     # One token less than the window: the target may fill its context, a source leaves a place free.
     windows = [max(SMALLEST_WINDOW, min(window - 1, PASSAGE_TOKENS)) for window in flow.windows]
     cutter = (ConversationCutter if spec.corpus.messages_column else DocumentCutter)(tokenizers, windows)
-    units = [CorpusUnit(**unit) for unit in _spread(flow.corpus_units, SAMPLE_BYTES // SMALLEST_SHARE)]
+    units = _spread(flow.corpus_units, SAMPLE_BYTES // SMALLEST_SHARE)
     share = SAMPLE_BYTES // len(units) if units else 0
     return [passage for unit in units for passage in _first_passages(unit, spec.corpus, cutter, share)]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
 import fsspec
 
 from actors.training.checkpoint_index import checkpoints_folder, latest
-from engine.corpus.files import CorpusUnit
+from engine.corpus.shards import fingerprint
 from engine.errors import Fault, PreflightError
 from engine.reporting.trackers import tracker_faults
 from engine.spec import EvaluationSpec, FusionSpec
@@ -20,10 +21,13 @@ from pipelines.stream.sizes import FlowPlan, derive_flow
 
 SPEC_FILE = "spec.yaml"
 
+#: Names the shards that the ledger counts.
+CORPUS_FILE = "corpus.json"
+
 #: Fields that may change between two starts of a run: where and how fast it works, not what it computes.
 PLACEMENT: dict[str, Any] = {
     "cluster": True,
-    "corpus": {"most_skipped"},
+    "corpus": {"most_skipped", "readers"},
     "run": {"tensorboard", "wandb_project"},
     "evaluation": set(EvaluationSpec.model_fields) - {"patience"},  # patience decides which weights are exported
     "alignment": {"cache_dir"},
@@ -66,7 +70,7 @@ def preflight(spec: FusionSpec) -> FlowPlan:
     further = [*comparison_faults(spec, trains_first=True), *tracker_faults(spec)]
     further += written_folder_faults(spec) or _occupied(spec)
     flow = derive_flow(spec, further)
-    faults = unreadable_corpus(spec.corpus, (CorpusUnit(**fields) for fields in flow.corpus_units))
+    faults = _other_corpus(spec, flow) or unreadable_corpus(spec.corpus, flow.corpus_units)
     if faults:
         raise PreflightError(faults)
     return flow
@@ -92,6 +96,26 @@ def _occupied(spec: FusionSpec) -> list[Fault]:
     return [Fault("run.output_dir", reason, "choose another folder, or remove that run")]
 
 
+def _other_corpus(spec: FusionSpec, flow: FlowPlan) -> list[Fault]:
+    """A fault if the run has learned something of a corpus with other shards; the ledger knows only their numbers."""
+    filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
+    path = os.path.join(folder, CORPUS_FILE)
+    if not filesystem.exists(path) or latest(checkpoints_folder(spec.run.output_dir)) is None:
+        return []
+    earlier, now = json.loads(filesystem.cat_file(path)), _corpus(flow)
+    if earlier == now:
+        return []
+    seen = f"it had {earlier['units']} units in {earlier['shards']} shards, now {now['units']} in {now['shards']}"
+    reason = f"the corpus of {spec.run.output_dir} has changed since its last checkpoint: {seen}, or other names"
+    return [Fault("corpus.paths", reason, "bring its files back, or choose another run.output_dir")]
+
+
+def _corpus(flow: FlowPlan) -> dict[str, Any]:
+    """What must stay the same of the corpus while a run goes on."""
+    shards = flow.corpus_shards
+    return {"shards": len(shards), "units": len(flow.corpus_units), "fingerprint": fingerprint(shards)}
+
+
 def _yaml(data: bytes) -> dict[str, Any]:
     import yaml
 
@@ -111,8 +135,9 @@ def _first_difference(earlier: FusionSpec, spec: FusionSpec) -> str:
     return f"its {section}.{name} is {before[section].get(name)!r}, not {now[section][name]!r}"
 
 
-def write_spec(spec: FusionSpec) -> None:
-    """Write the resolved spec to the output folder."""
+def write_spec(spec: FusionSpec, flow: FlowPlan) -> None:
+    """Write the resolved spec, and what the run's corpus is, to the output folder."""
     filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
     filesystem.makedirs(folder, exist_ok=True)
+    filesystem.pipe_file(os.path.join(folder, CORPUS_FILE), json.dumps(_corpus(flow)).encode("utf8"))
     filesystem.pipe_file(os.path.join(folder, SPEC_FILE), dump_spec(spec).encode("utf8"))

@@ -58,7 +58,7 @@ def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
     spec = as_located_spec(spec)
     flow = preflight(spec)
     with lease(spec.run.output_dir), LivePage(spec) as page:
-        write_spec(spec)
+        write_spec(spec, flow)
         with ray_session(spec, flow.logical_cpus, flow.gpus, whole_stream=True), readable_errors():
             check_nodes(spec)
             result = _train_and_evaluate(spec, flow, page)

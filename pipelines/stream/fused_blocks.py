@@ -2,12 +2,13 @@
 
 A chain, not a join: each pool adds its columns to the same passages, and all pools work at once on different batches.
 A row of the stream is a batch (``engine.records.batches``). Nothing is stored in between. Every epoch and every restart
-of a Ray Data execution would load all source models again, so several passes over the corpus repeat its *units* inside
+of a Ray Data execution would load all source models again, so several passes over the corpus repeat its *shards* inside
 one execution.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -23,6 +24,7 @@ from actors.sources.source_model import SourceModel
 from engine.blocks.arrangement import Arrangement
 from engine.blocks.packing import Packer
 from engine.corpus.cutting import Cutter
+from engine.corpus.shards import Shard, in_passes
 from engine.history.ledger import Ledger
 from engine.spec import FusionSpec
 from pipelines.stream.sizes import FlowPlan, mapping_sample
@@ -35,19 +37,22 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
     Args:
         spec: of the run.
         flow: the sizes that ``pipelines.stream.sizes`` has derived from it.
-        learned: passages that never enter the stream again.
+        learned: training blocks that are never learned again, and where the reading of the others begins.
         monitor: the run's ``RunMonitor`` actor.
     """
-    stream = ray.data.from_items(_shares_of_corpus(spec, flow), override_num_blocks=flow.reader_replicas)
+    shards = in_passes(flow.corpus_shards, spec.corpus.passes)
+    tasks = reading_tasks(shards, learned, in_order=spec.run.deterministic)
+    stream = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     stream = stream.map_batches(
         PassageReaderStage,
         fn_constructor_kwargs={
             "read": PassageReader,
             "corpus": spec.corpus,
+            "shards": shards,
             "target_checkpoint": flow.checkpoints[0],
             "cut": Cutter(flow.checkpoints, flow.windows, spec.corpus.overlap_bytes),
             "arrange": Arrangement.of(spec, flow.batch_blocks),
-            "drop": learned,
+            "learned": learned,
             "meter": Meter("corpus", monitor, spec.training.max_restarts),
         },
         **ONE_BATCH,
@@ -89,9 +94,13 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
     )
 
 
-def _shares_of_corpus(spec: FusionSpec, flow: FlowPlan) -> list[dict[str, Any]]:
-    """The share of each reader: its units of all passes over the corpus, in turn."""
-    passes = range(spec.corpus.passes)
-    units = [{**unit, "corpus_pass": corpus_pass} for corpus_pass in passes for unit in flow.corpus_units]
-    readers = flow.reader_replicas
-    return [{"share": share, "units": units[share::readers]} for share in range(readers)]
+def reading_tasks(shards: Sequence[Shard], learned: Ledger, in_order: bool) -> list[dict[str, Any]]:
+    """What readers do, one task at a time: a shard, or all of them in order; those that are learned are left out.
+
+    Blocks are dealt out to the training workers in turns, which count from the first shard's beginning. Only a reader
+    of all shards can count so; otherwise batches overtake each other, and there is no order to keep.
+    """
+    left = [shard.number for shard in shards if not learned.is_done(shard.number)]
+    if in_order or not left:
+        return [{"shards": left, "first_turn": learned.blocks_done}]
+    return [{"shards": [number], "first_turn": 0} for number in left]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from actors.sources.backends.key_value_cache import least_cache_bytes, token_bytes
 from engine.corpus.files import CorpusUnit, find_files, units_of
 from engine.corpus.sample import sample
+from engine.corpus.shards import shards_of
 from engine.corpus.windows import scoring_window, text_window
 from engine.errors import Fault, PreflightError
 from engine.model_files.checkpoint import Checkpoint
@@ -51,7 +51,7 @@ class FlowPlan:
     """Sizes of the stream.
 
     Attributes:
-        corpus_units: what readers share out, as the fields of ``files.CorpusUnit``; one pass.
+        corpus_shards: the units of each shard of the corpus, in one pass.
         checkpoints, windows: of the target and all sources: where their files are, and the text tokens that each can
             take in one passage.
         batch_blocks: training blocks whose passages are one call of a source model, an aligner or the packer; as many
@@ -60,7 +60,7 @@ class FlowPlan:
         logical_cpus, gpus: what Ray must be able to reserve for all stages and workers at once.
     """
 
-    corpus_units: tuple[dict[str, Any], ...]
+    corpus_shards: tuple[tuple[CorpusUnit, ...], ...]
     checkpoints: tuple[Checkpoint, ...]
     windows: tuple[int, ...]
     batch_blocks: int
@@ -70,6 +70,11 @@ class FlowPlan:
     aligner_cpus: float
     logical_cpus: float
     gpus: float
+
+    @property
+    def corpus_units(self) -> list[CorpusUnit]:
+        """All units of the corpus, in one pass."""
+        return [unit for units in self.corpus_shards for unit in units]
 
 
 def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
@@ -103,13 +108,13 @@ def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
     replicas = sum(source.replicas for source in spec.source_models)
     training = spec.training
     with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
-        corpus_units = tuple(asdict(unit) for units in threads.map(units_of, files) for unit in units)
+        corpus_shards = shards_of([unit for units in threads.map(units_of, files) for unit in units])
     # One order of passages has one reader: see ``engine.blocks.arrangement``.
     wanted = 1 if spec.run.deterministic else spec.corpus.readers or replicas // REPLICAS_A_READER
-    readers = max(1, min(wanted, len(corpus_units)))
+    readers = max(1, min(wanted, len(corpus_shards)))
     aligners = max(1, replicas // 2)
     return FlowPlan(
-        corpus_units=corpus_units,
+        corpus_shards=corpus_shards,
         checkpoints=tuple(Checkpoint.of(model) for model in (spec.target_model, *spec.source_models)),
         windows=tuple(windows),
         batch_blocks=_batch_blocks(spec),
@@ -139,8 +144,7 @@ def mapping_sample(spec: FusionSpec, flow: FlowPlan) -> list[str]:
     """The text that a statistical vocabulary mapping is counted on; empty for the other mappings."""
     if spec.alignment.vocabulary != "statistical":
         return []
-    units = [CorpusUnit(**unit) for unit in flow.corpus_units]
-    return sample(units, spec.corpus.text_column, spec.corpus.messages_column, spec.alignment.sample_bytes)
+    return sample(flow.corpus_units, spec.corpus.text_column, spec.corpus.messages_column, spec.alignment.sample_bytes)
 
 
 def _batch_blocks(spec: FusionSpec) -> int:

@@ -1,4 +1,4 @@
-"""The processes of the stream as Ray Data runs them: one row in, which is a share or a batch, and rows out.
+"""The processes of the stream as Ray Data runs them: one row in, which names shards or is a batch, and rows out.
 
 Ray's dashboard and a process list show the names of these classes.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from ray.data import ActorPoolStrategy
 
-from engine.records.batches import as_row, of_row, shares
+from engine.records.batches import as_row, of_row, shares, to_learn
 from engine.spec import SourceModelSpec
 from pipelines.stream.deferred import Deferred
 
@@ -27,7 +27,7 @@ ONE_BATCH = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
 class PassageReaderStage:
-    """One reader: reads its share of the corpus and yields batches of passages.
+    """One reader: reads shards of the corpus and yields batches of passages.
 
     Args:
         read: the class that reads, which is made here, in the reader's process.
@@ -37,9 +37,9 @@ class PassageReaderStage:
     def __init__(self, read: type[PassageReader], **arguments: Any):
         self._read = Deferred(read, **arguments)
 
-    def __call__(self, share: pa.Table) -> Iterator[pa.Table]:
-        """The batches of the share, one row each."""
-        return self._read(share)
+    def __call__(self, task: pa.Table) -> Iterator[pa.Table]:
+        """The batches of some shards, one row each."""
+        return self._read(task)
 
 
 class SourceModelStage:
@@ -55,8 +55,8 @@ class SourceModelStage:
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """The same batch with the source's columns."""
-        passages, training_blocks = of_row(row)
-        return as_row(self._score(passages), training_blocks)
+        passages, blocks = of_row(row)
+        return as_row(self._score(passages), blocks)
 
 
 class AlignerStage:
@@ -78,17 +78,17 @@ class AlignerStage:
 
     def __call__(self, row: pa.Table) -> Iterator[pa.Table]:
         """The share of the batch that each training worker learns, one row each (``records.SHARE``)."""
-        passages, training_blocks = of_row(row)
+        passages, blocks = to_learn(*of_row(row))
         fused = self._align_and_fuse(passages)
-        blocks = self._pack(fused, training_blocks)
-        return shares(blocks, self._num_workers, int(training_blocks[0]))
+        packed = self._pack(fused, blocks.of_passages, blocks.entries)
+        return shares(packed, self._num_workers, blocks.first_turn)
 
 
 def reader_pool(replicas: int) -> ActorPoolStrategy:
-    """As many readers as shares, so that each reads one from the first second.
+    """So many readers, each with one task at a time, so that all of them read from the first second to the last.
 
-    Ray gives an actor a second task beside the one it works on. The share of a reader lasts as long as the run, so the
-    first half of the readers would read all shares, and the second half would have nothing to do.
+    Ray gives an actor a second task beside the one it works on. A task is a shard or all of them, which lasts long: the
+    first half of the readers would have two, and the second half might have nothing to do.
     """
     return ActorPoolStrategy(size=replicas, max_tasks_in_flight_per_actor=1)
 

@@ -1,8 +1,8 @@
 """The hand-over of the stream to Ray Train.
 
 When a training worker dies, Ray Train restarts all of them. They go on from the last checkpoint with a new stream,
-whose reader leaves out the passages that the checkpoint has learned. An error that the engine raises on purpose (a bad
-corpus, a loss that is not finite) would come again: it ends the run at once.
+whose readers begin where the checkpoint's ledger says and leave out what has been learned. An error that the engine
+raises on purpose (a bad corpus, a loss that is not finite) would come again: it ends the run at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 from ray.data import DataContext, Dataset
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from actors.training.checkpoint_index import learned_passages
+from actors.training.checkpoint_index import learned_blocks
 from engine.history.result import StepRecord
 from engine.spec import FusionSpec
 from pipelines.stream.fused_blocks import fused_blocks
@@ -46,7 +46,7 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         """The stream; Ray Train's controller calls this at the start and after every restart of the workers."""
         tune(DataContext.get_current())  # the driver's context does not reach the controller
         monitor.begin_stream.remote()
-        return fused_blocks(spec, flow, learned_passages(spec.run.output_dir), monitor)
+        return fused_blocks(spec, flow, learned_blocks(spec.run.output_dir), monitor)
 
     training = spec.training
     trainer = TorchTrainer(

@@ -116,6 +116,7 @@ def test_nothing_appears_outside_the_output_folder(outcome):
 
 def test_only_what_belongs_there_is_in_the_output_folder(outcome):
     assert {path.name for path in outcome["output"].iterdir()} == {
+        "corpus.json",
         "spec.yaml",
         "checkpoints",
         "evaluation.json",

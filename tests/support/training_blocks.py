@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from engine.blocks.arrangement import best_fit
 from engine.blocks.packing import Packer
+from engine.history.ledger import Cursor, Entry
 from engine.records import FUSED_PASSAGE, NO_TOKEN, TRAINING_BLOCK, flat_values, ragged, schema
 
 LENGTH, TOP_K, VOCABULARY = 32, 3, 400
@@ -35,7 +36,10 @@ def training_blocks(seed: int, lengths: Sequence[int] = (20, 30, 12, 25, 16, 9))
     places = np.empty(len(rows), np.int32)
     for block, items in enumerate(best_fit(lengths, LENGTH)):
         places[items] = block
-    return Packer(LENGTH, TOP_K)(pa.table(columns, schema(FUSED_PASSAGE)), places)
+    entries = [
+        Entry(seed, block, block + 1, Cursor(block + 1, 0, 0, 0, 0)).numbers() for block in range(max(places) + 1)
+    ]
+    return Packer(LENGTH, TOP_K)(pa.table(columns, schema(FUSED_PASSAGE)), places, np.array(entries))
 
 
 def with_bad_probability(table: pa.Table) -> pa.Table:

@@ -36,8 +36,18 @@ def placed(passages: pa.Table) -> np.ndarray:
     """The block of each passage, as the reader would have it."""
     blocks = np.empty(len(passages), np.int32)
     for number, items in enumerate(best_fit([len(tokens) for tokens in rows_of(passages["token_ids"])], LENGTH)):
-        blocks[items] = 10 + number
+        blocks[items] = number
     return blocks
+
+
+def packed(passages: pa.Table) -> pa.Table:
+    blocks = placed(passages)
+    return Packer(LENGTH, TOP_K)(passages, blocks, entries(max(blocks) + 1))
+
+
+def entries(count: int) -> np.ndarray:
+    """One for each block."""
+    return np.arange(3 * count).reshape(count, 3)
 
 
 @given(st.lists(st.integers(1, LENGTH), min_size=1, max_size=40))
@@ -60,7 +70,7 @@ def test_an_item_that_fits_no_bin_is_named():
 @given(st.lists(st.integers(2, LENGTH), min_size=1, max_size=20))
 def test_every_row_of_every_passage_is_found_again(lengths):
     passages = fused_passages(lengths)
-    blocks = Packer(LENGTH, TOP_K)(passages, placed(passages))
+    blocks = packed(passages)
     check(blocks, TRAINING_BLOCK, "test")
     names = ("input_ids", "segment_ids", "loss_mask", "fusion_mask", "fused_ids", "fused_probs")
     per_block = list(zip(*(rows_of(blocks[name]) for name in names), strict=True))
@@ -86,7 +96,8 @@ def test_every_row_of_every_passage_is_found_again(lengths):
 
 def test_what_the_ledger_needs_travels_with_the_block():
     passages = fused_passages([20, 30, 12])
-    blocks = Packer(LENGTH, TOP_K)(passages, placed(passages))
+    blocks = packed(passages)
+    assert [row.tolist() for row in rows_of(blocks["ledger_entry"])] == [[0, 1, 2], [3, 4, 5]]
     assert [list(row) for row in rows_of(blocks["passage_ids"])] == [["0/a:1:0", "0/a:1:2"], ["0/a:1:1"]]
     learned = [int(row.sum()) for row in rows_of(passages["is_learned"])]
     assert [row.tolist() for row in rows_of(blocks["passage_tokens"])] == [
@@ -100,7 +111,7 @@ def test_what_the_ledger_needs_travels_with_the_block():
 
 def test_a_block_that_is_too_full_is_refused():
     with pytest.raises(RecordError, match="0/a:1:0, 0/a:1:1 have 50 tokens, their training block takes 32"):
-        Packer(LENGTH, TOP_K)(fused_passages([20, 30]), np.zeros(2, np.int32))
+        Packer(LENGTH, TOP_K)(fused_passages([20, 30]), np.zeros(2, np.int32), entries(1))
 
 
 def test_padding_is_small_for_ordinary_batches():

@@ -16,6 +16,7 @@ from engine.corpus.cutting import Cutter
 from engine.corpus.documents import Conversation, Unreadable, read_conversations
 from engine.corpus.files import units_of
 from engine.corpus.passages import Passage, passages_of, table_of
+from engine.corpus.shards import Shard
 from engine.errors import PreflightError, RecordError, SpecError
 from engine.history.ledger import Ledger
 from engine.model_files.checkpoint import Checkpoint
@@ -166,17 +167,17 @@ class Skipped:
 def passages(checkpoints: list[Checkpoint], path: Path, window: int, on_error: str) -> tuple[pa.Table, list]:
     meter = Skipped()
     windows = [window] * len(checkpoints)
-    arrangement = Arrangement(0, 0, block_length=1000, batch_blocks=1, checkpoint_blocks=1)
+    arrangement = Arrangement(0, 0, block_length=1000, batch_blocks=1)
     reader = PassageReader(
         corpus=CorpusSpec(paths=[str(path)], messages_column="messages", on_error=on_error, most_skipped=1.0),
         target_checkpoint=checkpoints[0],
         cut=Cutter(checkpoints, windows),
+        shards=[Shard(0, 0, tuple(units_of(str(path))))],
         arrange=arrangement,
-        drop=Ledger(()),
+        learned=Ledger(),
         meter=meter,
     )
-    unit = {"path": str(path), "row_group": -1, "first_row": 1, "corpus_pass": 0}
-    batches = [of_row(row)[0] for row in reader(pa.Table.from_pylist([{"share": 0, "units": [unit]}]))]
+    batches = [of_row(row)[0] for row in reader(pa.Table.from_pylist([{"shards": [0], "first_turn": 0}]))]
     return pa.concat_tables([schema(PASSAGE).empty_table(), *batches]), meter.rows
 
 

@@ -157,7 +157,7 @@ def test_no_loss_on_what_the_assistant_does_not_say(checkpoints, tmp_path):
     target, source = checkpoints["byte-level-with-bos"], checkpoints["sentencepiece-like"]
     names = [Checkpoint(target, chat_template=style("chatml")), Checkpoint(source, chat_template=style("inst"))]
     table = fused(scored(passages(), "other", source, style("inst")), names[0], {"other": names[1]}, tmp_path)
-    blocks = Packer(LENGTH, TOP_K)(table, np.arange(len(table)))
+    blocks = Packer(LENGTH, TOP_K)(table, np.arange(len(table)), np.zeros((len(table), 1), np.int64))
     rows = hidden_gradients(target, blocks)
     learned = flat_values(blocks["loss_mask"])[0]
     assert 0 < learned.sum() < 0.7 * (flat_values(blocks["segment_ids"])[0] > 0).sum()

@@ -6,7 +6,7 @@ import pytest
 
 from actors.training.loop import in_steps
 from engine.records import PASSAGE, SHARE, of_list, ragged, rows_of, schema
-from engine.records.batches import as_row, of_row, shares
+from engine.records.batches import LEARNED, BatchBlocks, as_row, of_row, shares, to_learn
 from pipelines.stream.stages import SourceModelStage
 from tests.support.training_blocks import training_blocks
 
@@ -25,25 +25,41 @@ def passages(count: int) -> pa.Table:
     return table.append_column("m/topk", ragged([np.arange(3 * row) for row in range(count)], pa.float16()))
 
 
+def in_blocks(*of_passages: int) -> BatchBlocks:
+    count = max(of_passages) + 1
+    return BatchBlocks(np.array(of_passages, np.int32), np.arange(4 * count).reshape(count, 4), 7)
+
+
 def test_a_batch_comes_out_as_it_went_in():
-    row = as_row(passages(5), [0, 0, 3, 3, 4])
+    row = as_row(passages(5), in_blocks(0, 0, 1, 1, 2))
     assert len(row) == 1
-    batch, training_blocks = of_row(row)
+    batch, blocks = of_row(row)
     assert batch.equals(passages(5))
-    assert training_blocks.tolist() == [0, 0, 3, 3, 4]
+    assert blocks.of_passages.tolist() == [0, 0, 1, 1, 2]
+    assert blocks.entries.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert blocks.first_turn == 7
+
+
+def test_what_has_been_learned_is_scored_for_company_and_then_left_out():
+    batch, blocks = to_learn(*of_row(as_row(passages(5), in_blocks(LEARNED, LEARNED, 0, 0, 1))))
+    assert batch.equals(passages(5).slice(2))
+    assert blocks.of_passages.tolist() == [0, 0, 1]
 
 
 def test_rows_that_were_joined_and_sliced_are_the_same_batches():
-    stream = pa.concat_tables([as_row(passages(count), list(range(count))) for count in (2, 5, 1)]).combine_chunks()
+    stream = pa.concat_tables(
+        [as_row(passages(count), in_blocks(*range(count))) for count in (2, 5, 1)]
+    ).combine_chunks()
     for index, count in enumerate((2, 5, 1)):
-        batch, training_blocks = of_row(stream.slice(index, 1))
+        batch, blocks = of_row(stream.slice(index, 1))
         assert batch.equals(passages(count))
-        assert training_blocks.tolist() == list(range(count))
+        assert blocks.of_passages.tolist() == list(range(count))
+        assert len(blocks.entries) == count
 
 
 def test_ragged_values_are_not_copied():
     batch = passages(50)
-    inside, _ = of_row(as_row(batch, [0] * 50))
+    inside, _ = of_row(as_row(batch, in_blocks(*[0] * 50)))
     address = batch["m/topk"].chunk(0).values.buffers()[1].address
     assert inside["m/topk"].chunk(0).values.buffers()[1].address == address
 
@@ -58,9 +74,9 @@ def test_a_stage_changes_batches_inside_their_rows():
             return batch.drop_columns("m/topk").append_column("m/longer", ragged(longer, pa.float16()))
 
     stage = SourceModelStage(score=Doubler, times=2)
-    batch, training_blocks = of_row(stage(as_row(passages(4), [7, 7, 8, 9])))
+    batch, blocks = of_row(stage(as_row(passages(4), in_blocks(0, 0, 1, 2))))
     assert [len(row) for row in rows_of(batch["m/longer"])] == [0, 6, 12, 18]
-    assert training_blocks.tolist() == [7, 7, 8, 9]
+    assert blocks.of_passages.tolist() == [0, 0, 1, 2]
 
 
 @pytest.mark.parametrize(("num_workers", "blocks_per_step", "batches"), [(1, 4, 3), (2, 2, 3), (2, 3, 4), (4, 1, 2)])

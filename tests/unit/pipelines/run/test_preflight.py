@@ -15,15 +15,14 @@ pytestmark = pytest.mark.timeout(60)
 
 def check(tmp_path, *overrides: str) -> None:
     spec = load_spec("pipelines/specs/quickstart.yaml", [f"run.output_dir={tmp_path / 'out'}", *overrides])
-    preflight(spec)
-    write_spec(spec)
+    write_spec(spec, preflight(spec))
 
 
 def learn_something(tmp_path) -> None:
     """Leave a complete checkpoint in the output folder."""
     checkpoint = tmp_path / "out" / "checkpoints" / "step-00000001"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text('{"step": 1, "history": [], "learned": []}')
+    (checkpoint / "state.json").write_text('{"step": 1, "history": [], "learned": {}}')
 
 
 def test_an_output_folder_of_another_run_is_refused(tmp_path):
