@@ -91,11 +91,11 @@ class CorpusSpec(Section):
     """Bytes of the previous passage that a passage begins with where a document is cut: every model reads them as
     context, but they are learned once. At most training.block_length."""
     readers: Annotated[int, Field(ge=0)] = 0
-    """Processes that read the corpus and cut it, at most one for each file or row group; 0: one for every four source
-    replicas. A deterministic run has one."""
+    """Processes that read the corpus and cut it, at most one for each shard of it (4 to 64 MiB); 0: one for every four
+    source replicas. A deterministic run has one."""
     shuffle_passages: Annotated[int, Field(ge=0)] = 256
     """Size of the pool from which a reader draws the next passage, so that a step is not one document; 0 keeps the
-    order."""
+    order. It is emptied after at least so many passages and 128 training blocks, where reading can begin again."""
 
 
 class LoraSpec(Section):

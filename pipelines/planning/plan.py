@@ -16,6 +16,7 @@ from pipelines.planning.costs import ModelCost, model_costs
 from pipelines.planning.plan_text import (
     attention_line,
     comparison_lines,
+    corpus_line,
     cost_lines,
     fusion_line,
     length_line,
@@ -63,7 +64,7 @@ class Plan:
         )
         lines = {
             "run": f"{spec.run.name} -> {spec.run.output_dir}",
-            "corpus": f"{len(flow.corpus_units)} units x {spec.corpus.passes} passes",
+            "corpus": corpus_line(flow, spec.corpus.passes),
             "windows": f"{windows} text tokens a passage",
             "fusion": fusion_line(spec),
             "batch": f"passages of {flow.batch_blocks} blocks in a call of a source model",

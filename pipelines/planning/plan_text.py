@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from actors.sources.backends.step_size import PLANNED_GPU_BYTES
+from engine.corpus.shards import LARGEST_SHARD
 from engine.spec import FusionSpec
 from pipelines.planning.comparison import Comparison, Teacher
 from pipelines.planning.costs import ModelCost
 from pipelines.planning.scored_sample import TARGET, Scores
 from pipelines.planning.survey import SourceSurvey
 from pipelines.planning.survey_tokens import Traits
+from pipelines.stream.sizes import FlowPlan
 
 
 def cost_lines(costs: Sequence[ModelCost]) -> list[str]:
@@ -28,6 +30,18 @@ def cost_lines(costs: Sequence[ModelCost]) -> list[str]:
         f"step: tokens of a source's forward pass (batched_tokens), on GPUs of {PLANNED_GPU_BYTES // 10**9} GB",
         "work: per byte of text, in that of training the target; proposed: to keep step with the workers",
     ]
+
+
+def corpus_line(flow: FlowPlan, passes: int) -> str:
+    """The shards of the corpus, and the largest one if its file cannot be split among readers."""
+    line = f"{len(flow.corpus_units)} units in {len(flow.corpus_shards)} shards x {passes} passes"
+    whole = [unit for unit in flow.corpus_units if not unit.can_be_split and unit.num_bytes > LARGEST_SHARD]
+    if not whole:
+        return line
+    largest = max(whole, key=lambda unit: unit.num_bytes)
+    kind = "row groups or compressed files are" if len(whole) > 1 else "row group or compressed file is"
+    size = f"{largest.num_bytes / 1e6:,.0f} MB"
+    return f"{line}; {len(whole)} {kind} large and cannot be split: one reader each ({largest.path}, {size})"
 
 
 def attention_line(attention: str) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
@@ -25,6 +25,9 @@ from engine.records.batches import as_row, of_row
 from engine.spec import FusionSpec
 from pipelines.cluster.linux_scheduling import children_for_throughput
 from pipelines.stream.sizes import FlowPlan, mapping_sample
+
+if TYPE_CHECKING:
+    from engine.blocks.packing import Packer
 
 #: Optimizer steps that are done first and not counted: they compile, allocate and fill caches.
 WARM_STEPS = 3
@@ -83,19 +86,22 @@ def read(spec: FusionSpec, flow: FlowPlan) -> tuple[StageCost, list[pa.Table]]:
     from actors.reader import PassageReader
     from engine.blocks.arrangement import Arrangement
     from engine.corpus.cutting import Cutter
+    from engine.corpus.shards import in_passes
 
+    shards = in_passes(flow.corpus_shards, passes=1)
     reader = PassageReader(
         corpus=spec.corpus,
         target_checkpoint=flow.checkpoints[0],
         cut=Cutter(flow.checkpoints, flow.windows, spec.corpus.overlap_bytes),
+        shards=shards,
         arrange=Arrangement.of(spec, flow.batch_blocks),
-        drop=Ledger(),
+        learned=Ledger(),
         meter=NoMeter(),
     )
-    share = pa.Table.from_pylist([{"share": 0, "units": list(flow.corpus_units)}])
-    batches = list(reader(share))
+    task = pa.Table.from_pylist([{"shards": [shard.number for shard in shards], "first_turn": 0}])
+    batches = list(reader(task))
     started = time.process_time()
-    for _ in reader(share):
+    for _ in reader(task):
         pass
     return _cost("corpus", time.process_time() - started, batches, batches), batches
 
@@ -132,7 +138,7 @@ def pack(spec: FusionSpec, batches: Sequence[pa.Table]) -> tuple[StageCost, list
     from engine.blocks.packing import Packer
 
     packer = Packer(spec.training.block_length, spec.fusion.top_k)
-    return _timed("pack", lambda row: packer(*of_row(row)), batches)
+    return _timed("pack", lambda row: _packed(packer, row), batches)
 
 
 def train(spec: FusionSpec, batches: Sequence[pa.Table], workers: int) -> StageCost:
@@ -163,13 +169,13 @@ def _train(spec: FusionSpec, steps: Sequence[pa.Table], store: str, rank: int, w
     journal = Journal()
     for table in steps[:WARM_STEPS]:
         learn(target, (table, 0.0), len(spec.source_models), journal)
-    warm = len(journal.fresh)
+    warm = len(journal.history)
     started = time.process_time()
     for table in steps[WARM_STEPS:]:
         learn(target, (table, 0.0), len(spec.source_models), journal)
     seconds = time.process_time() - started
     torch.distributed.destroy_process_group()
-    return seconds, len(journal.fresh) - warm
+    return seconds, sum(record.passages for record in journal.history[warm:])
 
 
 def _steps(blocks: pa.Table, blocks_per_step: int) -> Iterator[pa.Table]:
@@ -185,8 +191,13 @@ def _rows(table: pa.Table, start: int, rows: int) -> pa.Table:
 
 def _changed(row: pa.Table, stage: Callable[[pa.Table], pa.Table]) -> pa.Table:
     """A row whose passages a stage has changed."""
-    passages, training_blocks = of_row(row)
-    return as_row(stage(passages), training_blocks)
+    passages, blocks = of_row(row)
+    return as_row(stage(passages), blocks)
+
+
+def _packed(packer: Packer, row: pa.Table) -> pa.Table:
+    passages, blocks = of_row(row)
+    return packer(passages, blocks.of_passages, blocks.entries)
 
 
 def _timed(

@@ -34,10 +34,10 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     checkpoint = Checkpoint(str(tokenizer_folders(folder)[0]))
     draw = random.Random(1)
-    rows = [f'{{"text": "document {row} {"word é " * draw.choice([1, 3, 60])}"}}\n' for row in range(70)]
+    rows = [f'{{"text": "document {row} {"word é " * draw.choice([1, 3, 60])}"}}\n' for row in range(40)]
     (folder / "a.jsonl").write_text("".join(rows))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SMALLEST_SHARD", 1500)
+        patch.setattr(shards, "SMALLEST_SHARD", 1000)
         patch.setattr(arrangement, "PACKED_BLOCKS", 4)
         found = shards_of(units_of(str(folder / "a.jsonl")))
         assert len(found) > 3
@@ -68,7 +68,7 @@ def ids(passages: pa.Table) -> list[str]:
     return passages["passage_id"].to_pylist()
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 @given(st.integers(0, 2**32), st.integers(1, 5), st.booleans())
 def test_every_passage_is_learned_once_whatever_was_learned_before_an_interruption(corpus, seed, readers, in_order):
     draw, ledger, learned = random.Random(seed), Ledger(), Counter()

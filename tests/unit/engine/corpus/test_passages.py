@@ -169,14 +169,14 @@ def test_tables_hold_the_passages_in_order(checkpoints, tmp_path):
 def test_learned_passages_do_not_come_again(checkpoints, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(f'{{"text": "{"text " * 20}{row}"}}\n' for row in range(3)))
-    read, units = reader(checkpoints, path, learned=[learned_block(0)])
-    assert [row["passage_id"] for table in read(units) for row in table.to_pylist()] == [
-        f"0/{path}:1:1",
-        f"0/{path}:2:0",
-        f"0/{path}:2:1",
-        f"0/{path}:3:0",
-        f"0/{path}:3:1",
-    ]
+
+    def ids(learned=()) -> list[str]:
+        read, units = reader(checkpoints, path, learned=learned)
+        return [row["passage_id"] for table in read(units) for row in table.to_pylist()]
+
+    whole, rest = ids(), ids([learned_block(0)])
+    assert 0 < len(rest) < len(whole)
+    assert rest == whole[-len(rest) :]
 
 
 def learned_block(block: int) -> list[int]:

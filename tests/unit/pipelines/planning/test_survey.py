@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import engine
 from engine.__main__ import main
-from engine.corpus.files import CorpusUnit
 from engine.errors import PreflightError
 from engine.method.vocabulary import UNMAPPED, build_mapping
 from engine.model_files.checkpoint import Checkpoint
@@ -291,7 +290,7 @@ def test_the_sample_is_spread_and_bounded(folder, tmp_path):
     assert sum(passage.text.startswith("The quick") for passage in passages) >= 16
     assert not any(passage.ends_document for passage in passages)
     assert passages == sample_passages(spec, flow)
-    assert len(flow.corpus_units) == 20 and CorpusUnit(**flow.corpus_units[0]).path.endswith("00.txt")
+    assert len(flow.corpus_units) == 20 and flow.corpus_units[0].path.endswith("00.txt")
 
 
 def test_without_text_or_sources_the_survey_is_empty(folder, tmp_path):

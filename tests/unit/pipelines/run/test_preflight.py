@@ -47,6 +47,21 @@ def test_a_run_may_go_on_elsewhere_and_otherwise_placed(tmp_path):
     check(tmp_path, "training.num_workers=1", "training.max_restarts=0", "source_models.0.replicas=3")
 
 
+def test_a_run_does_not_go_on_with_other_files(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("a document")
+    corpus = f"corpus={{paths: ['{tmp_path}/*.txt']}}"
+    check(tmp_path, corpus)
+    (tmp_path / "b.txt").write_text("a corrected document")
+    learn_something(tmp_path)
+    check(tmp_path, corpus)
+    (tmp_path / "c.txt").write_text("one more")
+    with pytest.raises(
+        PreflightError, match=r"has changed since its last checkpoint: it had 2 units in 1 shards, now 3"
+    ):
+        check(tmp_path, corpus)
+
+
 def test_a_corpus_of_which_no_row_can_be_read_is_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
     corpus = f"corpus={{paths: [{tmp_path / 'rows.jsonl'}], on_error: skip}}"

@@ -39,7 +39,7 @@ def test_a_batch_is_bounded_in_bytes():
 def test_one_order_of_passages_has_one_reader(tmp_path, deterministic, wanted, readers):
     paths = [tmp_path / f"{name}.txt" for name in "abc"]
     for path in paths:
-        path.write_text("text")
+        path.write_text("text" * 2**20)  # a shard
     overrides = [
         f"corpus.paths=[{tmp_path}/*.txt]",
         f"run.deterministic={deterministic}",
@@ -69,7 +69,7 @@ def test_files_are_listed_many_at_a_time_and_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(sizes, "units_of", slowly)
     started = time.monotonic()
     units = derive_flow(spec).corpus_units
-    assert [unit["path"] for unit in units] == [str(tmp_path / f"{number:02}.txt") for number in range(64)]
+    assert [unit.path for unit in units] == [str(tmp_path / f"{number:02}.txt") for number in range(64)]
     assert time.monotonic() - started < 64 * 0.1 / 2
 
 

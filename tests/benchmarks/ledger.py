@@ -1,0 +1,200 @@
+"""The ledger of a billion passages, and what a resumed reader reads before its first new passage.
+
+    python -m tests.benchmarks.ledger
+
+``ledger_state_bytes``, ``ledger_commit_ms`` and ``ledger_resident_mb``: 64 readers take shards of 64 MiB in turn, of
+2,048-token blocks with four passages each; blocks are learned out of order within a window of batches, as they are when
+batches overtake each other. Measured at a tenth, half and nine tenths of the passages, the largest of the three. A
+commit learns the blocks of 50 steps and makes the state's JSON, as training does; it is against a set of passage ids.
+``resume_bytes`` is real reading of a split file without models or training, against reading from the beginning.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec.implementations.local
+import numpy as np
+import pyarrow as pa
+
+from actors.monitor import NoMeter
+from actors.reader import PassageReader
+from engine.blocks.arrangement import PACKED_BLOCKS, Arrangement
+from engine.corpus.cutting import Cutter
+from engine.corpus.files import units_of
+from engine.corpus.shards import in_passes, shards_of
+from engine.history.ledger import SHARD_END, Cursor, Entry, Ledger
+from engine.model_files.checkpoint import Checkpoint
+from engine.records.batches import of_row
+from engine.spec import CorpusSpec
+from tests.benchmarks.figures import say
+
+PASSAGES, READERS, PASSAGES_A_BLOCK = 10**9, 64, 4
+SHARD_BLOCKS, BATCH_BLOCKS, WINDOW_BATCHES = 8192, 16, 8
+STEP_BLOCKS, COMMIT_STEPS = 128, 50
+PARTS = (0.1, 0.5, 0.9)
+
+TARGET = "pipelines/quickstart/models/mistral-target"
+FILE_MB = 24
+BLOCK_LENGTH = 256
+
+
+def entries_of_shard(shard: int) -> np.ndarray:
+    """The ledger entries of a shard's blocks, int64 [SHARD_BLOCKS,E], batches out of order within the window."""
+    draw = np.random.default_rng(shard)
+    blocks = np.arange(SHARD_BLOCKS)
+    ends = (blocks // BATCH_BLOCKS + 1) * BATCH_BLOCKS
+    lots = ends // PACKED_BLOCKS * PACKED_BLOCKS
+    entries = np.zeros((SHARD_BLOCKS, len(Entry(0, 0, 0, Cursor(0, 0, 0, 0, 0)).numbers())), np.int64)
+    entries[:, 0], entries[:, 1], entries[:, 2], entries[:, 3] = shard, blocks, ends, lots
+    entries[:, 5], entries[:, 6] = lots * 9, lots * 8192
+    entries[ends == SHARD_BLOCKS, 4] = SHARD_END
+    order = np.argsort(blocks // BATCH_BLOCKS + draw.uniform(0, WINDOW_BATCHES, SHARD_BLOCKS // BATCH_BLOCKS)[
+        blocks // BATCH_BLOCKS
+    ], kind="stable")  # fmt: skip
+    return entries[order]
+
+
+def learned_until(shards_done: int) -> Ledger:
+    """A ledger of so many shards, learned to their ends in the order of the readers."""
+    ledger = Ledger()
+    order = list(range(shards_done + READERS))
+    random.Random(0).shuffle(order)
+    for shard in sorted(order, key=lambda shard: shard // READERS)[:shards_done]:
+        ledger.learn(entries_of_shard(shard))
+    return ledger
+
+
+def measure_ledger() -> None:
+    """The ledger at each part of the corpus: its state, its memory, and the time of a commit."""
+    shards = PASSAGES // PASSAGES_A_BLOCK // SHARD_BLOCKS
+    state_bytes, milliseconds, memory = [], [], []
+    for part in PARTS:
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        ledger = learned_until(int(shards * part))
+        steps = in_the_middle(int(shards * part))
+        for _ in range(SHARD_BLOCKS // 2 * READERS // (STEP_BLOCKS * COMMIT_STEPS)):
+            ledger.learn(next(steps))
+        memory.append((tracemalloc.get_traced_memory()[0] - before) / 1e6)
+        tracemalloc.stop()
+        for _ in range(5):
+            fresh = next(steps)
+            started = time.perf_counter()
+            ledger.learn(fresh)
+            state = json.dumps(ledger.state())
+            milliseconds.append((time.perf_counter() - started) * 1e3)
+            state_bytes.append(len(state))
+    ids = [f"0/s3://bucket/corpus/part-{number:05}.jsonl:{number}:0" for number in range(100_000)]
+    as_ids = len(json.dumps(ids)) / len(ids) * PASSAGES
+    started = time.perf_counter()
+    json.dumps(sorted(set(ids)))
+    ids_ms = (time.perf_counter() - started) * 1e3 / len(ids) * PASSAGES
+    on = {"passages": PASSAGES, "readers": READERS, "shards": shards}
+    say("ledger_state_bytes", max(state_bytes), "bytes", "ids of passages", as_ids / max(state_bytes), **on)
+    say("ledger_commit_ms", max(milliseconds), "ms", "ids of passages", ids_ms / max(milliseconds), **on)
+    say(
+        "ledger_resident_mb",
+        max(memory),
+        "MB",
+        "ids of passages, 194 bytes each",
+        194e-6 * PASSAGES / max(memory),
+        **on,
+    )
+
+
+def in_the_middle(first_shard: int) -> Iterator[np.ndarray]:
+    """The entries of each commit while all readers are in their next shards, each at its own speed."""
+    draw = np.random.default_rng(first_shard)
+    waiting = [entries_of_shard(first_shard + READERS + reader) for reader in range(READERS)]
+    taken = np.zeros(READERS, int)
+    while True:
+        counts = draw.multinomial(STEP_BLOCKS * COMMIT_STEPS, np.full(READERS, 1 / READERS))
+        yield np.concatenate(
+            [entries[start : start + count] for entries, start, count in zip(waiting, taken, counts, strict=True)]
+        )
+        taken += counts
+
+
+def measure_resume() -> None:
+    """Bytes that are read before the first new passage, where a run goes on at each part of a corpus."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "corpus.jsonl"
+        draw = random.Random(0)
+        words = ["reader", "takes", "a", "shard", "of", "corpus", "and", "begins", "where", "its", "cursor", "stands"]
+        with path.open("w") as file:
+            while file.tell() < FILE_MB * 10**6:
+                file.write(json.dumps({"text": " ".join(draw.choices(words, k=draw.randint(20, 800)))}) + "\n")
+        shards = in_passes(shards_of(units_of(str(path))), passes=1)
+        entries = [of_row(row)[1].entries for row in reader(shards, Ledger())(task(range(len(shards))))]
+        everything = sum(map(len, entries))
+        lot_bytes = PACKED_BLOCKS * path.stat().st_size / everything
+        for part in PARTS:
+            ledger, learned = Ledger(), 0
+            for batch in entries:
+                if learned >= part * everything:
+                    break
+                ledger.learn(batch)
+                learned += len(batch)
+            left = [shard.number for shard in shards if not ledger.is_done(shard.number)]
+            with CountedBytes() as counted:
+                next(iter(reader(shards, ledger)(task(left))))
+            whole = path.stat().st_size * part
+            say(
+                "resume_bytes", counted.bytes, "bytes read before the first new passage", "from the beginning",
+                whole / counted.bytes, at=part, lots=counted.bytes / lot_bytes, megabytes=FILE_MB,
+            )  # fmt: skip
+
+
+def reader(shards, learned: Ledger) -> PassageReader:
+    """A reader of one model's passages."""
+    checkpoint = Checkpoint(TARGET)
+    return PassageReader(
+        corpus=CorpusSpec(paths=["corpus.jsonl"]),
+        shards=shards,
+        target_checkpoint=checkpoint,
+        cut=Cutter([checkpoint], [BLOCK_LENGTH - 2]),
+        arrange=Arrangement(256, 0, BLOCK_LENGTH, BATCH_BLOCKS),
+        learned=learned,
+        meter=NoMeter(),
+    )
+
+
+def task(numbers) -> pa.Table:
+    """A reader's task of some shards."""
+    return pa.Table.from_pylist([{"shards": list(numbers), "first_turn": 0}])
+
+
+class CountedBytes:
+    """Counts the bytes of the lines that are read from local files in the meantime."""
+
+    bytes = 0
+
+    def __enter__(self) -> CountedBytes:
+        self._opener = fsspec.implementations.local.LocalFileOpener
+        self._readline = self._opener.__dict__.get("readline")
+
+        def counted(file, *arguments):
+            line = file.f.readline(*arguments)
+            self.bytes += len(line)
+            return line
+
+        self._opener.readline = counted
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._readline is None:
+            del self._opener.readline
+        else:
+            self._opener.readline = self._readline
+
+
+if __name__ == "__main__":
+    measure_ledger()
+    measure_resume()
