@@ -132,7 +132,8 @@ class Ledger:
         """
         for shard in np.unique(entries[:, 0]).tolist():
             of_shard = entries[entries[:, 0] == shard]
-            cursors = {end: Cursor(*cursor) for end, *cursor in np.unique(of_shard[:, 2:], axis=0).tolist()}
+            _, first_of_end = np.unique(of_shard[:, 2], return_index=True)
+            cursors = {end: Cursor(*cursor) for end, *cursor in of_shard[first_of_end, 2:].tolist()}
             self._learn_of_shard(shard, of_shard[:, 1].tolist(), cursors)
 
     def _learn_of_shard(self, shard: int, blocks: list[int], cursors: dict[int, Cursor]) -> None:

@@ -11,16 +11,17 @@ commit learns the blocks of 50 steps and makes the state's JSON, as training doe
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import tempfile
 import time
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec.implementations.local
 import numpy as np
+import psutil
 import pyarrow as pa
 
 from actors.monitor import NoMeter
@@ -61,36 +62,27 @@ def entries_of_shard(shard: int) -> np.ndarray:
     return entries[order]
 
 
-def learned_until(shards_done: int) -> Ledger:
-    """A ledger of so many shards, learned to their ends in the order of the readers."""
-    ledger = Ledger()
-    order = list(range(shards_done + READERS))
-    random.Random(0).shuffle(order)
-    for shard in sorted(order, key=lambda shard: shard // READERS)[:shards_done]:
-        ledger.learn(entries_of_shard(shard))
-    return ledger
-
-
 def measure_ledger() -> None:
     """The ledger at each part of the corpus: its state, its memory, and the time of a commit."""
     shards = PASSAGES // PASSAGES_A_BLOCK // SHARD_BLOCKS
     state_bytes, milliseconds, memory = [], [], []
+    process, ledger, done = psutil.Process(), Ledger(), 0
+    before = process.memory_info().rss
     for part in PARTS:
-        tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        ledger = learned_until(int(shards * part))
-        steps = in_the_middle(int(shards * part))
+        while done < int(shards * part):
+            ledger.learn(entries_of_shard(done))
+            done += 1
+        steps, working = in_the_middle(done), copy.deepcopy(ledger)
         for _ in range(SHARD_BLOCKS // 2 * READERS // (STEP_BLOCKS * COMMIT_STEPS)):
-            ledger.learn(next(steps))
-        memory.append((tracemalloc.get_traced_memory()[0] - before) / 1e6)
-        tracemalloc.stop()
+            working.learn(next(steps))
         for _ in range(5):
             fresh = next(steps)
             started = time.perf_counter()
-            ledger.learn(fresh)
-            state = json.dumps(ledger.state())
+            working.learn(fresh)
+            state = json.dumps(working.state())
             milliseconds.append((time.perf_counter() - started) * 1e3)
             state_bytes.append(len(state))
+        memory.append((process.memory_info().rss - before) / 1e6)
     ids = [f"0/s3://bucket/corpus/part-{number:05}.jsonl:{number}:0" for number in range(100_000)]
     as_ids = len(json.dumps(ids)) / len(ids) * PASSAGES
     started = time.perf_counter()
@@ -99,20 +91,14 @@ def measure_ledger() -> None:
     on = {"passages": PASSAGES, "readers": READERS, "shards": shards}
     say("ledger_state_bytes", max(state_bytes), "bytes", "ids of passages", as_ids / max(state_bytes), **on)
     say("ledger_commit_ms", max(milliseconds), "ms", "ids of passages", ids_ms / max(milliseconds), **on)
-    say(
-        "ledger_resident_mb",
-        max(memory),
-        "MB",
-        "ids of passages, 194 bytes each",
-        194e-6 * PASSAGES / max(memory),
-        **on,
-    )
+    most = max(memory)
+    say("ledger_resident_mb", most, "MB with the entries to learn", "ids of passages", 194e-6 * PASSAGES / most, **on)
 
 
 def in_the_middle(first_shard: int) -> Iterator[np.ndarray]:
     """The entries of each commit while all readers are in their next shards, each at its own speed."""
     draw = np.random.default_rng(first_shard)
-    waiting = [entries_of_shard(first_shard + READERS + reader) for reader in range(READERS)]
+    waiting = [entries_of_shard(first_shard + reader) for reader in range(READERS)]
     taken = np.zeros(READERS, int)
     while True:
         counts = draw.multinomial(STEP_BLOCKS * COMMIT_STEPS, np.full(READERS, 1 / READERS))
