@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
+from transformers.utils import is_flash_attn_2_available
 
 from engine.errors import TrainingError
 from engine.spec import TrainingSpec
@@ -29,15 +28,30 @@ def attention_implementation(training: TrainingSpec, device: torch.device) -> st
 def in_one_row(implementation: str) -> bool:
     """Whether blocks go through the model as one long row.
 
-    transformers finds the passages in a row's positions. For FlashAttention it looks only where there is one row, and
-    would let the passages of several rows see one another without a word.
+    FlashAttention takes the passages of one row alone. In several rows they would see one another without a word.
     """
     return implementation == "flash_attention_2"
 
 
+def passage_bounds(position_ids: torch.Tensor, longest: int) -> dict[str, torch.Tensor | int]:
+    """FlashAttention's arguments for a row of passages, under transformers' names: their ends and the longest length.
+
+    transformers would find them in the positions itself, but in every layer, and the processor would wait for the GPU
+    three times in each.
+
+    Args:
+        position_ids: of the row, from 0 in every passage.
+        longest: no passage is longer; larger than need be costs nothing.
+    """
+    positions = position_ids.flatten()
+    ends = torch.tensor([len(positions)], dtype=torch.int32, device=positions.device)
+    bounds = torch.cat([(positions == 0).nonzero().flatten().int(), ends])
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
 def _obstacle_to_flash_attention(training: TrainingSpec, device: torch.device) -> str:
-    if importlib.util.find_spec("flash_attn") is None:
-        return "needs the package flash-attn"
     if device.type != "cuda":
         return "needs a GPU"
+    if not is_flash_attn_2_available():  # FlashAttention 4 has a module of the same name
+        return "needs the package flash-attn, 2.3.3 or newer"
     return "" if training.precision == "bfloat16" else f"needs training.precision bfloat16, not {training.precision}"

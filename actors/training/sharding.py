@@ -42,8 +42,10 @@ def shard(module: nn.Module, model: PreTrainedModel, training: TrainingSpec, dev
     inner = MixedPrecisionPolicy(gathered, reduced)
     # The root's inputs are the training blocks: their probabilities must not be rounded to bfloat16.
     outer = MixedPrecisionPolicy(gathered, reduced, cast_forward_inputs=False)
+    # Freed after the forward pass they are gathered again for the backward pass: one worker would copy all its weights.
+    reshard = shape[-1] > 1
     for block in transformer_blocks(model):
-        fully_shard(block, mesh=mesh, mp_policy=inner)
+        fully_shard(block, mesh=mesh, mp_policy=inner, reshard_after_forward=reshard)
     return fully_shard(module, mesh=mesh, mp_policy=outer)
 
 

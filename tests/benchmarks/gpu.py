@@ -1,6 +1,7 @@
 """The engine on one GPU: scoring, the loss, the training step, and all of them as a stream.
 
-    python -m tests.benchmarks.gpu [--only scoring|loss|training|stream] [--sizes 1b 7b] [--passes N]
+    python -m tests.benchmarks.gpu [--only scoring|loss|training|stream] [--sizes 1b 7b] [--vocabularies 32000 128000]
+                                   [--top-k 10 64 128] [--attention sdpa flex_attention] [--passes N]
     python -m tests.benchmarks.gpu --tiny --device cpu      # the same code on a CPU, for its own sake
 
 Figures, each a ratio within one run, of models with random weights: ``gpu_scoring_vs_prefill`` and
@@ -28,6 +29,9 @@ def main() -> int:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="models and texts that take seconds on a CPU")
     parser.add_argument("--sizes", nargs="+", choices=[*SHAPES], default=["1b", "7b"], help="of the scored models")
+    parser.add_argument("--vocabularies", nargs="+", type=int, help="of the scored models")
+    parser.add_argument("--top-k", nargs="+", type=int, default=[10, 64, 128], help="of the scored rows")
+    parser.add_argument("--attention", nargs="+", default=["sdpa"], help="of the training step: training.attention")
     parser.add_argument("--passes", type=int, default=4, help="of the stream over its corpus")
     chosen = parser.parse_args()
     if chosen.only:
@@ -47,12 +51,12 @@ def run_part(part: str, chosen: argparse.Namespace) -> None:
     elif part == "training":
         from tests.benchmarks import gpu_training
 
-        gpu_training.figures(chosen.device, sizes[0])
+        gpu_training.figures(chosen.device, sizes[0], chosen.attention)
     elif part == "scoring":
         from tests.benchmarks import gpu_scoring
 
         for size in sizes:
-            gpu_scoring.figures(chosen.device, size)
+            gpu_scoring.figures(chosen.device, size, chosen.vocabularies, chosen.top_k)
     else:
         from tests.benchmarks import gpu_stream
 

@@ -8,7 +8,7 @@ dropped: what tokenizing, checking and converting cost, by one batch at a time a
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,16 +22,16 @@ from tests.benchmarks.figures import say
 from tests.benchmarks.gpu_shapes import SHAPES, card, llama_config, save_checkpoint, seconds_in_turns
 from tests.benchmarks.scoring_ways import corpus_texts, passages, tensors_dropped
 
-TOKENIZER, TOP_K, ROUNDS, BATCHES = "llama-docs", (10, 64, 128), 3, 4
+TOKENIZER, ROUNDS, BATCHES = "llama-docs", 3, 4
 
 #: Prompts of one batch: about 64,000 tokens on a GPU.
 PROMPTS = {"tiny": 4, "1b": 32, "7b": 16}
 
 
-def figures(device: str, size: str) -> None:
-    """The figures of one size of model, for each vocabulary and each K."""
+def figures(device: str, size: str, vocabularies: Sequence[int] | None, every_top_k: Sequence[int]) -> None:
+    """The figures of one size of model, for each vocabulary (None: all of the size) and each K."""
     shape = SHAPES[size]
-    for vocabulary in shape.vocabularies:
+    for vocabulary in vocabularies or shape.vocabularies:
         with tempfile.TemporaryDirectory() as folder:
             dtype = torch.bfloat16 if device == "cuda" else torch.float32
             save_checkpoint(Path(folder), llama_config(size, vocabulary), TOKENIZER, device, dtype)
@@ -44,10 +44,10 @@ def figures(device: str, size: str) -> None:
                 num_gpus=1.0 if device == "cuda" else 0.0,
                 probe="off",
                 max_context_tokens=shape.context,
-                kv_cache_bytes=2**33 if device == "cuda" else 2**26,
+                kv_cache_bytes=0 if device == "cuda" else 2**26,
             )
-            source = SourceModel(section, max(TOP_K))
-            measure(source, device, size, vocabulary, texts(folder, shape.context - 8, PROMPTS[size]))
+            source = SourceModel(section, max(every_top_k))
+            measure(source, device, size, vocabulary, texts(folder, shape.context - 8, PROMPTS[size]), every_top_k)
 
 
 def texts(folder: str, tokens: int, count: int) -> list[str]:
@@ -59,7 +59,9 @@ def texts(folder: str, tokens: int, count: int) -> list[str]:
     return [text[size * place : size * (place + 1)] for place in range(count)]
 
 
-def measure(source: SourceModel, device: str, size: str, vocabulary: int, batch_texts: list[str]) -> None:
+def measure(
+    source: SourceModel, device: str, size: str, vocabulary: int, batch_texts: list[str], every_top_k: Sequence[int]
+) -> None:
     """The figures of one loaded model."""
     from vllm import SamplingParams
 
@@ -85,7 +87,8 @@ def measure(source: SourceModel, device: str, size: str, vocabulary: int, batch_
 
     bare = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
     runner = "V2" if getattr(backend._engine.llm_engine.vllm_config, "use_v2_model_runner", False) else "V1"
-    for top_k in TOP_K:
+    step = backend._engine.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    for top_k in every_top_k:
         source._top_k = backend._top_k = top_k
         backend._sampling = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False, flat_logprobs=True
@@ -98,7 +101,7 @@ def measure(source: SourceModel, device: str, size: str, vocabulary: int, batch_
         ]
         prefill, rows, one, two = seconds_in_turns(ways, device, ROUNDS)
         on = {"card": card(device), "size": size, "vocabulary": vocabulary, "top_k": top_k, "runner": runner}
-        on |= {"tokens": tokens * BATCHES, "dense": backend.dense}
+        on |= {"tokens": tokens * BATCHES, "step_tokens": step, "dense": backend.dense}
         speed = (tokens * BATCHES / two, "tokens/s")
         say("gpu_scoring_vs_prefill", *speed, "vLLM's bare prefill of the same prompts", prefill / two, **on)
         say("gpu_scoring_vs_engine", *speed, "the same rows by the engine alone, tensors dropped", rows / two, **on)

@@ -8,7 +8,9 @@ counted as six operations a weight and token.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -33,24 +35,25 @@ STEP_BLOCKS, MICRO_BLOCKS = 8, 4
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
-def figures(device: str, size: str) -> None:
-    """The figures of one size, for each vocabulary."""
-    for vocabulary in SHAPES[size].vocabularies:
+def figures(device: str, size: str, every_attention: Sequence[str]) -> None:
+    """The figures of one size, for each vocabulary and each value of ``training.attention``."""
+    for vocabulary, attention in product(SHAPES[size].vocabularies, every_attention):
         with tempfile.TemporaryDirectory() as folder:
-            measure(Path(folder), device, size, vocabulary)
+            measure(Path(folder), device, size, vocabulary, attention)
 
 
-def measure(folder: Path, device: str, size: str, vocabulary: int) -> None:
+def measure(folder: Path, device: str, size: str, vocabulary: int, attention: str) -> None:
     """The figures of one checkpoint."""
     config, shape = llama_config(size, vocabulary), SHAPES[size]
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     checkpoint = save_checkpoint(folder / "model", config, "mistral-target", device, dtype)
     if device == "cuda":
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{folder / 'store'}", rank=0, world_size=1)
     try:
-        ours = target_model(checkpoint, device, shape.context)
+        ours = target_model(checkpoint, device, shape.context, attention)
         blocks = random_blocks(shape.context, vocabulary)
         seconds = seconds_in_turns([partial(ours.train_step, blocks)], device, ROUNDS)
         memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
@@ -61,6 +64,7 @@ def measure(folder: Path, device: str, size: str, vocabulary: int) -> None:
         dist.destroy_process_group()
     tokens = STEP_BLOCKS * shape.context
     on = {"card": card(device), "size": size, "vocabulary": vocabulary, "block_length": shape.context}
+    on |= {"attention": attention}
     on |= {"blocks": STEP_BLOCKS, "micro": MICRO_BLOCKS, "top_k": TOP_K, "memory_mib": memory // 2**20}
     against = "transformers' model and loss, AdamW and FSDP2 on the same blocks, no fusion"
     say("gpu_train_vs_plain", tokens / seconds[0], "tokens/s", against, seconds[1] / seconds[0], **on)
@@ -69,13 +73,14 @@ def measure(folder: Path, device: str, size: str, vocabulary: int) -> None:
     say("gpu_train_mfu", shares[0], "of the card's peak", against, seconds[1] / seconds[0], **on, theirs=shares[1])
 
 
-def target_model(checkpoint: str, device: str, length: int) -> TargetModel:
+def target_model(checkpoint: str, device: str, length: int, attention: str) -> TargetModel:
     """The engine's target model, ready for a step."""
     section = TrainingSpec(
         block_length=length,
         global_batch_blocks=STEP_BLOCKS,
         micro_batch_blocks=MICRO_BLOCKS,
         precision="bfloat16" if device == "cuda" else "float32",
+        attention=attention,
         optimizer=OptimizerSpec(learning_rate=1e-5),
     )
     objective = ObjectiveSpec(lm_loss_weight=0.5, full_gain=0.0)

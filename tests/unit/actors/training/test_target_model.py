@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from actors.training import checkpoints
 from actors.training import target_model as target_model_module
 from actors.training.checkpoint_index import latest, read_state
 from actors.training.export import export
-from actors.training.target_model import TargetModel, _positions, learning_rate_at
+from actors.training.target_model import Blocks, TargetModel, _positions, learning_rate_at
 from engine.errors import FusionError, TrainingError, causes
 from engine.model_files.checkpoint import Checkpoint
 from engine.records import flat_values
@@ -67,6 +68,16 @@ def test_padding_may_be_longer_than_the_models_context(tmp_path):
     assert found.lm_loss == pytest.approx(nats / found.lm_rows, rel=1e-6)
     _, of_a_worker_without_blocks = model.model(model._blocks(None), 1.0, 1.0)
     assert of_a_worker_without_blocks.tolist() == [0.0] * 5
+
+
+def test_a_gpu_copies_blocks_by_itself_and_a_cpu_copies_nothing():
+    blocks = Blocks(*(mock.Mock() for _ in Blocks._fields))
+    assert blocks.on(torch.device("cpu")) is blocks
+    gpu = torch.device("cuda")
+    for tensor, copy in zip(blocks, blocks.on(gpu), strict=True):
+        pinned = tensor.pin_memory.return_value
+        pinned.to.assert_called_once_with(gpu, non_blocking=True)
+        assert copy is pinned.to.return_value
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "gpt-neox"])
