@@ -1,4 +1,4 @@
-"""Whether a run can write its folders: by fsspec, and by Ray Train, which has filesystems of its own."""
+"""Whether a run can write its folders."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from engine.spec import FusionSpec
 
 WHERE = "run.output_dir"
 
-#: Protocols that mean the same to fsspec and to pyarrow.fs, by which Ray Train writes its state.
+#: Protocols of the stores that a run writes.
 PROTOCOLS = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 
-#: Characters of a URL that both read as they are; pyarrow refuses others, or decodes %20 where fsspec does not.
+#: Characters of a URL that every store and tool reads as they are; some decode %20, for instance, and others do not.
 _PLAIN = re.compile(r"[A-Za-z0-9._~/:@!$&'()*+,;=-]*")
 
 
@@ -37,11 +37,11 @@ def _output_faults(folder: str, may_be_elsewhere: bool) -> list[Fault]:
     """A fault if the output folder could not be written. A store is not tried: its owner may charge for every write."""
     protocol, _, rest = folder.rpartition("://")
     if protocol in set(fsspec.available_protocols()) - set(PROTOCOLS):
-        reason = f"{folder} is of a protocol by which Ray Train cannot write its state"
+        reason = f"{folder} is of a protocol that a run does not write"
         return [Fault(WHERE, reason, f"give a path, or a URL of {', '.join(PROTOCOLS)}")]
     odd = next((character for character in rest if not _PLAIN.fullmatch(character)), "") if protocol else ""
     if odd:
-        reason = f"{folder} has {odd!r}, which fsspec and Ray Train read in different ways in a URL"
+        reason = f"{folder} has {odd!r}, which not all tools read as it is in a URL"
         return [Fault(WHERE, reason, "give a plain path, or a URL of letters, digits and ._~/:@!$&'()*+,;=-")]
     if protocol in ("", "file"):
         here = os.path.exists(os.path.dirname(rest)) or not may_be_elsewhere

@@ -13,8 +13,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import fsspec
 import ray.data
 import ray.train
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.actor import ActorHandle
 from ray.data import DataContext, Dataset
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -49,6 +51,7 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         return fused_blocks(spec, flow, learned_blocks(spec.run.output_dir), monitor)
 
     training = spec.training
+    filesystem, state_folder = fsspec.core.url_to_fs(os.path.join(spec.run.output_dir, "logs"))
     trainer = TorchTrainer(
         train_share,
         train_loop_config={"spec": spec, "monitor": monitor},
@@ -64,7 +67,9 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         ),
         run_config=ray.train.RunConfig(
             name="ray_train",
-            storage_path=os.path.join(spec.run.output_dir, "logs"),
+            # By fsspec, like all that a run writes: one set of credentials, and every store that fsspec knows.
+            storage_filesystem=PyFileSystem(FSSpecHandler(filesystem)),
+            storage_path=state_folder,
             failure_config=ray.train.FailureConfig(max_failures=training.max_restarts),
             callbacks=[StopAtFusionError()],
         ),

@@ -34,16 +34,16 @@ def test_a_file_in_the_way_and_a_folder_that_cannot_be_made_are_faults(tmp_path)
 
 
 @pytest.mark.parametrize("url", ["memory://out", "az://c/x", "s3a://b/x", "webhdfs://h/x", "zip://x::/a.zip"])
-def test_a_protocol_that_ray_train_does_not_write_is_a_fault(url):
-    assert faults_of(url).startswith(f"run.output_dir: {url} is of a protocol by which Ray Train cannot write")
+def test_a_protocol_that_a_run_does_not_write_is_a_fault(url):
+    assert faults_of(url).startswith(f"run.output_dir: {url} is of a protocol that a run does not write")
 
 
 @pytest.mark.parametrize(
     ("url", "odd"),
     [("s3://b/my runs/x", "' '"), ("file:///a%20b", "'%'"), ("gs://b/öut", "'ö'"), ("s3://b/x?y", "'?'")],
 )
-def test_a_url_that_two_libraries_read_in_two_ways_is_a_fault(url, odd):
-    assert faults_of(url).startswith(f"run.output_dir: {url} has {odd}, which fsspec and Ray Train read")
+def test_a_url_that_tools_read_in_several_ways_is_a_fault(url, odd):
+    assert faults_of(url).startswith(f"run.output_dir: {url} has {odd}, which not all tools read as it is")
 
 
 def test_a_folder_for_tables_that_cannot_be_made_is_a_fault(tmp_path):
