@@ -1,6 +1,7 @@
 """Three Ray nodes on one machine, the sources on two of them and training on the third, die like real ones."""
 
 import secrets
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -34,10 +35,15 @@ class ThreeNodes:
         """Start a node with a label."""
         return self._cluster.add_node(num_cpus=CPUS, object_store_memory=STORE_BYTES, labels={"pool": pool})
 
-    def replicas(self, node) -> int:
-        """How many replicas of source models work on a node."""
+    def processes(self, node, name: str) -> set[int]:
+        """The ids of a node's processes whose title contains ``name``."""
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        return sum("SourceModel" in " ".join(worker.cmdline()) for worker in raylet.children())
+        found = set()
+        for worker in raylet.children():
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                if name in " ".join(worker.cmdline()):
+                    found.add(worker.pid)
+        return found
 
     def kill(self, node) -> None:
         """SIGKILL to all processes of a node."""
@@ -71,13 +77,15 @@ def test_a_run_outlives_a_source_node_and_waits_for_its_training_node(tmp_path, 
     )
     with InterruptedRun(tmp_path, *overrides).start() as run:
         run.wait_for_step(4)
-        fullest = max(nodes.sources, key=nodes.replicas)
-        assert nodes.replicas(fullest) >= 2
+        fullest = max(nodes.sources, key=lambda node: len(nodes.processes(node, "SourceModel")))
+        assert len(nodes.processes(fullest, "SourceModel")) >= 2
+        workers = nodes.processes(nodes.training, "RayTrainWorker")
         nodes.kill(fullest)
         run.wait_for_step(16)
+        assert workers, "training workers are where the label says"
+        assert nodes.processes(nodes.training, "RayTrainWorker") == workers, "training goes on without a restart"
         nodes.kill(nodes.training)
         nodes.add("training")
         assert run.wait() == 0, run.log
         run.check_exactly_once()
         assert run.curve == undisturbed_curve
-        assert "1, each from the last checkpoint" in run.report, "training started again for its own node alone"
