@@ -29,12 +29,11 @@ def write_evaluation(spec: FusionSpec, evaluation: EvaluationResult) -> list[str
     content: dict[str, bytes] = {JSON_FILE: evaluation_json(spec, evaluation).encode("utf8")}
     if evaluation.bits_per_byte:
         content[PLOT_FILE] = bits_per_byte_png(evaluation.bits_per_byte)
-    urls = []
+    filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
+    filesystem.makedirs(folder, exist_ok=True)
     for name, data in content.items():
-        urls.append(os.path.join(spec.run.output_dir, name))
-        with fsspec.open(urls[-1], "wb", auto_mkdir=True) as file:
-            file.write(data)
-    return urls
+        filesystem.pipe_file(os.path.join(folder, name), data)
+    return [os.path.join(spec.run.output_dir, name) for name in content]
 
 
 def read_evaluation(output_dir: str) -> EvaluationResult:

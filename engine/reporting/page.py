@@ -54,7 +54,8 @@ def write_page(text: str, url: str) -> None:
     Raises:
         OSError: the page cannot be written.
     """
-    filesystem, path = fsspec.core.url_to_fs(url, auto_mkdir=True)
+    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem.makedirs(os.path.dirname(path), exist_ok=True)
     protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
     if protocol == "file":  # a browser that reloads must not see half a page
         with filesystem.open(f"{path}.new", "wb") as file:
