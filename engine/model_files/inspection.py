@@ -17,6 +17,7 @@ from typing import Any
 
 from engine.errors import Fault, first_line
 from engine.model_files.checkpoint import Checkpoint
+from engine.model_files.gguf_header import read_gguf_header
 
 #: The first line of the file that Git leaves in the place of a large one that was not fetched.
 LFS_BEGINNING = b"version https://git-lfs.github.com/spec/"
@@ -219,17 +220,17 @@ def _file_faults(where: str, path: str) -> list[Fault]:
 
 def _gguf_faults(where: str, path: str) -> Iterator[Fault]:
     """A fault if a GGUF file is not whole, or is one part of several."""
-    from gguf import GGUFReader
-
+    size = os.path.getsize(path)
     try:
-        parts = GGUFReader(path).get_field("split.count")
-    except Exception as error:  # numpy's errors, where the file ends too early, or the reader's own
-        reason = f"{path} ({os.path.getsize(path):,} bytes) is cut short or damaged: {first_line(error)}"
-        yield Fault(where, reason, _FETCH)
+        header = read_gguf_header(path)
+    except (OSError, ValueError) as error:
+        yield Fault(where, f"{path} ({size:,} bytes) is cut short or damaged: {error}", _FETCH)
         return
-    if parts is not None and parts.contents() > 1:
-        reason = f"{path} is one of {parts.contents()} parts"
-        yield Fault(where, reason, "join them (llama-gguf-split --merge)")
+    if header.parts > 1:
+        yield Fault(where, f"{path} is one of {header.parts} parts", "join them (llama-gguf-split --merge)")
+    elif header.num_bytes > size:
+        reason = f"{path} ({size:,} bytes) is cut short or damaged: its tensors need {header.num_bytes:,}"
+        yield Fault(where, reason, _FETCH)
 
 
 def _files_of(folder: str) -> list[str]:
