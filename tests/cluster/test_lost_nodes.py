@@ -25,7 +25,8 @@ class ThreeNodes:
     """A head without CPUs, two nodes for source models and one for training; each has the label ``pool``."""
 
     def __init__(self) -> None:
-        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "_system_config": SOON_MISSED}
+        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES}
+        head |= {"include_dashboard": False, "_system_config": SOON_MISSED}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.sources = [self.add("sources"), self.add("sources")]
         self.training = self.add("training")
@@ -44,6 +45,14 @@ class ThreeNodes:
                 if name in " ".join(worker.cmdline()):
                     found.add(worker.pid)
         return found
+
+    def with_two_working_replicas(self):
+        """A source node on which two replicas or more have loaded their model, and none is still loading; or None."""
+        for node in self.sources:
+            loading = self.processes(node, "SourceModelStage)).__init__")
+            if not loading and len(self.processes(node, "SourceModelStage))")) >= 2:
+                return node
+        return None
 
     def kill(self, node) -> None:
         """SIGKILL to all processes of a node."""
@@ -76,13 +85,12 @@ def test_a_run_outlives_a_source_node_and_waits_for_its_training_node(tmp_path, 
         "cluster.training_labels={pool: training}",
     )
     with InterruptedRun(tmp_path, *overrides).start() as run:
-        run.wait_for_step(4)
-        fullest = max(nodes.sources, key=lambda node: len(nodes.processes(node, "SourceModel")))
-        assert len(nodes.processes(fullest, "SourceModel")) >= 2
-        workers = nodes.processes(nodes.training, "RayTrainWorker")
+        fullest = run.wait_for(nodes.with_two_working_replicas)
         nodes.kill(fullest)
-        run.wait_for_step(16)
+        run.wait_for_step(4)
+        workers = nodes.processes(nodes.training, "RayTrainWorker")
         assert workers, "training workers are where the label says"
+        run.wait_for_step(16)
         assert nodes.processes(nodes.training, "RayTrainWorker") == workers, "training goes on without a restart"
         nodes.kill(nodes.training)
         nodes.add("training")

@@ -30,8 +30,9 @@ def store(monkeypatch):
 
 
 def test_a_run_in_object_storage_goes_on_after_its_driver_was_killed(tmp_path, store, undisturbed_curve):
-    with InterruptedRun(tmp_path, *OVERRIDES, store=store).start() as run:
-        run.wait_for_step(4)
+    seldom = "training.checkpoint_every_steps=10"  # the server takes seconds for a checkpoint
+    with InterruptedRun(tmp_path, *OVERRIDES, seldom, store=store).start() as run:
+        run.wait_for_step(10)
         os.kill(run.process.pid, signal.SIGKILL)
         run.process.wait()
         before = run.state
