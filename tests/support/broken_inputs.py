@@ -403,21 +403,7 @@ def _weight_files(workshop: Workshop) -> Iterator[BrokenInput]:
     yield broken(SOURCE, "the weight_map names numbers", shard({"weight_map": {"a": 5}}))
     yield broken(SOURCE, "the weight_map leaves the folder", shard({"weight_map": {"a": "../../../etc/passwd"}}))
     yield broken(SOURCE, "the index is a Git LFS pointer", {file: _content(None), index: _content(LFS_POINTER)})
-    yield broken(
-        SOURCE, "a pickle that is none", {file: _content(None), "pytorch_model.bin": _content(b"not a pickle")}
-    )
-    yield broken(SOURCE, "a pickle that is cut short", {file: _content(None), "pytorch_model.bin": _content(b"PK\3\4")})
-    pickles = "pytorch_model.bin.index.json"
-
-    def pickle_parts(value: Any) -> dict[str, Edit]:
-        return {file: _content(None), pickles: _content(json.dumps(value).encode("utf8"))}
-
-    yield broken(SOURCE, "a pickle that is empty", {file: _content(None), "pytorch_model.bin": _content(b"")})
-    yield broken(SOURCE, "a pickle that is HTML", {file: _content(None), "pytorch_model.bin": _content(b"<html>404")})
-    parts = {"metadata": {}, "weight_map": {"a": "pytorch_model-1.bin"}}
-    yield broken(SOURCE, "pickles that are not there", pickle_parts(parts))
-    yield broken(SOURCE, "an index of pickles that is a list", pickle_parts([]))
-    yield broken(SOURCE, "an index of pickles without metadata", pickle_parts({"weight_map": {}}))
+    yield from _pickled_weights(workshop)
     whole = (QUICKSTART / "models" / SOURCE / file).read_bytes()
     for name in ("model-00001-of-00002.safetensors", "consolidated.00.pth", "model.gguf", "training_args.bin"):
         yield broken(SOURCE, f"no weights but {name}", {file: _content(None), name: _content(whole)})
@@ -427,6 +413,26 @@ def _weight_files(workshop: Workshop) -> Iterator[BrokenInput]:
     yield broken(SOURCE, "a smaller model's weights", {file: _content(wider)})
     yield broken(TARGET, "generation_config.json is no JSON", {"generation_config.json": _content(b"{torn")}, None)
     yield broken(TARGET, "generation_config.json is a list", {"generation_config.json": _content(b"[]")}, None)
+
+
+def _pickled_weights(workshop: Workshop) -> Iterator[BrokenInput]:
+    file, pickle, index = "model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+    def broken(name: str, edits: dict[str, Edit]) -> BrokenInput:
+        words = (file, *edits, "weights", "checkpoint", "tensor")
+        return workshop.with_checkpoint("weights", name, SOURCE, {file: _content(None), **edits}, words, True)
+
+    def parts(value: Any) -> dict[str, Edit]:
+        return {index: _content(json.dumps(value).encode("utf8"))}
+
+    yield broken("a pickle that is none", {pickle: _content(b"not a pickle")})
+    yield broken("a pickle that is cut short", {pickle: _content(b"PK\3\4")})
+    yield broken("a pickle that is empty", {pickle: _content(b"")})
+    yield broken("a pickle that is HTML", {pickle: _content(b"<html>404")})
+    named = {"metadata": {}, "weight_map": {"a": "pytorch_model-1.bin"}}
+    yield broken("pickles that are not there", parts(named))
+    yield broken("an index of pickles that is a list", parts([]))
+    yield broken("an index of pickles without metadata", parts({"weight_map": {}}))
 
 
 def _spec_texts(workshop: Workshop) -> Iterator[BrokenInput]:
