@@ -22,6 +22,15 @@ LENGTHS = (1, 2, 3, 17, 255, 256, 257, 300, 511, 600)
 BFLOAT16 = 4e-2
 
 
+@pytest.fixture(autouse=True)
+def engine_ends():
+    """Give back what an engine leaves in this process: memory, and a process group; other tests make their own."""
+    yield
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+
+
 def prompts() -> list[np.ndarray]:
     random = np.random.default_rng(0)
     return [random.integers(0, VOCABULARY, length).astype(np.int32) for length in LENGTHS]
