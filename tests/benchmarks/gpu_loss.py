@@ -1,9 +1,10 @@
 """Memory and time of the training objective on a GPU, for the benchmark ``gpu``.
 
 ``gpu_loss_memory`` and ``gpu_loss_time``: LM loss and fusion loss together against transformers' causal LM loss alone,
-and against Liger's fused linear cross-entropy where that package is installed, all from hidden states and an lm_head,
-forward and backward. ``gpu_loss_kernels``: the kernels of ``engine.method.loss_kernels`` against the same by operations
-of PyTorch, in chunks of the same size and of a CPU's size.
+and where Liger's package is installed against its fused linear cross-entropy (LM loss alone) and its fused linear
+distillation (both losses, from a teacher's hidden states and lm_head); all from hidden states and an lm_head, forward
+and backward. ``gpu_loss_kernels``: the kernels of ``engine.method.loss_kernels`` against the same by operations of
+PyTorch, in chunks of the same size and of a CPU's size.
 """
 
 from __future__ import annotations
@@ -38,9 +39,7 @@ def figures(device: str, tiny: bool) -> None:
 
 def against_others(work: loss.Work, device: str, on: dict) -> None:
     """Ours for each K, against each of the others."""
-    others: dict[str, Callable] = {"transformers' causal LM loss": loss.plain}
-    if device == "cuda" and (liger := liger_loss()):
-        others["Liger's fused linear cross-entropy, LM loss alone"] = liger
+    others: dict[str, Callable] = {"transformers' causal LM loss": loss.plain, **liger_losses(work, device)}
     ours = [partial(loss.ours, top_k=top_k) for top_k in TOP_K]
     ways = [partial(loss.forward_and_backward, way, work) for way in [*others.values(), *ours]]
     seconds = seconds_in_turns(ways, device, ROUNDS)
@@ -55,14 +54,29 @@ def against_others(work: loss.Work, device: str, on: dict) -> None:
             say("gpu_loss_time", *time, name, seconds[other] / seconds[place], **on, top_k=top_k)
 
 
-def liger_loss() -> Callable | None:
-    """Liger's loss of the causal LM, None where the package is missing."""
+def liger_losses(work: loss.Work, device: str) -> dict[str, Callable]:
+    """Liger's losses; none where the package is missing, and on a CPU only the one that needs no kernel."""
     try:
+        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
     except ImportError:
-        return None
-    fused = LigerFusedLinearCrossEntropyLoss()
-    return lambda work: fused(work.lm_head, work.hidden, work.labels)
+        return {}
+    forward_kl = 0.0
+    both = LigerFusedLinearJSDLoss(
+        loss.LM_LOSS_WEIGHT, 1.0 - loss.LM_LOSS_WEIGHT, forward_kl, compiled=device == "cuda"
+    )
+    teacher = work.hidden.detach().flip(0), work.lm_head.detach()
+    liger = {
+        "Liger's fused linear distillation, LM loss and KL from a dense teacher": lambda work: both(
+            work.hidden, work.lm_head, *teacher, work.labels
+        )
+    }
+    if device == "cuda":
+        fused = LigerFusedLinearCrossEntropyLoss()
+        liger["Liger's fused linear cross-entropy, LM loss alone"] = lambda work: fused(
+            work.lm_head, work.hidden, work.labels
+        )
+    return liger
 
 
 def kernels(work: loss.Work, device: str, on: dict) -> None:

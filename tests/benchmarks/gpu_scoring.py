@@ -22,9 +22,10 @@ from tests.benchmarks.figures import say
 from tests.benchmarks.gpu_shapes import SHAPES, card, llama_config, save_checkpoint, seconds_in_turns
 from tests.benchmarks.scoring_ways import corpus_texts, passages, tensors_dropped
 
-TOKENIZER, ROUNDS, BATCHES = "llama-docs", 3, 4
+TOKENIZER, ROUNDS = "llama-docs", 3
 
-#: Prompts of one batch: about 64,000 tokens on a GPU.
+#: Batches of one measurement and prompts of a batch: about 50,000 and 25,000 tokens a batch on a GPU.
+BATCHES = {"tiny": 2, "1b": 4, "7b": 2}
 PROMPTS = {"tiny": 4, "1b": 32, "7b": 16}
 
 
@@ -67,11 +68,12 @@ def measure(
 
     backend, batch = source._backend.backend, passages(batch_texts)
     prompts = [{"prompt_token_ids": ids.tolist()} for ids, _, _ in source._encoded(batch)]
-    tokens = sum(len(prompt["prompt_token_ids"]) for prompt in prompts)
+    batches = BATCHES[size]
+    tokens = batches * sum(len(prompt["prompt_token_ids"]) for prompt in prompts)
 
     def generate(sampling: SamplingParams) -> None:
         def all_batches():
-            for _ in range(BATCHES):
+            for _ in range(batches):
                 backend._engine.generate(prompts, sampling, use_tqdm=False)
 
         with tensors_dropped():
@@ -79,10 +81,10 @@ def measure(
 
     def two_in_flight() -> None:
         with ThreadPoolExecutor(2) as threads:
-            list(threads.map(source, [batch] * BATCHES))
+            list(threads.map(source, [batch] * batches))
 
     def one_at_a_time() -> None:
-        for _ in range(BATCHES):
+        for _ in range(batches):
             source(batch)
 
     bare = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
@@ -101,8 +103,8 @@ def measure(
         ]
         prefill, rows, one, two = seconds_in_turns(ways, device, ROUNDS)
         on = {"card": card(device), "size": size, "vocabulary": vocabulary, "top_k": top_k, "runner": runner}
-        on |= {"tokens": tokens * BATCHES, "step_tokens": step, "dense": backend.dense}
-        speed = (tokens * BATCHES / two, "tokens/s")
+        on |= {"tokens": tokens, "step_tokens": step, "dense": backend.dense}
+        speed = (tokens / two, "tokens/s")
         say("gpu_scoring_vs_prefill", *speed, "vLLM's bare prefill of the same prompts", prefill / two, **on)
         say("gpu_scoring_vs_engine", *speed, "the same rows by the engine alone, tensors dropped", rows / two, **on)
         say("gpu_scoring_in_flight", *speed, "one batch at a time", one / two, **on)

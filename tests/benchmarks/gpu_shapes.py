@@ -35,6 +35,10 @@ SHAPES = {
 }
 
 
+#: Dense bfloat16 operations a second of cards on which this was run, or may be.
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+
+
 def llama_config(size: str, vocabulary: int) -> Any:
     """transformers' configuration of a Llama of that size."""
     from transformers import LlamaConfig
@@ -99,6 +103,12 @@ def parameters_of(config: Any) -> int:
 def card(device: str) -> str:
     """The GPU's name, or ``cpu``."""
     return torch.cuda.get_device_name() if device == "cuda" else device
+
+
+def share_of_peak(operations: float, seconds: float, device: str) -> float:
+    """Operations against what the card could do in that time at most; 0 where its peak is not known."""
+    peak = next((rate for name, rate in PEAK.items() if name in card(device)), 0.0)
+    return operations / (seconds * peak) if peak else 0.0
 
 
 def seconds_in_turns(ways: list[Callable[[], object]], device: str, rounds: int) -> list[float]:

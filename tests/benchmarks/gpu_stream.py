@@ -2,7 +2,9 @@
 
 ``gpu_stream``: target tokens a second of a run through ``engine.run``, against what the same card takes for a target
 token when each stage works alone (seconds busy in the run, source by source, and in training). Above 1, stages hide
-under one another.
+under one another. With it ``useful_share``, the operations that the models need (two for each weight and token scored,
+six for each one learned; recomputation is not useful) against the card's peak; and the exposed wait, time in which
+training has nothing to learn.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ import torch
 import engine
 from engine.history.result import RunResult
 from tests.benchmarks.figures import say
-from tests.benchmarks.gpu_shapes import SHAPES, card, gpt_neox_config, llama_config, save_checkpoint
+from tests.benchmarks.gpu_shapes import (
+    SHAPES,
+    card,
+    gpt_neox_config,
+    llama_config,
+    parameters_of,
+    save_checkpoint,
+    share_of_peak,
+)
 from tests.support.paths import ROOT
 
 QUICKSTART = ROOT / "pipelines/specs/quickstart.yaml"
@@ -23,7 +33,7 @@ QUICKSTART = ROOT / "pipelines/specs/quickstart.yaml"
 #: Each with the tokenizer of another of the quickstart's models.
 SOURCES = (("llama-docs", llama_config), ("gpt2-code", llama_config), ("neox-mixed", gpt_neox_config))
 
-VOCABULARY, BLOCKS = 32_000, 16
+BLOCKS = 16
 
 
 def figures(device: str, size: str, passes: int) -> None:
@@ -40,7 +50,7 @@ def spec(folder: Path, device: str, size: str, passes: int):
     sources = [
         {
             "name": name,
-            "checkpoint": make(folder / name, config(size, VOCABULARY if on_gpu else 3_000), name, device),
+            "checkpoint": make(folder / name, config(size, vocabulary_of(device)), name, device),
             "dtype": dtype,
             "backend": "vllm" if on_gpu else "transformers",  # tests/integration has vLLM's runs on a CPU
             "num_gpus": 0.15 if on_gpu else 0.0,
@@ -49,7 +59,7 @@ def spec(folder: Path, device: str, size: str, passes: int):
         }
         for name, config in SOURCES
     ]
-    target = make(folder / "target", llama_config(size, VOCABULARY if on_gpu else 3_000), "mistral-target", device)
+    target = make(folder / "target", llama_config(size, vocabulary_of(device)), "mistral-target", device)
     return engine.load_spec(
         QUICKSTART,
         overrides=[
@@ -73,19 +83,31 @@ def spec(folder: Path, device: str, size: str, passes: int):
     )
 
 
+def vocabulary_of(device: str) -> int:
+    return 32_000 if device == "cuda" else 3_000
+
+
 def make(folder: Path, config, tokenizer: str, device: str) -> str:
     """A checkpoint in bfloat16."""
     return save_checkpoint(folder, config, tokenizer, device, torch.bfloat16)
 
 
 def report(result: RunResult, device: str, size: str) -> None:
-    """The figure of a finished run, by its steps from the second on: the first waits for all engines to start."""
+    """The figure of a finished run, by its steps from the second on: the first waits for all engines to start.
+
+    A stage's totals are those of the whole run, so these steps have their share of them.
+    """
     steps = result.history[1:]
     tokens = sum(step.tokens for step in steps)
     seconds = result.history[-1].elapsed_seconds - result.history[0].elapsed_seconds
-    busy = {stage.name: stage.busy_seconds for stage in result.stages}
+    share = tokens / result.tokens
+    stages = {stage.name: stage for stage in result.stages}
     waited = sum(step.wait_seconds for step in steps)
-    alone = sum(busy[name] for name, _ in SOURCES) + sum(step.seconds - step.wait_seconds for step in steps)
+    trained = sum(step.seconds for step in steps) - waited
+    alone = share * sum(stages[name].busy_seconds for name, _ in SOURCES) + trained
+    weights = {name: parameters_of(config(size, vocabulary_of(device))) for name, config in SOURCES}
+    scoring = share * sum(2 * weights[name] * stages[name].tokens for name, _ in SOURCES)
+    learning = 6 * parameters_of(llama_config(size, vocabulary_of(device))) * tokens
     say(
         "gpu_stream",
         tokens / seconds,
@@ -96,7 +118,9 @@ def report(result: RunResult, device: str, size: str) -> None:
         size=size,
         steps=result.steps,
         tokens=tokens,
-        training_waits_share=round(waited / seconds, 4),
-        busy_seconds={name: round(value, 2) for name, value in busy.items()},
+        useful_share=round(share_of_peak(scoring + learning, seconds, device), 4),
+        exposed_wait_seconds=round(waited, 2),
+        exposed_wait_share=round(waited / seconds, 4),
+        busy_seconds={name: round(stage.busy_seconds, 2) for name, stage in stages.items()},
         seconds=round(seconds, 2),
     )

@@ -24,20 +24,25 @@ from actors.training.target_model import TargetModel
 from engine.records import TRAINING_BLOCK, ragged, schema
 from engine.spec import ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingSpec
 from tests.benchmarks.figures import say
-from tests.benchmarks.gpu_shapes import SHAPES, card, llama_config, parameters_of, save_checkpoint, seconds_in_turns
+from tests.benchmarks.gpu_shapes import (
+    SHAPES,
+    card,
+    llama_config,
+    parameters_of,
+    save_checkpoint,
+    seconds_in_turns,
+    share_of_peak,
+)
 
 TOP_K, ROUNDS = 64, 5
 
 #: Blocks of a step, and of a forward pass.
 STEP_BLOCKS, MICRO_BLOCKS = 8, 4
 
-#: Dense bfloat16 operations a second of cards on which this was run; others give no share.
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
-
-def figures(device: str, size: str, every_attention: Sequence[str]) -> None:
-    """The figures of one size, for each vocabulary and each value of ``training.attention``."""
-    for vocabulary, attention in product(SHAPES[size].vocabularies, every_attention):
+def figures(device: str, size: str, vocabularies: Sequence[int] | None, every_attention: Sequence[str]) -> None:
+    """The figures of one size, for each vocabulary (None: all of the size) and each value of ``training.attention``."""
+    for vocabulary, attention in product(vocabularies or SHAPES[size].vocabularies, every_attention):
         with tempfile.TemporaryDirectory() as folder:
             measure(Path(folder), device, size, vocabulary, attention)
 
@@ -68,8 +73,7 @@ def measure(folder: Path, device: str, size: str, vocabulary: int, attention: st
     on |= {"blocks": STEP_BLOCKS, "micro": MICRO_BLOCKS, "top_k": TOP_K, "memory_mib": memory // 2**20}
     against = "transformers' model and loss, AdamW and FSDP2 on the same blocks, no fusion"
     say("gpu_train_vs_plain", tokens / seconds[0], "tokens/s", against, seconds[1] / seconds[0], **on)
-    peak = next((rate for name, rate in PEAK.items() if name in card(device)), 0.0)
-    shares = [6 * parameters_of(config) * tokens / taken / peak if peak else 0.0 for taken in seconds]
+    shares = [share_of_peak(6 * parameters_of(config) * tokens, taken, device) for taken in seconds]
     say("gpu_train_mfu", shares[0], "of the card's peak", against, seconds[1] / seconds[0], **on, theirs=shares[1])
 
 
