@@ -1,15 +1,18 @@
-"""A source's type, quantisation and GPUs reach vLLM as the spec has them."""
+"""A source's type, quantisation and GPUs reach vLLM as the spec has them; its tensors come back as it made them."""
 
 import os
 import sys
 import threading
+from collections import namedtuple
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from actors.sources.backends import vllm as backend
 from actors.sources.backends import vllm_patches
-from actors.sources.backends.vllm_patches import one_start_at_a_time
+from actors.sources.backends.vllm_patches import captured_tensors, keep_tensors, one_start_at_a_time
 from actors.sources.source_model import SourceModel
 from engine.spec import SourceModelSpec
 from tests.support.paths import ROOT
@@ -80,3 +83,76 @@ def test_engines_wait_for_those_on_the_same_shared_gpu_alone(monkeypatch, tmp_pa
         assert not starts_meanwhile("GPU-1", 0.5)
     assert starts_meanwhile("GPU-1", 0.5)
     assert all(name.startswith(f"knowledge-fusion-engine-{os.getuid()}-gpu-GPU-") for name in os.listdir(tmp_path))
+
+
+#: The tensors of an engine as vLLM 0.25.1 names them, and as 0.32.0 does.
+FIELDS = {
+    "0.25.1": ("logprob_token_ids", "logprobs", "selected_token_ranks", "cu_num_generated_tokens"),
+    "0.32.0": (
+        *("logprob_token_ids", "logprobs", "selected_token_ranks"),
+        *("cu_num_generated_tokens", "cu_num_generated_tokens_tensor"),
+    ),
+}
+
+
+class Processor:
+    """vLLM's ``LogprobsProcessor`` as far as the capture knows it: the same method and parameter in both versions."""
+
+    prompt_logprobs = "public form"
+
+    def _update_prompt_logprobs(self, prompt_logprobs_tensors):
+        self.prompt_logprobs = "public form of these tensors"
+
+
+def engine_with(monkeypatch, fields: tuple[str, ...], processor: type) -> type:
+    """Put modules in vLLM's places; returns the class of the engine's tensors."""
+    tensors = namedtuple("LogprobsTensors", fields, defaults=[None] * (len(fields) - 3))
+    for name in ("vllm", "vllm.v1", "vllm.v1.engine"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.logprobs", SimpleNamespace(LogprobsProcessor=processor))
+    monkeypatch.setitem(sys.modules, "vllm.v1.outputs", SimpleNamespace(LogprobsTensors=tensors))
+    return tensors
+
+
+@pytest.mark.parametrize("version", FIELDS)
+def test_the_tensors_of_known_engines_are_kept(monkeypatch, version):
+    processor = type("LogprobsProcessor", (Processor,), dict(vars(Processor)))
+    tensors = engine_with(monkeypatch, FIELDS[version], processor)
+    assert keep_tensors() and keep_tensors(), "a second engine of the process finds the method replaced"
+    ids = torch.tensor([[5, 9, 5], [7, 7, 2]])  # int64, as the runner of GPUs makes them
+    logprobs = torch.tensor([[-2.0, -1.0, -2.0], [-0.5, -0.5, -3.0]])
+    request = processor()
+    with captured_tensors(True):
+        request._update_prompt_logprobs(tensors(ids, logprobs, torch.ones(2)))
+    rows = backend._dense_rows(request.prompt_logprobs, 2)
+    assert rows.topk_ids.dtype == np.int32 and rows.topk_ids.tolist() == [[9, 5], [7, 2]]
+    assert rows.topk_logprobs.tolist() == [[-1.0, -2.0], [-0.5, -3.0]] and rows.token_logprobs.tolist() == [-2.0, -0.5]
+    request._update_prompt_logprobs(tensors(ids, logprobs, torch.ones(2)))
+    assert request.prompt_logprobs == "public form of these tensors"
+
+
+@pytest.mark.parametrize("prompt_logprobs", [[], [None], None, "public form"])
+def test_a_prompt_of_one_token_has_no_rows(prompt_logprobs):
+    assert backend._dense_rows(prompt_logprobs, 4).topk_ids.shape == (0, 4)
+
+
+class Renamed:
+    """A later vLLM may keep its tensors elsewhere."""
+
+    def _update_prompt_logprobs(self, output): ...
+
+
+@pytest.mark.parametrize(
+    ("fields", "processor"),
+    [
+        (FIELDS["0.32.0"], Renamed),
+        (FIELDS["0.32.0"], object),
+        (("logprobs", "logprob_token_ids", "selected_token_ranks"), Processor),
+    ],
+)
+def test_an_unknown_engine_is_left_as_it_is(monkeypatch, fields, processor):
+    engine_with(monkeypatch, fields, processor)
+    before = dict(vars(processor))
+    with pytest.warns(UserWarning, match="scoring takes the slower public form"):
+        assert not keep_tensors()
+    assert dict(vars(processor)) == before
