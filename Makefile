@@ -36,7 +36,7 @@ test: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile tests/house tests/unit tests/golden
 	$(RUN) -m pytest tests/integration tests/chaos tests/cluster/test_object_storage.py
-	$(if $(findstring cuda,$(DEVICE)),$(RUN) -m pytest tests/gpu)
+	$(RUN) -m pytest tests/gpu
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check --fix .
