@@ -70,7 +70,7 @@ class Plan:
             "batch": f"passages of {flow.batch_blocks} blocks in a call of a source model",
             "step": f"{training.global_batch_blocks} blocks of {training.block_length} = {step_tokens:,} tokens, "
             f"{training.global_batch_blocks // training.num_workers} blocks a worker on {training.num_workers} workers",
-            "attention": attention_line(training.attention),
+            "attention": attention_line(training),
             "length": length_line(spec, step_tokens),
             "traffic": f"{BYTES_PER_ENTRY * spec.fusion.top_k:,} bytes a token from each source",
             "Ray reserves": f"{flow.logical_cpus:g} logical CPUs, {flow.gpus:g} GPUs",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from actors.sources.backends.step_size import PLANNED_GPU_BYTES
 from engine.corpus.shards import LARGEST_SHARD
-from engine.spec import FusionSpec
+from engine.spec import FusionSpec, TrainingSpec
 from pipelines.planning.comparison import Comparison, Teacher
 from pipelines.planning.costs import ModelCost
 from pipelines.planning.scored_sample import TARGET, Scores
@@ -44,14 +44,19 @@ def corpus_line(flow: FlowPlan, passes: int) -> str:
     return f"{line}; {len(whole)} {kind} large and cannot be split: one reader each ({largest.path}, {size})"
 
 
-def attention_line(attention: str) -> str:
-    """How packed passages are kept apart in training."""
-    return {
-        "auto": "flash_attention_2 where a worker has flash-attn, a GPU and bfloat16, else sdpa under a mask",
-        "sdpa": "sdpa under a mask of block length x block length",
-        "flash_attention_2": "flash_attention_2, without what a mask would hide",
-        "flex_attention": "flex_attention, without what a mask would hide; compiles at the first step",
-    }[attention]
+def attention_line(training: TrainingSpec) -> str:
+    """How packed passages are kept apart in training; the package flash-attn is looked for on the workers alone."""
+    mask = f"sdpa under a mask of {training.block_length} x {training.block_length}"
+    if training.attention == "sdpa":
+        return mask
+    if training.attention != "auto":
+        compiles = "; compiles at the first step" if training.attention == "flex_attention" else ""
+        return f"{training.attention}, without what a mask would hide{compiles}"
+    if not training.num_gpus_per_worker:
+        return f"{mask}: flash_attention_2 needs a GPU"
+    if training.precision != "bfloat16":
+        return f"{mask}: flash_attention_2 needs training.precision bfloat16, not {training.precision}"
+    return f"flash_attention_2 where the workers have the package flash-attn, else {mask}"
 
 
 def length_line(spec: FusionSpec, step_tokens: int) -> str:
