@@ -21,6 +21,9 @@ pytestmark = pytest.mark.timeout(60)
 
 ENGINE_SECONDS, FRONT_END_SECONDS, BATCHES = 0.100, 0.060, 12
 
+#: What a batch may take of the clock; one step after the other it would take 0.160 s.
+MOST_SECONDS = 0.110
+
 
 class SlowEngine:
     """Takes its time, sleeping as a processor does that waits for a GPU; rows say which prompt they are of."""
@@ -60,7 +63,7 @@ def checkpoint(tmp_path_factory) -> str:
 
 
 def test_two_batches_in_flight_hide_the_front_end(checkpoint, monkeypatch):
-    """An engine of 100 ms and a front end of 60 ms take at most 110 ms a batch; one after the other, 160."""
+    """An engine of 100 ms and a front end of 60 ms take at most 110 ms a batch."""
     engines = []
 
     def load(*arguments):
@@ -71,13 +74,14 @@ def test_two_batches_in_flight_hide_the_front_end(checkpoint, monkeypatch):
     source = SlowTokenizer(section(checkpoint, probe="off"), TOP_K)
     batches = [passages(TEXTS[place % len(TEXTS) :]) for place in range(BATCHES)]
     alone = [source(batch) for batch in batches[: len(TEXTS)]]
-    best = float("inf")
-    for _ in range(3):  # other programs may slow one round down
+    best, rounds = float("inf"), 0
+    while best > MOST_SECONDS and rounds < 10:  # other programs may slow a round down
+        rounds += 1
         with ThreadPoolExecutor(2) as threads:
             started = time.perf_counter()
             together = list(threads.map(source, batches))
         best = min(best, (time.perf_counter() - started - FRONT_END_SECONDS) / BATCHES)  # the first front end is alone
-    assert ENGINE_SECONDS <= best <= 0.110
+    assert ENGINE_SECONDS <= best <= MOST_SECONDS
     assert len(engines[0].threads) == 1, "an engine belongs to the thread that loaded it"
     for one, other in zip(alone, together, strict=False):
         assert one.equals(other)
