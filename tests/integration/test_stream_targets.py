@@ -36,26 +36,33 @@ TEXTS = [
 ]
 
 
-#: Sections ``fusion`` and ``alignment``.
+MODELS = "pipelines/quickstart/models"
+
+#: Sections ``fusion``, ``alignment`` and ``target_model``: a target that puts BOS before a text by itself, and one that
+#: puts none there unless it is asked to.
 METHODS = [
-    ({"rule": "min_ce", "top_k": 16}, {"tokens": "byte_offset", "vocabulary": "prefix"}),
+    (
+        {"rule": "min_ce", "top_k": 16},
+        {"tokens": "byte_offset", "vocabulary": "prefix"},
+        {"checkpoint": f"{MODELS}/mistral-target"},
+    ),
     (
         {"rule": "avg_ce", "granularity": "token", "temperature": 0.5, "top_k": 16},
         {"tokens": "byte_offset", "vocabulary": "exact", "split_tokens": "product"},
+        {"checkpoint": f"{MODELS}/gpt2-code", "bos": "always"},
     ),
 ]
 
 
-def spec(tmp_path, fusion: dict, alignment: dict) -> dict:
-    models = "pipelines/quickstart/models"
+def spec(tmp_path, fusion: dict, alignment: dict, target: dict) -> dict:
     sources = ("llama-docs", "gpt2-code", "neox-mixed")
     pa.parquet.write_table(pa.table({"text": TEXTS}), tmp_path / "texts.parquet")
     return {
         "run": {"name": "targets", "output_dir": str(tmp_path / "out"), "deterministic": True},
         "corpus": {"paths": [str(tmp_path / "texts.parquet")]},
-        "target_model": {"checkpoint": f"{models}/mistral-target"},
+        "target_model": target,
         "source_models": [
-            {"name": name, "checkpoint": f"{models}/{name}", "dtype": "float32", "kv_cache_bytes": 2**26}
+            {"name": name, "checkpoint": f"{MODELS}/{name}", "dtype": "float32", "kv_cache_bytes": 2**26}
             for name in sources
         ],
         "alignment": alignment | {"cache_dir": str(tmp_path / "tables")},
@@ -81,14 +88,14 @@ def distributions(tmp_path_factory, shared_ray) -> pa.Table:
     return batch
 
 
-@pytest.mark.parametrize(("fusion", "alignment"), METHODS)
-def test_the_stream_equals_the_slow_path(tmp_path, distributions, fusion, alignment):
-    located = as_located_spec(spec(tmp_path, fusion, alignment))
+@pytest.mark.parametrize(("fusion", "alignment", "target_model"), METHODS)
+def test_the_stream_equals_the_slow_path(tmp_path, distributions, fusion, alignment, target_model):
+    located = as_located_spec(spec(tmp_path, fusion, alignment, target_model))
     flow = derive_flow(located)
     with ray_session(located, flow.logical_cpus, flow.gpus):
         monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
         rows = fused_blocks(located, flow, Ledger(), monitor).take_all()
-    target = PassageTokenizer.load(Checkpoint(located.target_model.checkpoint))
+    target = PassageTokenizer.load(Checkpoint.of(located.target_model))
     sources = [PassageTokenizer.load(Checkpoint(source.checkpoint)) for source in located.source_models]
     streamed = passages_inside([block for row in rows for block in row[SHARE]], located.fusion.top_k)
     assert set(streamed) == {f"0/{located.corpus.paths[0]}:{row + 1}:0" for row in range(len(TEXTS))}
@@ -103,6 +110,8 @@ def test_the_stream_equals_the_slow_path(tmp_path, distributions, fusion, alignm
             located.alignment,
         )
         seen = streamed[f"0/{located.corpus.paths[0]}:{row + 1}:0"]
+        assert seen["token_ids"][0] == target.bos_id
+        assert seen["is_learned"].tolist() == [True] * (len(seen["token_ids"]) - 1) + [False]
         assert np.array_equal(seen["token_ids"], expected["token_ids"]), text
         assert np.array_equal(seen["is_fused"], expected["is_fused"]), text
         if fusion["rule"] == "min_ce":
@@ -128,6 +137,7 @@ def passages_inside(blocks: list[dict], top_k: int) -> dict[str, dict]:
             where = segments == segment
             found[passage_id] = {
                 "token_ids": np.asarray(block["input_ids"])[where],
+                "is_learned": np.asarray(block["loss_mask"])[where],
                 "is_fused": np.asarray(block["fusion_mask"])[where],
                 "fused_ids": np.asarray(block["fused_ids"]).reshape(-1, top_k)[where],
                 "fused_probs": np.asarray(block["fused_probs"], np.float32).reshape(-1, top_k)[where],

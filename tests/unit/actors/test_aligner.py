@@ -1,27 +1,32 @@
 """Aligner: whole passages from tables to tables, against the slow path, and what it does about odd batches."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from actors.aligner import Aligner
 from actors.monitor import NoMeter
+from engine.blocks.packing import Packer
 from engine.errors import RecordError
 from engine.method import canonical
 from engine.method.vocabulary import UNMAPPED
 from engine.model_files.checkpoint import Checkpoint
 from engine.records import FUSED_PASSAGE, NO_TOKEN, PASSAGE, ragged, rows_of, schema, source_columns
 from engine.spec import AlignmentSpec, FusionRuleSpec
+from engine.spec.sections import Bos
 from engine.text.tokenization import PassageTokenizer
 from tests.oracles import fused_passage, nats_per_own_token
-from tests.support.tiny_tokenizers import tokenizer_folders
+from tests.support.tiny_tokenizers import byte_level_with_bos, tokenizer_folders
 
 TOP_K = 6
 MIN_CE = FusionRuleSpec(rule="min_ce", top_k=TOP_K)
 SAMPLE = ["The cat sat on the mat, and the dog in the sun.", "def main():\n    print(2024)\n"]
+NAMES = ["byte-level-with-bos", "byte-level-without-bos", "sentencepiece-like"]
 TEXTS = [
     "The cat sat on the mat.",
     "def main():\r\n\tfor index in range(10):\n\n    print(index)\x00",
@@ -35,7 +40,20 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    return {folder.name: folder for folder in tokenizer_folders(tmp_path_factory.mktemp("tokenizers"))}
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return {folder.name: folder for folder in [*tokenizer_folders(folder), bos_in_configuration(folder)]}
+
+
+def bos_in_configuration(folder: Path) -> Path:
+    """A tokenizer of which tokenizer_config.json alone says that BOS precedes a text, as DeepSeek V3's."""
+    made = folder / "bos-in-configuration"
+    byte_level_with_bos().save_pretrained(made)
+    for file, values in (
+        ("tokenizer.json", {"post_processor": None}),
+        ("tokenizer_config.json", {"add_bos_token": True}),
+    ):
+        (made / file).write_text(json.dumps(json.loads((made / file).read_text()) | values))
+    return made
 
 
 def passages(texts: list[str] = TEXTS) -> pa.Table:
@@ -70,10 +88,16 @@ def scored(batch: pa.Table, name: str, folder: Path, top_k: int = TOP_K, missing
 
 
 def aligner(
-    folders, target: str, sources: list[str], tmp_path: Path, fusion: FusionRuleSpec = MIN_CE, **alignment
+    folders,
+    target: str,
+    sources: list[str],
+    tmp_path: Path,
+    fusion: FusionRuleSpec = MIN_CE,
+    bos: Bos = "tokenizer",
+    **alignment,
 ) -> Aligner:
     return Aligner(
-        Checkpoint(str(folders[target])),
+        Checkpoint(str(folders[target]), bos=bos),
         [(name, Checkpoint(str(folders[name]))) for name in sources],
         fusion,
         AlignmentSpec(cache_dir=str(tmp_path), **alignment),
@@ -83,7 +107,7 @@ def aligner(
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("target", ["byte-level-with-bos", "byte-level-without-bos", "sentencepiece-like"])
+@pytest.mark.parametrize(("target", "bos"), [*((name, "tokenizer") for name in NAMES), (NAMES[1], "always")])
 @pytest.mark.parametrize(
     ("fusion", "vocabulary", "tokens"),
     [
@@ -98,8 +122,8 @@ def aligner(
         (FusionRuleSpec(rule="avg_ce", temperature=0.2, top_k=TOP_K), "exact", "bytes"),
     ],
 )
-def test_every_passage_equals_the_slow_path(folders, tmp_path, target, fusion, vocabulary, tokens):
-    batch, names = passages(), list(folders)
+def test_every_passage_equals_the_slow_path(folders, tmp_path, target, bos, fusion, vocabulary, tokens):
+    batch, names = passages(), NAMES
     for name in names:
         batch = scored(batch, name, folders[name])
     split_tokens = "product" if tokens == "product" else "first_piece"
@@ -107,7 +131,7 @@ def test_every_passage_equals_the_slow_path(folders, tmp_path, target, fusion, v
         tokens="byte_offset" if tokens == "product" else tokens, vocabulary=vocabulary, split_tokens=split_tokens
     )
     align = aligner(
-        folders, target, names, tmp_path, fusion, **alignment.model_dump(exclude={"cache_dir", "sample_bytes"})
+        folders, target, names, tmp_path, fusion, bos, **alignment.model_dump(exclude={"cache_dir", "sample_bytes"})
     )
     table = align(batch)
     may_follow = asked(align) if tokens == "bytes" else None
@@ -121,7 +145,7 @@ def test_every_passage_equals_the_slow_path(folders, tmp_path, target, fusion, v
         expected = fused_passage(
             text,
             batch["ends_document"][row].as_py(),
-            PassageTokenizer.load(Checkpoint(str(folders[target]))),
+            PassageTokenizer.load(Checkpoint(str(folders[target]), bos=bos)),
             tokenizers,
             distributions,
             fusion,
@@ -164,7 +188,7 @@ def asked(align: Aligner) -> Callable[[int, int], bool]:
 
 
 def test_the_authors_arithmetic_counts_eos_only_after_passages_that_end_their_document(folders, tmp_path):
-    names = list(folders)
+    names = NAMES
     batch = passages()
     for name in names:
         batch = scored(batch, name, folders[name])
@@ -182,7 +206,7 @@ def test_the_authors_arithmetic_counts_eos_only_after_passages_that_end_their_do
 
 
 def test_a_single_source_is_taken_whatever_its_cross_entropy(folders, tmp_path):
-    names = list(folders)
+    names = NAMES
     batch = passages()
     for name in names:
         batch = scored(batch, name, folders[name])
@@ -268,6 +292,44 @@ def test_a_source_that_failed_on_a_passage_is_left_out_there_alone(folders, tmp_
     assert rows_of(table["win_share"])[0].tolist() == [0, 1]
     assert rows_of(table["covered_rows"])[0][0] == 0
     assert rows_of(table["is_fused"])[0].sum() > 0
+
+
+@pytest.mark.parametrize("tokens", ["bytes", "byte_offset", "min_edit"])
+@pytest.mark.parametrize(
+    ("target", "bos"),
+    [("byte-level-without-bos", "always"), ("bos-in-configuration", "tokenizer"), ("byte-level-with-bos", "tokenizer")],
+)
+def test_a_targets_bos_is_one_more_row_in_front_of_the_same_rows(folders, tmp_path, target, bos, tokens):
+    name, vocabulary = "byte-level-with-bos", "min_edit" if tokens == "min_edit" else "prefix"
+    batch = scored(passages(), name, folders[name])
+    long, short = (
+        packed(aligner(folders, target, [name], tmp_path, bos=choice, tokens=tokens, vocabulary=vocabulary)(batch))
+        for choice in (bos, "never")
+    )
+    bos_id = PassageTokenizer.load(Checkpoint(str(folders[target]))).bos_id
+    for row in range(len(TEXTS)):
+        with_bos, without = long[row], short[row]
+        assert with_bos["input_ids"][0] == bos_id != without["input_ids"][0]
+        assert with_bos["loss_mask"][0], "the text's first token is its label"
+        for column, values in without.items():
+            assert with_bos[column][1:].tolist() == values.tolist(), column
+        assert with_bos["fusion_mask"][0], "the source has read BOS as well"
+        if target != "byte-level-without-bos":  # one vocabulary
+            own = {part: rows_of(batch[f"{name}/{part}"])[row][:TOP_K] for part in ("topk_ids", "topk_logprobs")}
+            assert with_bos["fused_ids"][0].tolist() == own["topk_ids"].tolist()
+            np.testing.assert_allclose(
+                with_bos["fused_probs"][0], np.exp(own["topk_logprobs"].astype(float)), rtol=2e-3
+            )
+
+
+def packed(fused: pa.Table) -> list[dict[str, np.ndarray]]:
+    """Each passage's rows in the training block that holds all of them."""
+    length = len(pc.list_flatten(fused["token_ids"]))
+    (block,) = Packer(length, TOP_K)(fused, np.zeros(len(fused), np.int32), np.zeros((1, 1), np.int64)).to_pylist()
+    ends = np.cumsum([len(ids) for ids in rows_of(fused["token_ids"])])[:-1]
+    columns = ("input_ids", "loss_mask", "fusion_mask", "fused_ids", "fused_probs")
+    parts = [np.split(np.array(block[column]).reshape(length, -1).squeeze(), ends) for column in columns]
+    return [dict(zip(columns, passage, strict=True)) for passage in zip(*parts, strict=True)]
 
 
 def test_batches_of_any_chunking_and_slice_come_out_alike(folders, tmp_path):
