@@ -28,7 +28,10 @@ LFS_BYTES = 1024
 GGUF_BEGINNING = b"GGUF"
 
 #: Files of a checkpoint that must hold a JSON object where they are there.
-_OBJECTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")
+_OBJECTS = (
+    *("config.json", "generation_config.json", "adapter_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+)
 
 #: Forms of weights that transformers reads, in its order: each is one file, or several with an index.
 _FORMS = ("model.safetensors", "pytorch_model.bin")
@@ -123,8 +126,7 @@ def field_of(where: str) -> str:
 
 def quantisation(folder: str) -> str:
     """The method by which a sound folder's weights are quantised; empty: they are not, ``unknown``: it is not named."""
-    with open(os.path.join(folder, "config.json"), encoding="utf8") as file:
-        settings = json.load(file).get("quantization_config")
+    settings = _value_of(os.path.join(folder, "config.json"), "quantization_config")
     if settings is None:
         return ""
     if not isinstance(settings, Mapping):
@@ -132,6 +134,27 @@ def quantisation(folder: str) -> str:
     if settings.get("load_in_8bit") or settings.get("load_in_4bit"):  # without a method, as bitsandbytes once wrote it
         return "bitsandbytes"
     return str(settings.get("quant_method") or settings.get("quant_algo") or "unknown")
+
+
+def leaves_eos_open(folder: str) -> bool:
+    """Whether a sound folder's model has an EOS, by its id, and no file says which token that is to the tokenizer.
+
+    transformers may then know one by itself, as for GPT-2, or go on without.
+    """
+
+    def names(role: str, *files: str) -> bool:
+        return any(_value_of(os.path.join(folder, file), role) not in (None, []) for file in files)
+
+    is_named = names("eos_token", "tokenizer_config.json", "special_tokens_map.json")
+    return not is_named and names("eos_token_id", "config.json", "generation_config.json")
+
+
+def _value_of(path: str, key: str) -> Any:
+    """What a sound JSON object has for a key; None without the file."""
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf8") as file:
+        return json.load(file).get(key)
 
 
 def quantisation_faults(

@@ -1,13 +1,14 @@
-"""Check a spec and the files that it names on this machine; loads no library of models."""
+"""Check a spec and the files that it names on this machine; loads no library of models if the files say enough."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from engine.corpus.files import find_files, units_of
-from engine.errors import PreflightError
+from engine.errors import Fault, PreflightError
 from engine.model_files.checkpoint import Checkpoint
-from engine.model_files.inspection import checkpoint_faults, quantisation_faults
+from engine.model_files.inspection import checkpoint_faults, leaves_eos_open, quantisation_faults
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
 from pipelines.cluster.address import silent_address
@@ -34,12 +35,23 @@ def check(spec: FusionSpec, may_be_elsewhere: bool = True, needs_ray: bool = Fal
         faults += find_files(paths, f"evaluation.corpora.{domain}", may_be_elsewhere)[1]
     for where, checkpoint, backend in _checkpoints(spec):
         found = checkpoint_faults(where, checkpoint, may_be_elsewhere)
-        faults += found or quantisation_faults(where, checkpoint, backend, may_be_elsewhere)
+        found = found or quantisation_faults(where, checkpoint, backend, may_be_elsewhere)
+        faults += found or _tokenizer_faults(where, checkpoint)
     faults += written_folder_faults(spec, may_be_elsewhere)
     if needs_ray:
         faults += silent_address()
     if faults:
         raise PreflightError(faults)
+
+
+def _tokenizer_faults(where: str, checkpoint: Checkpoint) -> list[Fault]:
+    """Faults of a tokenizer whose EOS the files leave open; transformers is asked then, which takes seconds."""
+    folder = os.path.expanduser(checkpoint.path)
+    if not os.path.isdir(folder) or not leaves_eos_open(folder):
+        return []
+    from pipelines.stream.model_checks import model_faults  # `check` loads transformers for nothing else
+
+    return model_faults(where, checkpoint)
 
 
 def _checkpoints(spec: FusionSpec) -> Iterator[tuple[str, Checkpoint, str]]:
