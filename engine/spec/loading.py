@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from engine.spec.checks import cross_field_faults
 from engine.spec.presets import with_preset
 from engine.spec.sections import FusionSpec
 from engine.spec.yaml_text import read_yaml
+
+#: Longest file that may be a spec: a model or a corpus in its place would fill the memory.
+MOST_SPEC_BYTES = 2**20
 
 #: Shows as much of a value as a message has room for.
 _SHORT = reprlib.Repr()
@@ -72,17 +76,26 @@ def parse(document: Mapping[str, Any]) -> FusionSpec:
 
 
 def _read_document(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf8")
-    except UnicodeDecodeError as error:
-        raise SpecError([Fault(str(path), f"is not UTF-8 text (byte {error.start})", "save it as UTF-8")]) from None
-    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
-        reason = getattr(error, "strerror", None) or error
-        raise SpecError([Fault(str(path), f"cannot be read: {reason}", "give the path of a YAML spec")]) from None
-    document = read_yaml(text, str(path))
+    document = read_yaml(_text_of(path), str(path))
     if not isinstance(document, dict):
         raise SpecError([Fault(str(path), f"holds {_shown(document)}", "a spec is a mapping of sections")])
     return document
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MOST_SPEC_BYTES + 1)
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise SpecError([Fault(str(path), f"cannot be read: {reason}", "give the path of a YAML spec")]) from None
+    if len(data) > MOST_SPEC_BYTES:
+        reason = f"is longer than {MOST_SPEC_BYTES:,} bytes, so it is no spec"
+        raise SpecError([Fault(str(path), reason, "give the path of a YAML spec")])
+    try:
+        return data.decode("utf8")
+    except UnicodeDecodeError as error:
+        raise SpecError([Fault(str(path), f"is not UTF-8 text (byte {error.start})", "save it as UTF-8")]) from None
 
 
 def _with_override(document: dict[str, Any], override: str) -> dict[str, Any]:
@@ -235,7 +248,7 @@ def _located_evaluation(evaluation: Any) -> Any:
 
 def _located_checkpoint(checkpoint: str) -> str:
     """An existing folder or file as an absolute path; hub names and URLs unchanged."""
-    return _absolute(checkpoint) if checkpoint and Path(checkpoint).expanduser().exists() else checkpoint
+    return _absolute(checkpoint) if checkpoint and os.path.exists(os.path.expanduser(checkpoint)) else checkpoint
 
 
 def _all_absolute(paths: Sequence[str]) -> tuple[str, ...]:
@@ -243,4 +256,4 @@ def _all_absolute(paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    return path if "://" in path else str(Path(os.path.expanduser(path)).absolute())

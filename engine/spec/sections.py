@@ -6,6 +6,7 @@ path, the value seen and the values allowed.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,6 +22,8 @@ def _check_place(place: str) -> str:
         raise ValueError("it has nothing but white space")
     if half := _HALF_URL.match(place):
         raise ValueError(f"a URL begins with {half[0].partition(':')[0]}://, and a path needs no protocol")
+    if os.path.expanduser(place).startswith("~"):
+        raise ValueError(f"there is no user {place.partition('/')[0][1:]!r} on this machine, whose folder ~ would be")
     if place.endswith("://") or place.startswith("://"):
         raise ValueError("a URL is a protocol, :// and a path")
     return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from engine.errors import Fault, SpecError
 #: Brackets open at once; the reader's time grows with their square.
 MOST_OPEN_BRACKETS = 100
 
+#: Numbers with a leading zero or with colons.
+_OTHER_BASE = re.compile(r"[-+]?0[0-7_]+|.*:.*")
+
 
 def read_yaml(text: str, where: str) -> Any:
     """The value of a YAML document of plain types.
@@ -20,14 +24,19 @@ def read_yaml(text: str, where: str) -> Any:
         where: the file or override that it stands in, for the faults.
 
     Raises:
-        SpecError: it is not YAML, has a value that Python cannot read, or lists every key that is given twice.
+        SpecError: it is not YAML or has a value that Python cannot read; or it lists every key that is given twice and
+            every number that YAML reads as another.
     """
     too_deep = SpecError([Fault(where, "is nested too deep", "a spec has four levels")])
     if _open_brackets(text) > MOST_OPEN_BRACKETS:
         raise too_deep
     try:
         node = yaml.compose(text, yaml.SafeLoader)
-        faults = list(_repeated_keys(node, (), set()))
+        faults = [
+            fault
+            for path, inside in (_nodes(node, (), set()) if node else ())
+            for fault in (*_repeated_keys(path, inside), *_misread_numbers(path, inside, where))
+        ]
         if not faults:
             return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -52,11 +61,10 @@ def _open_brackets(text: str) -> int:
     return most
 
 
-def _repeated_keys(node: yaml.Node | None, path: tuple[str, ...], seen: set[int]) -> Iterator[Fault]:
-    """A fault for every key that a mapping inside ``node`` has twice; YAML itself would keep the last without a word.
+def _nodes(node: yaml.Node, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], yaml.Node]]:
+    """A node after all inside it, each once, with the keys and positions that lead to it.
 
     Args:
-        path: keys and positions that lead to ``node``.
         seen: nodes that were looked at: an alias leads to one again, even to one around it.
     """
     if id(node) in seen:
@@ -64,16 +72,30 @@ def _repeated_keys(node: yaml.Node | None, path: tuple[str, ...], seen: set[int]
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _repeated_keys(item, (*path, str(index)), seen)
-    if not isinstance(node, yaml.MappingNode):
-        return
+            yield from _nodes(item, (*path, str(index)), seen)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                yield from _nodes(value, (*path, str(key.value)), seen)
+    yield path, node
+
+
+def _repeated_keys(path: tuple[str, ...], node: yaml.Node) -> Iterator[Fault]:
+    """A fault for every key that a mapping has twice; YAML itself would keep the last without a word."""
     first: dict[str, int] = {}
-    for key, value in node.value:
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
         if not isinstance(key, yaml.ScalarNode):
             continue
-        inside, line = (*path, str(key.value)), key.start_mark.line + 1
+        line = key.start_mark.line + 1
         if key.value in first and key.value != "<<":
             lines = f"in lines {first[key.value]} and {line}" if first[key.value] != line else f"in line {line}"
-            yield Fault(".".join(inside), f"is given twice, {lines}", "keep one of them")
+            yield Fault(".".join((*path, str(key.value))), f"is given twice, {lines}", "keep one of them")
         first.setdefault(key.value, line)
-        yield from _repeated_keys(value, inside, seen)
+
+
+def _misread_numbers(path: tuple[str, ...], node: yaml.Node, where: str) -> Iterator[Fault]:
+    """A fault for a number that YAML 1.1 reads by another base: ``010`` by 8, ``1:30`` by 60."""
+    is_number = isinstance(node, yaml.ScalarNode) and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    if is_number and _OTHER_BASE.fullmatch(node.value):
+        reason = f"is {node.value}, which YAML reads as {yaml.safe_load(node.value)}"
+        yield Fault(".".join(path) or where, reason, "write the number that you mean without zeros and colons")

@@ -138,6 +138,7 @@ def test_methods_that_exclude_each_other_are_faults(overrides, words):
         ("file:", "a URL begins with file://"),
         ("s3://", "a URL is a protocol, :// and a path"),
         ("://x", "a URL is a protocol, :// and a path"),
+        ("~no-such-user/x", "there is no user 'no-such-user' on this machine"),
     ],
 )
 def test_a_place_that_is_neither_a_path_nor_a_url_is_a_fault(field, place, words):
@@ -191,7 +192,16 @@ def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "list.yaml").write_text("- a")
     (tmp_path / "torn.yaml").write_text("run: {name: [")
     (tmp_path / "latin.yaml").write_bytes("run: {name: é}".encode("latin1"))
-    for name, words in {"none": "cannot be read", "list": "mapping", "torn": "line 1", "latin": "UTF-8"}.items():
+    with open(tmp_path / "model.yaml", "wb") as file:
+        file.truncate(2**40)  # a hole, which takes no room
+    sentences = {
+        "none": "cannot be read",
+        "list": "mapping",
+        "torn": "line 1",
+        "latin": "UTF-8",
+        "model": "longer than",
+    }
+    for name, words in sentences.items():
         with pytest.raises(SpecError) as caught:
             load_spec(tmp_path / f"{name}.yaml")
         assert f"{name}.yaml" in str(caught.value)

@@ -43,6 +43,15 @@ def test_aliases_and_merged_keys_are_read():
     assert read_yaml(text, "x") == yaml.safe_load(text)
 
 
+@pytest.mark.parametrize(("number", "read"), [("010", 8), ("-0_17", -15), ("1:30", 90), ("1:30.5", 90.5)])
+def test_a_number_that_yaml_reads_by_another_base_is_refused(number, read):
+    for text, place in ((f"a: {{b: [1, {number}]}}", "a.b.1"), (number, "x")):
+        with pytest.raises(SpecError, match=f"{place}: is {number}, which YAML reads as {read}; write the number"):
+            read_yaml(text, "x")
+    text = f"a: '{number}'\n{number}: [0, 0.5, 10, 1_000, 0x1F, 1.0e-3]"
+    assert read_yaml(text, "x") == yaml.safe_load(text)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
