@@ -158,7 +158,7 @@ def _unmarked(piece: str, continuing_prefix: str) -> str:
     """
     if piece.startswith(continuing_prefix):
         return piece[len(continuing_prefix) :]
-    after_space = piece[0].isalnum() and unicodedata.category(piece[0]) != "Lo"
+    after_space = piece[:1].isalnum() and unicodedata.category(piece[0]) != "Lo"
     return SPACE_MARKER + piece if after_space else piece
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
-from engine.errors import TokenizerError
+from engine.errors import TokenizerError, first_line
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.local import load_tokenizer, local_checkpoint
 from engine.spec.sections import Bos
@@ -159,7 +160,8 @@ class PassageTokenizer:
         The library keeps special strings from being *added* tokens; a model that has them in its vocabulary, such as
         Unigram, finds them all the same.
         """
-        encoding = backend.encode(text, add_special_tokens=False)
+        with self._words_for(text):
+            encoding = backend.encode(text, add_special_tokens=False)
         apart = self._specials if apart is None else apart - {self._unknown_id}
         if apart.isdisjoint(encoding.ids):
             return encoding.ids, encoding.offsets
@@ -229,7 +231,7 @@ class PassageTokenizer:
         """The ids of ``data`` as it would be tokenized in the middle of a text, as one pre-token.
 
         Bytes that are no whole characters, and WordPiece's words, are covered by the longest entry that begins them.
-        Empty if there is none.
+        Empty if there is none, or a character that the vocabulary has no token for.
         """
         if self._kind == "word_piece":
             return self._longest_beginning(data)
@@ -240,7 +242,10 @@ class PassageTokenizer:
                 piece = data.decode("utf8").replace(" ", SPACE_MARKER)
             except UnicodeDecodeError:
                 return self._longest_beginning(data)
-        return [token.id for token in self.backend.model.tokenize(piece)]
+        try:
+            return [token.id for token in self.backend.model.tokenize(piece)]
+        except Exception:  # the library's only one: Unigram without a token for the unknown
+            return []
 
     @cached_property
     def id_of_bytes(self) -> dict[bytes, int]:
@@ -288,7 +293,7 @@ class PassageTokenizer:
         if bos == "always" and self.bos_id == NO_ROLE:
             raise TokenizerError(f"{self.name}: bos is always, but the tokenizer has no BOS; use never")
         if bos == "tokenizer" and self.bos_id != NO_ROLE:
-            return self.hugging_face("a")["input_ids"][0] == self.bos_id
+            return self.hugging_face("a")["input_ids"][:1] == [self.bos_id]
         return bos == "always"
 
     def _longest_beginning(self, data: bytes) -> list[int]:
@@ -299,8 +304,19 @@ class PassageTokenizer:
 
     def _tokens(self, text: str) -> list[int]:
         """Ids of ``text``, special strings in it taken apart; without offsets, which cost a fifth more."""
-        tokens = self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        with self._words_for(text):
+            tokens = self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return tokens if self._specials.isdisjoint(tokens) else self.tokens(text, self.backend)[0]
+
+    @contextmanager
+    def _words_for(self, text: str) -> Iterator[None]:
+        """Turn an error of the library into a ``TokenizerError``; it raises a bare ``Exception``."""
+        try:
+            yield
+        except Exception as error:  # such as a Unigram model without a token for the unknown
+            raise TokenizerError(
+                f"{self.name}: a text cannot be tokenized ({text[:12]!r}): {first_line(error)}"
+            ) from error
 
     def _joined(self, text: str) -> bytes:
         """The bytes that the tokens of ``text`` stand for."""

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from engine.errors import TokenizerError
 from engine.text.token_bytes import check_token_bytes
 from engine.text.tokenization import NO_ROLE, PassageTokenizer
+from tests.support.odd_inputs import characters, unigram, with_added_tokens, word_piece
 from tests.support.tiny_tokenizers import SENTENCES, byte_level_with_bos, byte_level_without_bos, sentencepiece_like
 
 
@@ -148,6 +150,41 @@ def test_a_tokenizer_that_loses_text_is_refused_where_it_does():
         tokenizer.encode("aq")
     with pytest.raises(TokenizerError, match="lossy: the text 'qq' has no token at all"):
         tokenizer.encode("qq")
+
+
+def test_a_text_that_the_library_cannot_tokenize_is_refused():
+    """The library raises a bare Exception where a Unigram model has no token for the unknown."""
+    tokenizer = PassageTokenizer(unigram(byte_fallback=False, unknown=None), "unigram")
+    assert tokenizer.encode("the cat")[1][-1] == len("the cat")
+    with pytest.raises(TokenizerError, match=r"unigram: a text cannot be tokenized \('☃'\): .*unknown token"):
+        tokenizer.encode("☃")
+    assert tokenizer.tokens_within("☃".encode()) == []
+
+
+def test_bos_is_no_habit_of_a_tokenizer_that_has_no_token_for_a_letter():
+    assert not PassageTokenizer(characters(), "characters").adds_bos
+
+
+def test_an_empty_piece_stands_for_nothing():
+    layout = json.loads(word_piece().backend_tokenizer.to_str())
+    layout["model"]["vocab"][""] = len(layout["model"]["vocab"])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(layout)), unk_token="[UNK]")
+    tokenizer = PassageTokenizer(wrapped, "empty")
+    assert tokenizer.token_bytes[-1] == b""
+    assert tokenizer.encode("the cat")[1][-1] == len("the cat")
+
+
+@pytest.mark.parametrize("make", [byte_level_with_bos, sentencepiece_like, word_piece])
+def test_added_tokens_that_take_spaces_end_where_the_spaces_do(make):
+    tokenizer = PassageTokenizer(with_added_tokens(make()), "added")
+    for text in ("a <left> b", "a  <left>", "<right>  a", "in the sun .", "   the sun   ", "concat dogs", " <mask> x"):
+        ids, ends = tokenizer.encode(text)
+        assert ends[-1] == len(text)
+        assert (np.diff(ends, prepend=0) >= 0).all()
+        for content in ("<left>", "<right>"):
+            token = tokenizer.backend.token_to_id(content)
+            if token in ids.tolist():
+                assert text[: ends[ids.tolist().index(token)]].rstrip().endswith(content)
 
 
 def test_a_kind_whose_tokens_are_no_bytes_is_refused():
