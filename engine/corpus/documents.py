@@ -27,6 +27,15 @@ from engine.text.chat import ASSISTANT, CALLS, REASONING, Message, is_answer
 _RENDERED_KEYS = (*CALLS, *REASONING, "name", "tool_call_id")
 _READ_KEYS = {"role", "content", "weight", *_RENDERED_KEYS}
 
+#: How files begin that are no UTF-8 text, and what they are.
+_MARKS = {
+    b"\x1f\x8b": "gzip does, whose files end in .gz",
+    b"\x28\xb5\x2f\xfd": "zstd does, whose files end in .zst",
+    b"PAR1": "Parquet does, whose files end in .parquet",
+    b"\xff\xfe": "UTF-16 does; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 does; save it as UTF-8",
+}
+
 
 @dataclass(frozen=True)
 class Document:
@@ -115,11 +124,16 @@ class _BadRow(str):
 
 def _document(path: str, row: int, value: Any) -> Document | Unreadable:
     if not isinstance(value, str):
-        return Unreadable(path, row, f"the text is {type(value).__name__}, not a string")
+        return Unreadable(path, row, f"the text is {_kind(value)}, not a string")
     if not value:
         return Unreadable(path, row, "the document is empty")
     reason = _not_utf8(value)
     return Unreadable(path, row, reason) if reason else Document(path, row, value)
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in a word."""
+    return "null" if value is None else type(value).__name__
 
 
 def _not_utf8(text: str) -> str:
@@ -132,7 +146,7 @@ def _not_utf8(text: str) -> str:
 
 def _conversation(path: str, row: int, value: Any) -> Conversation | Unreadable:
     if not isinstance(value, list):
-        return Unreadable(path, row, f"the messages are {type(value).__name__}, not a list of {{role, content}}")
+        return Unreadable(path, row, f"the messages are {_kind(value)}, not a list of {{role, content}}")
     messages: list[Message] = []
     unread: set[str] = set()
     for number, message in enumerate(value, start=1):
@@ -162,12 +176,12 @@ def _message(message: Mapping[str, Any]) -> Message:
 
 def _message_fault(message: Any) -> str:
     if not isinstance(message, dict):
-        return f"is {type(message).__name__}, not {{role, content}}"
+        return f"is {_kind(message)}, not {{role, content}}"
     may_be_empty = message.get("content") is None and any(message.get(key) for key in CALLS)
     for key in ("role",) if may_be_empty else ("role", "content"):
         if not isinstance(message.get(key), str):
-            keys = ", ".join(map(str, message))
-            return f"has a {key} that is {type(message.get(key)).__name__}, not a string; it has {keys}"
+            seen = f"has a {key} that is {_kind(message[key])}, not a string" if key in message else f"has no {key}"
+            return f"{seen}; it has {', '.join(map(str, message)) or 'none'}"
     weight = message.get("weight")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
         return f"has weight {weight!r}; 0, which makes an answer context, and 1 are possible"
@@ -190,7 +204,7 @@ def _parquet_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, int
     with fsspec.open(unit.path) as file:
         parquet = pyarrow.parquet.ParquetFile(file)
         if text_column not in parquet.schema_arrow.names:
-            reason = f"has no column {text_column!r}; it has {', '.join(parquet.schema_arrow.names)}"
+            reason = f"has no column {text_column!r}; it has {', '.join(parquet.schema_arrow.names) or 'none'}"
             yield first_row, 0, _BadRow(reason)
             return
         column = parquet.read_row_group(unit.row_group, columns=[text_column]).column(0).slice(unit.skipped_rows)
@@ -243,13 +257,13 @@ def _json_text(line: bytes, text_column: str) -> Any:
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        return _BadRow(f"invalid UTF-8 at byte {error.start}")
+        return _not_text(line, error)
     except json.JSONDecodeError as error:
         return _BadRow(f"is not JSON: {error}")
     except (ValueError, RecursionError) as error:  # JSON all the same: an integer too long, or nesting too deep
         return _BadRow(f"holds JSON that Python cannot read: {type(error).__name__}: {error}")
     if not isinstance(record, dict):
-        return _BadRow(f"is {type(record).__name__}, not an object with the key {text_column!r}")
+        return _BadRow(f"is {_kind(record)}, not an object with the key {text_column!r}")
     if text_column not in record:
         return _BadRow(f"has no key {text_column!r}; it has {', '.join(record) or 'none'}")
     return record[text_column]
@@ -263,7 +277,13 @@ def _text_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, int, A
     try:
         yield unit.first_row, 0, data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
-        yield unit.first_row, 0, _BadRow(f"invalid UTF-8 at byte {error.start}")
+        yield unit.first_row, 0, _not_text(data, error)
+
+
+def _not_text(data: bytes, error: UnicodeDecodeError) -> _BadRow:
+    """Why bytes are no text; names what they are instead, where their beginning shows it."""
+    other = next((f": it begins as {kind}" for mark, kind in _MARKS.items() if data.startswith(mark)), "")
+    return _BadRow(f"invalid UTF-8 at byte {error.start}{other}")
 
 
 @contextmanager

@@ -104,6 +104,8 @@ def _matches(pattern: str) -> list[tuple[str, str]]:
     characters without finding a file, they are taken as they are.
     """
     filesystem, path = fsspec.core.url_to_fs(pattern)
+    if os.path.islink(path) and not os.path.exists(path):
+        return [(path, "link")]  # to nothing
     found = {path: filesystem.info(path)} if filesystem.exists(path) else filesystem.glob(path, detail=True)
     if not found and "[" in path:
         found = filesystem.glob(path.replace("[", "[[]"), detail=True)

@@ -73,8 +73,8 @@ def test_bad_conversations_are_named_and_good_ones_kept(tmp_path):
     expected = {
         2: "the messages are str, not a list",
         3: "message 1 is str",
-        4: "message 1 has a role that is NoneType, not a string; it has from, value",
-        5: "message 2 has a content that is NoneType",
+        4: "message 1 has no role; it has from, value",
+        5: "message 2 has a content that is null",
         6: "message 2, an answer, is empty",
         7: "no message has the role 'assistant'",
         8: "no message has the role 'assistant'",

@@ -169,15 +169,41 @@ def test_a_missing_column_names_the_columns_there(tmp_path):
     assert "no column 'text'; it has body" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("data", "suffix", "words"),
+    [
+        (gzip.compress(b"{}"), "jsonl", "gzip does, whose files end in .gz"),
+        (pa.compress(b"{}", "zstd", asbytes=True), "txt", "zstd does, whose files end in .zst"),
+        ('{"text": "é"}'.encode("utf16"), "jsonl", "UTF-16 does; save it as UTF-8"),
+        (b"PAR1\x15\xff", "txt", "Parquet does, whose files end in .parquet"),
+    ],
+)
+def test_a_file_of_another_kind_is_known_by_its_beginning(tmp_path, data, suffix, words):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(data)
+    assert documents(str(path))[0].reason.endswith(f": it begins as {words}")
+
+
+def test_a_null_is_said_to_be_one(tmp_path):
+    pq.write_table(pa.table({"text": ["a", None]}), tmp_path / "a.parquet")
+    assert documents(str(tmp_path / "a.parquet"))[1].reason == "the text is null, not a string"
+    pq.write_table(pa.table({}), tmp_path / "b.parquet")
+    assert [item.reason for item in documents(str(tmp_path / "b.parquet"))][:1] == ["has no column 'text'; it has none"]
+
+
 def test_links_to_nothing_and_pipes_are_faults_and_stop_nothing(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}")
     (tmp_path / "b.jsonl").symlink_to("/nowhere/b.jsonl")
     os.mkfifo(tmp_path / "c.jsonl")
-    faults = find_files([str(tmp_path / "*.jsonl")], "corpus.paths")[1]
-    assert [fault.what.split(" is ")[1] for fault in faults] == [
-        "a link to nothing",
-        "no file, but a pipe or a device",
-    ]
+    for patterns in (["*"], ["a*", "b*", "c*"]):
+        paths = [str(tmp_path / f"{pattern}.jsonl") for pattern in patterns]
+        faults = find_files(paths, "corpus.paths", may_be_elsewhere=True)[1]
+        assert [fault.what.split(" is ")[1] for fault in faults] == [
+            "a link to nothing",
+            "no file, but a pipe or a device",
+        ]
+    (fault,) = find_files([str(tmp_path / "b.jsonl")], "corpus.paths", may_be_elsewhere=True)[1]
+    assert "is a link to nothing" in fault.what
 
 
 def test_patterns_without_files_and_unknown_kinds_are_faults(tmp_path):
