@@ -14,7 +14,7 @@ from engine.corpus.cutting import ConversationCutter, DocumentCutter
 from engine.corpus.documents import Conversation, Document, Unreadable, read
 from engine.corpus.files import CorpusUnit
 from engine.corpus.windows import SMALLEST_WINDOW
-from engine.errors import RecordError, TokenizerError
+from engine.errors import Fault, PreflightError, RecordError, TokenizerError
 from engine.method.vocabulary import load_or_build
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import load_configuration
@@ -120,20 +120,40 @@ def _survey_source(
 
 
 def sample_passages(spec: FusionSpec, flow: FlowPlan) -> list[SampledPassage]:
-    """The first passages of units spread over the corpus, about ``SAMPLE_BYTES`` in all; equal for equal specs."""
+    """The first passages of units spread over the corpus, about ``SAMPLE_BYTES`` in all; equal for equal specs.
+
+    Raises:
+        PreflightError: a tokenizer or a chat template refuses a document that the run needs, or all of them.
+    """
     tokenizers = [PassageTokenizer.load(checkpoint) for checkpoint in flow.checkpoints]
     # One token less than the window: the target may fill its context, a source leaves a place free.
     windows = [max(SMALLEST_WINDOW, min(window - 1, PASSAGE_TOKENS)) for window in flow.windows]
     cutter = (ConversationCutter if spec.corpus.messages_column else DocumentCutter)(tokenizers, windows)
     units = _spread(flow.corpus_units, SAMPLE_BYTES // SMALLEST_SHARE)
     share = SAMPLE_BYTES // len(units) if units else 0
-    return [passage for unit in units for passage in _first_passages(unit, spec.corpus, cutter, share)]
+    refused: list[Unreadable] = []
+    found = [passage for unit in units for passage in _first_passages(unit, spec.corpus, cutter, share, refused)]
+    _check_refused(spec.corpus, refused, bool(found))
+    return found
+
+
+def _check_refused(corpus: CorpusSpec, refused: Sequence[Unreadable], finds_others: bool) -> None:
+    if refused and corpus.on_error == "fail":
+        remedy = "fix it, or set corpus.on_error: skip to leave it out"
+        raise PreflightError([Fault("corpus", str(refused[0]), remedy)])
+    if refused and not finds_others:
+        reason = f"none of the first {len(refused)} documents can be read by all models; the first one is {refused[0]}"
+        raise PreflightError([Fault("corpus", reason, "take models that can, or correct corpus.paths")])
 
 
 def _first_passages(
-    unit: CorpusUnit, corpus: CorpusSpec, cutter: DocumentCutter | ConversationCutter, num_bytes: int
+    unit: CorpusUnit,
+    corpus: CorpusSpec,
+    cutter: DocumentCutter | ConversationCutter,
+    num_bytes: int,
+    refused: list[Unreadable],
 ) -> list[SampledPassage]:
-    """The first passages of one unit, ``num_bytes`` or a little more."""
+    """The first passages of one unit, ``num_bytes`` or a little more; ``refused`` gets the documents of no use."""
     found: list[SampledPassage] = []
     left = num_bytes
     for document in islice(read(unit, corpus.text_column, corpus.messages_column), MOST_DOCUMENTS):
@@ -145,8 +165,8 @@ def _first_passages(
                 found.append(passage)
                 if left <= 0:
                     return found
-        except (TokenizerError, RecordError):
-            continue
+        except (TokenizerError, RecordError) as error:
+            refused.append(Unreadable(document.path, document.row, str(error)))
     return found
 
 

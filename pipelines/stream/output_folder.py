@@ -70,7 +70,7 @@ def local_folder_faults(where: str, folder: str) -> list[Fault]:
         with tempfile.TemporaryDirectory(dir=there) as beside:
             os.makedirs(os.path.join(beside, os.path.relpath(path, there)))
         return []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: a thousand folders, one in the other
         reason = getattr(error, "strerror", None) or first_line(error)
         return [Fault(where, f"{folder} cannot be made or written: {reason}", "choose another folder")]
 

@@ -301,6 +301,25 @@ def test_without_text_or_sources_the_survey_is_empty(folder, tmp_path):
     assert engine.plan(spec_of(folder, "source_models=[]", "objective.lm_loss_weight=1.0")).sources == ()
 
 
+@pytest.mark.parametrize(
+    ("texts", "on_error", "words"),
+    [
+        (["ab", "q"], "fail", "row 2: .* the text 'q' has no token at all; fix it, or set corpus.on_error: skip"),
+        (["q", "qq"], "skip", "none of the first 2 documents can be read by all models; the first one is .*row 1"),
+    ],
+)
+def test_documents_that_a_tokenizer_refuses_are_faults_of_the_plan(folder, tmp_path, texts, on_error, words):
+    shutil.copytree(folder / "target", tmp_path / "target")
+    file = tmp_path / "target" / "tokenizer.json"
+    layout = json.loads(file.read_text())
+    layout["normalizer"] = {"type": "Replace", "pattern": {"String": "q"}, "content": ""}
+    file.write_text(json.dumps(layout))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    overrides = [f"target_model.checkpoint={tmp_path}/target", f"corpus.paths=[{tmp_path}/a.jsonl]"]
+    with pytest.raises(PreflightError, match=words):
+        engine.plan(spec_of(folder, *overrides, f"corpus.on_error={on_error}"), score=False)
+
+
 def test_weights_that_cannot_be_loaded_are_faults_of_the_plan(folder, tmp_path):
     for name in ("plain", "target"):
         shutil.copytree(folder / name, tmp_path / name)

@@ -46,6 +46,10 @@ def test_a_url_that_tools_read_in_several_ways_is_a_fault(url, odd):
     assert faults_of(url).startswith(f"run.output_dir: {url} has {odd}, which not all tools read as it is")
 
 
+def test_a_path_of_a_thousand_folders_is_a_fault(tmp_path):
+    assert "cannot be made or written" in faults_of(str(tmp_path) + "/x" * 3000)
+
+
 def test_a_folder_for_tables_that_cannot_be_made_is_a_fault(tmp_path):
     (tmp_path / "file").write_text("x")
     overrides = [f"run.output_dir={tmp_path}/out", f"alignment.cache_dir={tmp_path}/file/tables"]
