@@ -61,7 +61,9 @@ def _tokenizers(workshop: Workshop) -> Iterator[BrokenInput]:
     yield model("with gaps in its ids", byte_level_with_bos(), _move_ids, refused=True, words=("ids", "rows"))
     yield model("with special_tokens_map.json alone", byte_level_with_bos(), _leave_the_map)
     yield model("of Unigram with bytes", unigram(byte_fallback=True))
-    yield model("of Unigram without an unknown token", unigram(byte_fallback=False, unknown=None), refused=True)
+    yield model(
+        "of Unigram without an unknown token", unigram(byte_fallback=False, unknown=None), None, True, ("be tokenized",)
+    )
     yield model("of WordPiece", word_piece())
     yield model("of WordPiece with an empty piece", word_piece(), _add_empty_piece)
     yield model("of characters that lacks an a", characters(), refused=None)
