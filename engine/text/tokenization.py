@@ -150,6 +150,18 @@ class PassageTokenizer:
         """Whether a text that ends between these two bytes has the tokens that it has within a longer text."""
         return self._words is not None and self._words.splits(place)
 
+    def ids(self, text: str, backend: Any) -> list[int]:
+        """Ids of ``text``, without offsets, which cost a fifth more; special strings may be among them.
+
+        Args:
+            backend: as of ``tokens``.
+
+        Raises:
+            TokenizerError: the library cannot tokenize it.
+        """
+        with self._words_for(text):
+            return backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
     def tokens(self, text: str, backend: Any, apart: Set[int] | None = None) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character offsets of ``text``, special strings in it taken apart.
 
@@ -159,6 +171,9 @@ class PassageTokenizer:
 
         The library keeps special strings from being *added* tokens; a model that has them in its vocabulary, such as
         Unigram, finds them all the same.
+
+        Raises:
+            TokenizerError: as ``ids``.
         """
         with self._words_for(text):
             encoding = backend.encode(text, add_special_tokens=False)
@@ -303,9 +318,8 @@ class PassageTokenizer:
         return []
 
     def _tokens(self, text: str) -> list[int]:
-        """Ids of ``text``, special strings in it taken apart; without offsets, which cost a fifth more."""
-        with self._words_for(text):
-            tokens = self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        """Ids of ``text``, special strings in it taken apart."""
+        tokens = self.ids(text, self.backend)
         return tokens if self._specials.isdisjoint(tokens) else self.tokens(text, self.backend)[0]
 
     @contextmanager
