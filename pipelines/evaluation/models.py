@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from engine.corpus.files import find_files
+from engine.corpus.files import find_files, units_of
+from engine.corpus.first_rows import unreadable_domain
 from engine.errors import Fault, FusionError
 from engine.model_files.checkpoint import Checkpoint
 from engine.spec import FusionSpec
@@ -49,7 +50,8 @@ def comparison_faults(spec: FusionSpec, trains_first: bool) -> list[Fault]:
     """
     faults: list[Fault] = []
     for domain, paths in spec.evaluation.corpora.items():
-        faults += find_files(paths, f"evaluation.corpora.{domain}")[1]
+        files, missing = find_files(paths, f"evaluation.corpora.{domain}")
+        faults += missing or unreadable_domain(spec.corpus, domain, (unit for path in files for unit in units_of(path)))
     models = compared_models(spec)
     if trains_first:  # what will be merged is of the target's shape and vocabulary
         models[_trained_label(spec)] = Checkpoint.of(spec.target_model)

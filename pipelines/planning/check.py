@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator
 
 from engine.corpus.files import find_files, units_of
+from engine.corpus.first_rows import unreadable_corpus, unreadable_domain
 from engine.errors import Fault, PreflightError
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.inspection import checkpoint_faults, leaves_eos_open, quantisation_faults
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
 from pipelines.cluster.address import silent_address
-from pipelines.stream.corpus_sample import unreadable_corpus
 from pipelines.stream.output_folder import written_folder_faults
 
 
@@ -25,14 +25,16 @@ def check(spec: FusionSpec, may_be_elsewhere: bool = True, needs_ray: bool = Fal
 
     Raises:
         PreflightError: lists every checkpoint whose files are damaged or do not fit each other, every path of a corpus
-            that can be no file of it, a corpus whose first rows cannot be read, and folders that no run could write.
+            that can be no file of it, corpora whose first rows cannot be read, and folders that no run could write.
     """
     spec = as_located_spec(spec)
     files, faults = find_files(spec.corpus.paths, "corpus.paths", may_be_elsewhere)
     if files and not faults:
         faults += unreadable_corpus(spec.corpus, (unit for path in files for unit in units_of(path)))
     for domain, paths in spec.evaluation.corpora.items():
-        faults += find_files(paths, f"evaluation.corpora.{domain}", may_be_elsewhere)[1]
+        files, missing = find_files(paths, f"evaluation.corpora.{domain}", may_be_elsewhere)
+        units = (unit for path in files for unit in units_of(path))
+        faults += missing or (unreadable_domain(spec.corpus, domain, units) if files else [])
     for where, checkpoint, backend in _checkpoints(spec):
         found = checkpoint_faults(where, checkpoint, may_be_elsewhere)
         found = found or quantisation_faults(where, checkpoint, backend, may_be_elsewhere)

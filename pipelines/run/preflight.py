@@ -9,13 +9,13 @@ from typing import Any
 import fsspec
 
 from actors.training.checkpoint_index import checkpoints_folder, latest
+from engine.corpus.first_rows import unreadable_corpus
 from engine.corpus.shards import fingerprint
 from engine.errors import Fault, PreflightError
 from engine.reporting.trackers import tracker_faults
 from engine.spec import EvaluationSpec, FusionSpec
 from engine.spec.loading import dump_spec, load_spec
 from pipelines.evaluation.models import comparison_faults
-from pipelines.stream.corpus_sample import unreadable_corpus
 from pipelines.stream.output_folder import written_folder_faults
 from pipelines.stream.sizes import FlowPlan, derive_flow
 

@@ -3,8 +3,8 @@
 import pytest
 
 from engine import run
+from engine.corpus.first_rows import SAMPLED_ROWS
 from engine.errors import FusionError, PreflightError, RecordError
-from pipelines.stream.corpus_sample import SAMPLED_ROWS
 
 pytestmark = [pytest.mark.timeout(360), pytest.mark.usefixtures("shared_ray")]
 

@@ -1,11 +1,14 @@
 """The faults of an evaluation are shown before any work, as sentences that name the place."""
 
+from contextlib import nullcontext
+
 import pytest
 
-from engine.errors import SpecError
+from engine.errors import PreflightError, SpecError
 from engine.spec.loading import as_located_spec, load_spec
 from pipelines.evaluation import models as comparison
 from pipelines.evaluation.models import compared_models, comparison_faults
+from pipelines.planning.check import check
 from tests.support.paths import ROOT
 
 MODELS = ROOT / "pipelines" / "quickstart" / "models"
@@ -29,6 +32,31 @@ def spec(tmp_path, **evaluation):
 
 def faults(tmp_path, trains_first=True, **evaluation):
     return [str(fault) for fault in comparison_faults(spec(tmp_path, **evaluation), trains_first)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "on_error", "words"),
+    [
+        (
+            '{"body": "x"}\n',
+            "skip",
+            "none of the first 1 rows can be read; the first one is FILE, row 1: has no",
+        ),
+        ('{"text": "x"}\n{torn\n', "fail", "FILE, row 2: is not JSON"),
+        ("\n", "skip", "FILE hold no row; name files that do"),
+        ('{"text": "x"}\n{torn\n{torn\n', "skip", ""),
+    ],
+)
+def test_a_domain_that_cannot_be_read_is_a_fault_before_a_run(tmp_path, rows, on_error, words):
+    file = tmp_path / "held_out.jsonl"
+    file.write_text(rows)
+    located = spec(tmp_path, corpora={"docs": [str(file)]})
+    located = located.model_copy(update={"corpus": located.corpus.model_copy(update={"on_error": on_error})})
+    found = [str(fault) for fault in comparison_faults(located, trains_first=True)]
+    with pytest.raises(PreflightError) if words else nullcontext() as refused:
+        check(located)
+    assert [str(fault) for fault in refused.value.faults] == found if words else not found
+    assert not words or found[0].startswith(f"evaluation.corpora.docs: {words.replace('FILE', str(file))}")
 
 
 def test_the_export_is_compared_once_it_is_there(tmp_path):
