@@ -1,5 +1,7 @@
 """Scores out of vLLM on a GPU: the captured tensors, its public form and transformers agree on every row."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +23,17 @@ LENGTHS = (1, 2, 3, 17, 255, 256, 257, 300, 511, 600)
 DEVICE = "cuda"
 
 
-@pytest.fixture(autouse=True)
-def engine_ends():
-    """Give back what an engine leaves in this process: memory, and a process group; other tests make their own."""
-    yield
-    from vllm.distributed import cleanup_dist_env_and_memory
+@contextmanager
+def engine(section: SourceModelSpec, top_k: int) -> Iterator[VllmBackend]:
+    """An engine that gives its memory and its process group back: other tests in this process make their own.
 
-    cleanup_dist_env_and_memory()
+    Left to Python, it ends at any later moment, and takes the next engine's process group with it.
+    """
+    backend = VllmBackend(section, top_k, CONTEXT)
+    try:
+        yield backend
+    finally:
+        backend._engine.llm_engine.engine_core.shutdown()
 
 
 def prompts() -> list[np.ndarray]:
@@ -56,15 +62,16 @@ def test_every_row_is_right(tmp_path, architecture, top_k):
         batched_tokens=STEP_TOKENS,
         kv_cache_bytes=2**27,
     )
-    backend = VllmBackend(section, top_k, CONTEXT)
-    config = backend._engine.llm_engine.vllm_config
-    print(f"{architecture}: model runner {'V2' if getattr(config, 'use_v2_model_runner', False) else 'V1'}")
-    assert backend.dense, "this vLLM's tensors cannot be captured"
-    captured = backend.score(prompts())
-    backend.dense = False
-    for rows, public in zip(captured, backend.score(prompts()), strict=True):
+    with engine(section, top_k) as backend:
+        config = backend._engine.llm_engine.vllm_config
+        print(f"{architecture}: model runner {'V2' if getattr(config, 'use_v2_model_runner', False) else 'V1'}")
+        assert backend.dense, "this vLLM's tensors cannot be captured"
+        captured = backend.score(prompts())
+        backend.dense = False
+        public = backend.score(prompts())
+    for rows, others in zip(captured, public, strict=True):
         for name in ("topk_ids", "topk_logprobs", "token_logprobs"):
-            np.testing.assert_array_equal(getattr(rows, name), getattr(public, name))
+            np.testing.assert_array_equal(getattr(rows, name), getattr(others, name))
     check_against(by_transformers(tmp_path, torch.float32), by_transformers(tmp_path, torch.bfloat16), captured, top_k)
 
 
