@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--vocabularies", nargs="+", type=int, help="of the scored models and of the training step")
     parser.add_argument("--top-k", nargs="+", type=int, default=[10, 64, 128], help="of the scored rows")
     parser.add_argument("--attention", nargs="+", default=["sdpa"], help="of the training step: training.attention")
-    parser.add_argument("--passes", type=int, default=4, help="of the stream over its corpus")
+    parser.add_argument("--passes", type=int, default=10, help="of the stream over its corpus of 92,000 tokens")
     chosen = parser.parse_args()
     pieces = [piece for part in PARTS if chosen.only in (None, part) for piece in pieces_of(part, chosen)]
     if chosen.only and len(pieces) == 1:

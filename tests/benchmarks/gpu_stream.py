@@ -93,31 +93,30 @@ def make(folder: Path, config, tokenizer: str, device: str) -> str:
 
 
 def report(result: RunResult, device: str, size: str) -> None:
-    """The figure of a finished run, by its steps from the second on: the first waits for all engines to start.
+    """The figure of a finished run, from the moment on at which the first step has its data.
 
-    A stage's totals are those of the whole run, so these steps have their share of them.
+    Before that the engines start. Of the sources' work, what the later steps need counts. They are a few batches ahead
+    by then, which a corpus of many batches makes small.
     """
-    steps = result.history[1:]
-    tokens = sum(step.tokens for step in steps)
-    seconds = result.history[-1].elapsed_seconds - result.history[0].elapsed_seconds
-    share = tokens / result.tokens
+    first, later = result.history[0], result.history[1:]
+    seconds = result.history[-1].elapsed_seconds - first.wait_seconds
+    share = 1.0 - first.tokens / result.tokens
     stages = {stage.name: stage for stage in result.stages}
-    waited = sum(step.wait_seconds for step in steps)
-    trained = sum(step.seconds for step in steps) - waited
-    alone = share * sum(stages[name].busy_seconds for name, _ in SOURCES) + trained
+    waited = sum(step.wait_seconds for step in later)
+    alone = seconds - waited + share * sum(stages[name].busy_seconds for name, _ in SOURCES)
     weights = {name: parameters_of(config(size, vocabulary_of(device))) for name, config in SOURCES}
     scoring = share * sum(2 * weights[name] * stages[name].tokens for name, _ in SOURCES)
-    learning = 6 * parameters_of(llama_config(size, vocabulary_of(device))) * tokens
+    learning = 6 * parameters_of(llama_config(size, vocabulary_of(device))) * result.tokens
     say(
         "gpu_stream",
-        tokens / seconds,
+        result.tokens / seconds,
         "target tokens/s",
         "the GPU's stages one after the other",
         alone / seconds,
         card=card(device),
         size=size,
         steps=result.steps,
-        tokens=tokens,
+        tokens=result.tokens,
         useful_share=round(share_of_peak(scoring + learning, seconds, device), 4),
         exposed_wait_seconds=round(waited, 2),
         exposed_wait_share=round(waited / seconds, 4),
