@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
 
 class Intervals:
     """A set of whole numbers to which no number can be added twice.
@@ -25,7 +27,7 @@ class Intervals:
             ValueError: one of them is in the set; names it.
         """
         joined: list[tuple[int, int]] = []
-        for first, end in sorted([*self._intervals, *((number, number + 1) for number in numbers)]):
+        for first, end in sorted([*self._intervals, *_runs(numbers)]):
             before = joined[-1][1] if joined else first - 1
             if first < before:
                 raise ValueError(f"{first} is in the set already")
@@ -58,3 +60,10 @@ class Intervals:
         """The interval that holds a number."""
         place = bisect_right(self._intervals, number, key=lambda interval: interval[0]) - 1
         return self._intervals[place] if place >= 0 and number < self._intervals[place][1] else None
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Whole numbers as intervals of neighbours, ascending; a number that comes twice begins one of its own."""
+    ascending = np.sort(np.fromiter(numbers, np.int64))
+    runs = np.split(ascending, np.flatnonzero(np.diff(ascending) != 1) + 1)
+    return [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
