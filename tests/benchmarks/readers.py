@@ -5,7 +5,8 @@
 ``reader_mb_per_second`` is CPU time of one process on prose and on the standard library's source code, after it has
 read other modules of the library. It is against the same work where each text is tokenized as a whole. The target and
 one source share a tokenizer of Llama 2's kind; two have byte-level ones. ``readers_scaling`` is the speed of two
-processes that share the texts against that of one, by the clock: it needs two idle cores.
+processes that share the texts, words known, against that of one. By the clock it needs two idle cores; by CPU time other
+work on the machine counts little.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sysconfig
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.corpus.cutting import DocumentCutter
 from engine.text.tokenization import PassageTokenizer
@@ -77,31 +79,43 @@ def reader_mb_per_second(window: int) -> None:
 def readers_scaling() -> None:
     """Measure two processes that share the texts."""
     corpus = texts()
-    together, alone = (max(_clocked([corpus[share::readers] for share in range(readers)])) for readers in (2, 1))
-    speed = sum(len(text.encode("utf8")) for text in corpus) / 1e6 / together
-    say("readers_scaling", speed, "MB/s by the clock, two readers", "one reader", alone / together, window=WINDOWS[0])
+    one, two = (_speeds([corpus[share::readers] for share in range(readers)]) for readers in (1, 2))
+    say(
+        "readers_scaling", two.by_clock, "MB/s by the clock, two readers", "one reader", two.by_clock / one.by_clock,
+        window=WINDOWS[0], ratio_by_cpu_time=round(two.by_cpu_time / one.by_cpu_time, 2),
+    )  # fmt: skip
 
 
-def _clocked(shares: list[list[str]]) -> list[float]:
-    """Seconds of each of some processes that work at the same time."""
+class _Speed(NamedTuple):
+    """MB/s of some readers together."""
+
+    by_clock: float
+    by_cpu_time: float
+
+
+def _speeds(shares: list[list[str]]) -> _Speed:
+    """Of processes that work at the same time, one for each share of the texts."""
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(len(shares))
-    seconds = context.SimpleQueue()
-    processes = [context.Process(target=_read_share, args=(share, ready, seconds)) for share in shares]
+    found = context.SimpleQueue()
+    processes = [context.Process(target=_read_share, args=(share, ready, found)) for share in shares]
     for process in processes:
         process.start()
-    found = [seconds.get() for _ in processes]
+    speeds = [found.get() for _ in processes]
     for process in processes:
         process.join()
-    return found
+    return _Speed(*map(sum, zip(*speeds, strict=True)))
 
 
-def _read_share(share: list[str], ready, seconds) -> None:
-    tokenizers = models(True)
+def _read_share(share: list[str], ready, found) -> None:
+    tokenizers = models(with_words=True)
+    cut_and_measure(modules(1) + modules(2), tokenizers, WINDOWS[0])
     ready.wait()
-    started = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     cut_and_measure(share, tokenizers, WINDOWS[0])
-    seconds.put(time.perf_counter() - started)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - worked
+    megabytes = sum(len(text.encode("utf8")) for text in share) / 1e6
+    found.put(_Speed(megabytes / seconds, megabytes / cpu_seconds))
 
 
 if __name__ == "__main__":

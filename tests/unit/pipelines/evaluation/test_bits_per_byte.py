@@ -16,6 +16,7 @@ from engine.model_files.checkpoint import Checkpoint
 from engine.text.tokenization import PassageTokenizer
 from pipelines.evaluation.bits_per_byte import (
     ScoredText,
+    _load,
     bits_per_byte,
     over_common_bytes,
     score_texts,
@@ -99,6 +100,12 @@ def test_padding_and_batches_do_not_change_it(checkpoints, index):
         assert score(checkpoints[index], PASSAGES, batch_tokens=batch_tokens) == pytest.approx(alone, abs=1e-6)
     turned = {domain: passages[::-1] for domain, passages in PASSAGES.items()}
     assert score(checkpoints[index], turned, batch_tokens=150) == pytest.approx(alone, abs=1e-6)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float32), ("meta", torch.bfloat16)])
+def test_a_gpu_holds_a_model_in_half_the_bytes(checkpoints, device, dtype):
+    """The device without memory stands for a GPU."""
+    assert _load(Checkpoint(checkpoints[0]), device).dtype == dtype
 
 
 def test_a_uniform_model_needs_the_logarithm_of_its_vocabulary(checkpoints, tmp_path):

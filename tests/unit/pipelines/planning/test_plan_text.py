@@ -1,9 +1,16 @@
-"""The plan says in words what training will do."""
+"""The plan says in words what reading and training will do."""
+
+from dataclasses import replace
 
 import pytest
 
+from engine import load_spec
+from engine.corpus.files import CorpusUnit
 from engine.spec import TrainingSpec
-from pipelines.planning.plan_text import attention_line
+from pipelines.planning.plan_text import attention_line, corpus_line
+from pipelines.stream.sizes import derive_flow
+
+pytestmark = pytest.mark.timeout(60)
 
 GPU = {"num_gpus_per_worker": 1.0, "precision": "bfloat16"}
 MASK = "sdpa under a mask of 512 x 512"
@@ -25,3 +32,14 @@ MASK = "sdpa under a mask of 512 x 512"
 )
 def test_the_plan_says_which_attention_is_used(fields, line):
     assert attention_line(TrainingSpec(block_length=512, **fields)) == line
+
+
+def test_files_that_only_one_reader_can_read_are_named():
+    flow = derive_flow(load_spec("pipelines/specs/quickstart.yaml"))
+    assert corpus_line(flow, passes=2) == "1 units in 1 shards x 2 passes"
+    sizes = {"s3://a/1.jsonl.gz": 3 * 10**8, "s3://a/2.jsonl.gz": 2 * 10**8, "s3://a/3.jsonl": 5 * 10**8}
+    shards = tuple((CorpusUnit(path, num_bytes=size),) for path, size in sizes.items())
+    assert corpus_line(replace(flow, corpus_shards=shards), passes=1) == (
+        "3 units in 3 shards x 1 passes; 2 row groups or compressed files are large and cannot be split: one reader "
+        "each (s3://a/1.jsonl.gz, 300 MB)"
+    )

@@ -1,10 +1,13 @@
-"""The hand-over to Ray Train: how Ctrl-C ends it."""
+"""The hand-over to Ray Train: which settings it gets, and how Ctrl-C ends it."""
 
 import signal
 import sys
 
 import pytest
 
+from engine import load_spec
+from pipelines.stream import training
+from pipelines.stream.sizes import derive_flow
 from pipelines.stream.training import _interruptible
 
 pytestmark = pytest.mark.timeout(60)
@@ -16,3 +19,27 @@ def test_ctrl_c_is_an_interrupt_and_python_has_its_handler_back():
         signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray Train does
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (1, "nccl")])
+def test_workers_wait_for_one_another_as_long_as_the_spec_says(tmp_path, monkeypatch, gpus, backend):
+    """PyTorch's own limit, half an hour, would end a step while a reader catches up."""
+    given = {}
+
+    class Trainer:
+        def __init__(self, _loop, **settings):
+            given.update(settings)
+
+        def fit(self):
+            return self
+
+        return_value = ()
+
+    monkeypatch.setattr(training, "TorchTrainer", Trainer)
+    overrides = [f"run.output_dir={tmp_path}", "training.collective_timeout_hours=2.5"]
+    overrides += [f"training.num_gpus_per_worker={gpus}", "cluster.training_labels={pool: training}"]
+    spec = load_spec("pipelines/specs/quickstart.yaml", overrides)
+    training.train(spec, derive_flow(spec), monitor=None)
+    assert (given["torch_config"].backend, given["torch_config"].timeout_s) == (backend, 9000)
+    assert given["scaling_config"].label_selector == {"pool": "training"}
+    assert given["scaling_config"].use_gpu == bool(gpus)
