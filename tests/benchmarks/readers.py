@@ -5,8 +5,8 @@
 ``reader_mb_per_second`` is CPU time of one process on prose and on the standard library's source code, after it has
 read other modules of the library. It is against the same work where each text is tokenized as a whole. The target and
 one source share a tokenizer of Llama 2's kind; two have byte-level ones. ``readers_scaling`` is the speed of two
-processes that share the texts, words known, against that of one. By the clock it needs two idle cores; by CPU time other
-work on the machine counts little.
+processes that share the texts, words known, against that of one. By the clock it needs two idle cores; by CPU time
+other work on the machine counts little.
 """
 
 from __future__ import annotations
