@@ -47,7 +47,7 @@ def test_intervals_are_a_set(first, second):
     if union:
         with pytest.raises(ValueError, match=f"^{max(union)} is in the set already"):
             intervals.add([max(union)])
-    with pytest.raises(ValueError, match="^45 is in the set already"):
+    with pytest.raises(ValueError, match=r"^45 is in the set already"):
         intervals.add([44, 45, 46, 45])
     intervals.drop_below(11)
     assert {number for number in range(50) if number in intervals} == {number for number in union if number > 10}
