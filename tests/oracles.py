@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -438,3 +439,22 @@ def label_gain(p: Sequence[float], fused: dict[int, float], label: int) -> float
 def passage_weight(gains: Sequence[float], full_gain: float) -> float:
     """The weight of a passage whose counted rows have these gains."""
     return min(max(sum(gains) / len(gains) / full_gain, 0.0), 1.0) if gains else 0.0
+
+
+def mixture_order(sizes: Sequence[Sequence[int]], weights: Sequence[float], dealt: Sequence[int]) -> list[int]:
+    """The domain of each block that a mixture deals out, until the domain whose turn it is has none left.
+
+    Args:
+        sizes: bytes of each block of each domain.
+        dealt: bytes of each domain that were dealt out before.
+    """
+    order: list[int] = []
+    while True:
+        taken = [order.count(domain) for domain in range(len(sizes))]
+        own = [dealt[domain] + sum(sizes[domain][: taken[domain]]) for domain in range(len(sizes))]
+        whole = sum(Fraction(weight) for weight in weights)
+        lacking = [Fraction(weight) / whole * sum(own) - mine for weight, mine in zip(weights, own, strict=True)]
+        turn = lacking.index(max(lacking))
+        if taken[turn] == len(sizes[turn]):
+            return order
+        order.append(turn)

@@ -63,7 +63,7 @@ def train_worker(
     tables = in_steps(shares, spec.training.global_batch_blocks // spec.training.num_workers)
     while reached(spec, journal.history) is None:
         _seed(spec.run.seed, target.step)
-        if learn(target, next_table(tables), len(spec.source_models), journal) is None:
+        if learn(target, next_table(tables), spec, journal) is None:
             break
         if held_out and target.step % spec.evaluation.every_steps == 0:
             _evaluate(target, spec, held_out, journal)
@@ -110,14 +110,14 @@ class StepReports:
 
 
 def learn(
-    target: TargetModel, waited: tuple[pa.Table | None, float], num_sources: int, journal: Journal
+    target: TargetModel, waited: tuple[pa.Table | None, float], spec: FusionSpec, journal: Journal
 ) -> StepRecord | None:
     """Take one optimizer step over all workers and add it to the journal.
 
     Args:
         target: on this worker.
         waited: this worker's blocks and the seconds that it waited for them (``next_table``).
-        num_sources: N, source models of the run.
+        spec: of the run.
         journal: gets the step and the ledger entries of this worker's blocks.
 
     Returns:
@@ -125,7 +125,8 @@ def learn(
     """
     table, own_wait_seconds = waited
     started = time.perf_counter()
-    counts, wait_seconds = over_workers(count(table, num_sources), own_wait_seconds, target.device)
+    own_counts = count(table, len(spec.source_models), len(spec.corpus.domains))
+    counts, wait_seconds = over_workers(own_counts, own_wait_seconds, target.device)
     if not counts.places:
         return None
     losses = target.train_step(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,7 @@ import torch
 
 from actors.training.collectives import of_all_workers
 from actors.training.target_model import StepLosses
+from engine.corpus.domains import domains_of
 from engine.history.result import StepRecord
 from engine.records import flat_values
 
@@ -32,55 +33,102 @@ class SourceCounts(NamedTuple):
     left_out: np.ndarray
 
 
+class DomainCounts(NamedTuple):
+    """Sums over the passages of one step for each domain of the corpus; float64 [D] each.
+
+    Attributes:
+        tokens, passages, bytes: as in ``StepCounts``.
+    """
+
+    tokens: np.ndarray
+    passages: np.ndarray
+    bytes: np.ndarray
+
+
 class StepCounts(NamedTuple):
-    """Sums over the training blocks of one step; ``places`` counts padding too."""
+    """Sums over the training blocks of one step; ``places`` counts padding too.
+
+    Attributes:
+        sources: over all passages.
+        domains: none where the corpus has none.
+        sources_by_domain: [D,N] instead of [N].
+    """
 
     tokens: int
     passages: int
     bytes: int
     places: int
     sources: SourceCounts
+    domains: DomainCounts
+    sources_by_domain: SourceCounts
 
 
-def count(table: pa.Table | None, num_sources: int) -> StepCounts:
+def count(table: pa.Table | None, num_sources: int, num_domains: int = 0) -> StepCounts:
     """Count this worker's blocks (``records.TRAINING_BLOCK``); None has no blocks."""
     if table is None:
-        return StepCounts(0, 0, 0, 0, SourceCounts(*np.zeros((len(SourceCounts._fields), num_sources))))
-    num_bytes = flat_values(table["passage_bytes"])[0]
+        return StepCounts(0, 0, 0, 0, *(_zeros(kind, shape) for kind, shape in _shapes(num_sources, num_domains)))
+    tokens, num_bytes = (flat_values(table[name])[0] for name in ("passage_tokens", "passage_bytes"))
     shape = (len(num_bytes), num_sources)
     cross_entropy = flat_values(table["cross_entropy"])[0].reshape(shape)
     scored = np.isfinite(cross_entropy)
+    sources = SourceCounts(
+        nats=np.where(scored, cross_entropy, 0.0) * num_bytes[:, None],
+        bytes=scored * num_bytes[:, None],
+        wins=flat_values(table["win_share"])[0].reshape(shape).astype(np.float64),
+        covered_rows=flat_values(table["covered_rows"])[0].reshape(shape),
+        left_out=~scored,
+    )
+    is_of_domain = _domains_of_passages(table) == np.arange(num_domains)[:, None]
+    domains = DomainCounts(tokens, np.ones(len(tokens)), num_bytes)
     return StepCounts(
-        tokens=int(flat_values(table["passage_tokens"])[0].sum()),
+        tokens=int(tokens.sum()),
         passages=len(num_bytes),
         bytes=int(num_bytes.sum()),
         places=len(flat_values(table["input_ids"])[0]),
-        sources=SourceCounts(
-            nats=(np.where(scored, cross_entropy, 0.0) * num_bytes[:, None]).sum(0),
-            bytes=(scored * num_bytes[:, None]).sum(0),
-            wins=flat_values(table["win_share"])[0].reshape(shape).sum(0),
-            covered_rows=flat_values(table["covered_rows"])[0].reshape(shape).sum(0),
-            left_out=(~scored).sum(0),
-        ),
+        sources=SourceCounts(*(values.sum(0) for values in sources)),
+        domains=DomainCounts(*(is_of_domain @ values for values in domains)),
+        sources_by_domain=SourceCounts(*(is_of_domain @ values.astype(np.float64) for values in sources)),
     )
+
+
+def _domains_of_passages(table: pa.Table) -> np.ndarray:
+    """The index of the domain of each passage, int64 [P]."""
+    (numbers, _), (_, offsets) = (flat_values(table[name]) for name in ("ledger_entry", "passage_bytes"))
+    shards = numbers.reshape(len(table), -1)[:, 0]  # the first number of an ``Entry``
+    return np.repeat(domains_of(shards), np.diff(offsets))
+
+
+def _shapes(num_sources: int, num_domains: int) -> tuple[tuple[type, tuple[int, ...]], ...]:
+    """The arrays of ``StepCounts`` in its order: what they are gathered in, and the shape of each."""
+    return (
+        (SourceCounts, (num_sources,)),
+        (DomainCounts, (num_domains,)),
+        (SourceCounts, (num_domains, num_sources)),
+    )
+
+
+def _zeros(kind: type, shape: tuple[int, ...]) -> Any:
+    return kind(*np.zeros((len(kind._fields), *shape)))
 
 
 def over_workers(counts: StepCounts, wait_seconds: float, device: torch.device) -> tuple[StepCounts, float]:
     """Sum the counts over all workers and find the longest wait, in one collective; all workers call in step."""
-    blocks = (counts.tokens, counts.passages, counts.bytes, counts.places)
-    mine = torch.tensor([wait_seconds, *blocks, *np.concatenate(counts.sources)], dtype=torch.float64, device=device)
-    every = of_all_workers(mine).cpu().numpy()
+    arrays = [np.stack(values) for values in (counts.sources, counts.domains, counts.sources_by_domain)]
+    own = [counts.tokens, counts.passages, counts.bytes, counts.places, *np.concatenate([a.ravel() for a in arrays])]
+    every = of_all_workers(torch.tensor([wait_seconds, *own], dtype=torch.float64, device=device)).cpu().numpy()
     sums = every[:, 1:].sum(axis=0)
-    tokens, passages, num_bytes, places = (int(value) for value in sums[: len(blocks)])
-    sources = SourceCounts(*sums[len(blocks) :].reshape(len(counts.sources), -1))
-    return StepCounts(tokens, passages, num_bytes, places, sources), float(every[:, 0].max())
+    tokens, passages, num_bytes, places = (int(value) for value in sums[:4])
+    parts = np.split(sums[4:], np.cumsum([array.size for array in arrays])[:-1])
+    sources, domains, by_domain = (part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True))
+    summed = (SourceCounts(*sources), DomainCounts(*domains), SourceCounts(*by_domain))
+    return StepCounts(tokens, passages, num_bytes, places, *summed), float(every[:, 0].max())
 
 
 def step_record(
     step: int, losses: StepLosses, counts: StepCounts, seconds: float, wait_seconds: float, elapsed_seconds: float
 ) -> StepRecord:
     """The record of one step; ``losses`` and ``counts`` are those of all workers."""
-    sources = counts.sources
+    sources, domains, by_domain = counts.sources, counts.domains, counts.sources_by_domain
     return StepRecord(
         step=step,
         loss=losses.loss,
@@ -102,6 +150,13 @@ def step_record(
         source_wins=_floats(sources.wins),
         source_covered_rows=_integers(sources.covered_rows),
         source_left_out=_integers(sources.left_out),
+        domain_tokens=_integers(domains.tokens),
+        domain_passages=_integers(domains.passages),
+        domain_bytes=_integers(domains.bytes),
+        domain_source_nats=_floats(by_domain.nats.ravel()),
+        domain_source_bytes=_integers(by_domain.bytes.ravel()),
+        domain_source_wins=_floats(by_domain.wins.ravel()),
+        domain_source_covered_rows=_integers(by_domain.covered_rows.ravel()),
         elapsed_seconds=elapsed_seconds,
     )
 

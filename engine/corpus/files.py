@@ -11,6 +11,7 @@ import pyarrow.parquet
 
 from engine.errors import Fault, first_line, printable
 from engine.model_files.inspection import is_lfs_pointer
+from engine.spec import CorpusSpec
 
 SUFFIXES = (".parquet", ".jsonl", ".txt")
 COMPRESSIONS = (".gz", ".zst")
@@ -56,6 +57,29 @@ class CorpusUnit:
             num_bytes: of these rows, as ``documents.read`` counts them.
         """
         return replace(self, skipped_rows=rows, skipped_bytes=num_bytes)
+
+
+def find_corpus(corpus: CorpusSpec, may_be_elsewhere: bool = False) -> tuple[dict[str, list[str]], list[Fault]]:
+    """Find the files of each domain of the corpus, which may not share one; see ``find_files``.
+
+    Returns:
+        Name to files of each domain in the order of their names, ``""`` for a corpus without domains; and the faults.
+    """
+    if not corpus.domains:
+        files, faults = find_files(corpus.paths, "corpus.paths", may_be_elsewhere)
+        return {"": files}, faults
+    found: dict[str, list[str]] = {}
+    owners: dict[str, str] = {}
+    faults = []
+    for domain in corpus.domain_names:
+        where = f"corpus.domains.{domain}.paths"
+        found[domain], of_domain = find_files(corpus.domains[domain].paths, where, may_be_elsewhere)
+        faults += of_domain
+        for name in found[domain]:
+            owner = owners.setdefault(_identity(name), domain)
+            if owner != domain:
+                faults.append(Fault(where, f"{name!r} is in the domain {owner!r} too", "give every file to one domain"))
+    return found, faults
 
 
 def find_files(patterns: Sequence[str], where: str, may_be_elsewhere: bool = False) -> tuple[list[str], list[Fault]]:

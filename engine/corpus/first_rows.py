@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 from engine.corpus.documents import Unreadable, read
@@ -14,13 +14,20 @@ from engine.spec import CorpusSpec
 SAMPLED_UNITS, SAMPLED_ROWS = 16, 8
 
 
-def unreadable_corpus(corpus: CorpusSpec, units: Iterable[CorpusUnit]) -> list[Fault]:
-    """A fault if a sample of the corpus shows that a run would end at it.
+def unreadable_corpus(corpus: CorpusSpec, domains: Mapping[str, Iterable[CorpusUnit]]) -> list[Fault]:
+    """A fault for each domain of the corpus of which a sample shows that a run would end at it.
 
     It would where no row can be read, such as with a wrong ``text_column``; at the first row that cannot be read unless
     these are skipped; and where too much of a corpus that is all in the sample cannot be read.
+
+    Args:
+        domains: the units of each domain by its name, which is empty for a corpus without domains.
     """
-    return _faults(corpus, units, "corpus", "corpus.paths", corpus.most_skipped)
+    faults = []
+    for name, units in domains.items():
+        where = f"corpus.domains.{name}" if name else "corpus"
+        faults += _faults(corpus, units, where, f"{where}.paths", corpus.most_skipped)
+    return faults
 
 
 def unreadable_domain(corpus: CorpusSpec, domain: str, units: Iterable[CorpusUnit]) -> list[Fault]:

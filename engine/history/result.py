@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-#: Why a run has ended: at the end of the corpus' last pass, at ``training.max_steps``, ``max_tokens`` or ``max_hours``,
-#: or because the held-out loss has not fallen for ``evaluation.patience`` evaluations.
+#: Why a run has ended: with the corpus (``corpus.passes``, ``corpus.exhausted``), at ``training.max_steps``,
+#: ``max_tokens`` or ``max_hours``, or because the held-out loss has not fallen for ``evaluation.patience`` evaluations.
 StopReason = Literal["corpus", "steps", "tokens", "time", "no improvement"]
 
 #: Name of training as a stage; its totals are those of the optimizer steps.
@@ -34,6 +34,10 @@ class StepRecord:
         source_nats, source_bytes, source_wins, source_covered_rows, source_left_out: for each source model in the
             spec's order; sums over the passages of the step (nats: cross-entropy in nats per byte times bytes, of the
             passages scored; wins: shares of passages; left out: passages that the source has not scored).
+        domain_tokens, domain_passages, domain_bytes: as ``tokens``, for each domain of the corpus in the order of
+            ``CorpusSpec.domain_names``; empty without domains.
+        domain_source_nats, domain_source_bytes, domain_source_wins, domain_source_covered_rows: as ``source_nats``,
+            domain by domain for each source model.
         fused_rows: target rows with a fused distribution.
         fusion_gain: mean nats by which the fused distributions beat the target on the labels (``engine.method.gain``);
             NaN without fused rows, and where ``objective.full_gain`` is 0.
@@ -63,6 +67,13 @@ class StepRecord:
     source_wins: tuple[float, ...] = ()
     source_covered_rows: tuple[int, ...] = ()
     source_left_out: tuple[int, ...] = ()
+    domain_tokens: tuple[int, ...] = ()
+    domain_passages: tuple[int, ...] = ()
+    domain_bytes: tuple[int, ...] = ()
+    domain_source_nats: tuple[float, ...] = ()
+    domain_source_bytes: tuple[int, ...] = ()
+    domain_source_wins: tuple[float, ...] = ()
+    domain_source_covered_rows: tuple[int, ...] = ()
     fusion_gain: float = math.nan
     fusion_weight: float = math.nan
     elapsed_seconds: float = 0.0

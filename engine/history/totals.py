@@ -14,6 +14,11 @@ def ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else math.nan
 
 
+def bytes_by_domain(spec: FusionSpec, history: Sequence[StepRecord]) -> tuple[int, ...]:
+    """The learned bytes of each domain of the corpus."""
+    return tuple(sum(record.domain_bytes[index] for record in history) for index in range(len(spec.corpus.domains)))
+
+
 def source_totals(spec: FusionSpec, history: Sequence[StepRecord]) -> tuple[SourceTotals, ...]:
     """The rates of each source model over all learned passages, in the spec's order."""
     return tuple(_source_totals(spec, history, index) for index in range(len(spec.source_models)))

@@ -90,7 +90,7 @@ def _models(spec: FusionSpec) -> Iterator[tuple[str, ...]]:
 def _training(spec: FusionSpec, result: RunResult) -> dict[str, str]:
     training, optimizer, fusion = spec.training, spec.training.optimizer, spec.fusion
     rows = {
-        "data": ", ".join(map(short_place, spec.corpus.paths)),
+        "data": _data(spec),
         "learned": f"{result.passages:,} passages, {result.tokens:,} target tokens, {result.bytes:,} bytes",
         "left out of the corpus": f"{len(result.skipped):,} rows",
         "steps": f"{result.steps:,} of {training.global_batch_blocks} blocks of {training.block_length} tokens",
@@ -109,6 +109,16 @@ def _training(spec: FusionSpec, result: RunResult) -> dict[str, str]:
         if spec.objective.full_gain:
             rows["objective"] += f", by passages in proportion to their gain up to {spec.objective.full_gain:g} nats"
     return rows
+
+
+def _data(spec: FusionSpec) -> str:
+    """The files of the corpus, of a mixture by domain with the domain's weight."""
+    if not spec.corpus.domains:
+        return ", ".join(map(short_place, spec.corpus.paths))
+    domains = ((name, spec.corpus.domains[name]) for name in spec.corpus.domain_names)
+    return "; ".join(
+        f"{name} (weight {domain.weight:g}): {', '.join(map(short_place, domain.paths))}" for name, domain in domains
+    )
 
 
 def _held_out(bits_per_byte: Mapping[str, Mapping[str, float]]) -> Iterator[str]:

@@ -20,6 +20,8 @@ def cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
     if "training" in sections:
         yield from _uneven_batch(sections["training"])
         yield from _shared_gpu(sections["training"])
+    if "corpus" in sections:
+        yield from _one_corpus(sections["corpus"])
     if "training" in sections and "corpus" in sections:
         yield from _long_overlap(sections["corpus"].overlap_bytes, sections["training"].block_length)
     if "run" in sections and "corpus" in sections:
@@ -36,6 +38,16 @@ def cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
         yield from _single_source(sources, sections["fusion"])
     if sources is not None and "alignment" in sections and "fusion" in sections:
         yield from _methods_apart(sources, sections["alignment"], sections["fusion"])
+
+
+def _one_corpus(corpus: Any) -> Iterator[Fault]:
+    if not corpus.paths and not corpus.domains:
+        yield Fault("corpus.paths", "is missing", "name the files of the corpus, or its domains in corpus.domains")
+    if corpus.paths and corpus.domains:
+        yield Fault("corpus.domains", "are set, and corpus.paths too", "give one of them, and the paths to a domain")
+    if corpus.exhausted == "repeat" and not corpus.domains:
+        reason = "is repeat, but only domains run out one before the other"
+        yield Fault("corpus.exhausted", reason, "set it to stop, or raise corpus.passes")
 
 
 def _repeated_names(sources: Sequence[Any]) -> Iterator[Fault]:

@@ -7,7 +7,7 @@ import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -161,13 +161,16 @@ def _fault(section: str, detail: Mapping[str, Any]) -> Fault:
 def _section_at(keys: Sequence[str | int]) -> type[BaseModel] | None:
     """The section class at a dotted path of the spec, through tuples of sections; None if there is none."""
     owner: Any = FusionSpec
-    for key in keys:
+    left = iter(keys)
+    for key in left:
         if isinstance(key, int):
             continue
         field = owner.model_fields.get(key)
         owner = _section_in(field.annotation) if field else None
         if owner is None:
             return None
+        if get_origin(field.annotation) is dict:
+            next(left, None)  # the name of one of its sections
     return owner
 
 
@@ -202,7 +205,11 @@ def as_located_spec(spec: FusionSpec | Mapping[str, Any] | str | Path) -> Fusion
     if not isinstance(spec, FusionSpec):
         spec = load_spec(spec)
     run = spec.run.model_copy(update={"output_dir": _absolute(spec.run.output_dir)})
-    corpus = spec.corpus.model_copy(update={"paths": _all_absolute(spec.corpus.paths)})
+    domains = {
+        name: domain.model_copy(update={"paths": _all_absolute(domain.paths)})
+        for name, domain in spec.corpus.domains.items()
+    }
+    corpus = spec.corpus.model_copy(update={"paths": _all_absolute(spec.corpus.paths), "domains": domains})
     alignment = spec.alignment.model_copy(update={"cache_dir": _absolute(spec.alignment.cache_dir)})
     update = {
         "run": run,

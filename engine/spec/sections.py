@@ -74,9 +74,23 @@ class RunSpec(Section):
     """Weights & Biases project that also gets every step's metrics; empty: none. Needs the package wandb."""
 
 
-class CorpusSpec(Section):
+class DomainSpec(Section):
     paths: Annotated[tuple[NamedPlace, ...], Field(min_length=1)]
-    """Files, globs or fsspec URLs of .parquet, .jsonl or .txt files, the last two plain, .gz or .zst; no file twice."""
+    """As corpus.paths."""
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """The domain's share of the learned bytes is its weight over the sum of all weights."""
+
+
+class CorpusSpec(Section):
+    paths: tuple[NamedPlace, ...] = ()
+    """Files, globs or fsspec URLs of .parquet, .jsonl or .txt files, the last two plain, .gz or .zst; no file twice.
+    A corpus has either paths or domains."""
+    domains: Annotated[dict[Name, DomainSpec], Field(max_length=16)] = {}
+    """Name to paths and weight of each domain of a mixture, at most 16. Each training block is of one domain, and at
+    any time the next one is of the domain that lacks the most bytes; tables and metrics have figures by domain."""
+    exhausted: Literal["stop", "repeat"] = "stop"
+    """Handling of a domain of which all passes are read: the run ends (stop), or the domain is read again until all
+    passes of every domain are read (repeat)."""
     text_column: Text = "text"
     """Column (Parquet) or key (JSONL) that holds a document. A .txt file is one document."""
     messages_column: str = ""
@@ -89,16 +103,26 @@ class CorpusSpec(Section):
     """Largest share of its rows that a reader may skip; with more the run fails. A file that cannot be read counts as
     one row."""
     passes: Annotated[int, Field(ge=1)] = 1
-    """How many times the corpus is read, all within one execution."""
+    """How many times the corpus is read, all within one execution; with domains see exhausted."""
     overlap_bytes: Annotated[int, Field(ge=0)] = 0
     """Bytes of the previous passage that a passage begins with where a document is cut: every model reads them as
     context, but they are learned once. At most training.block_length."""
     readers: Annotated[int, Field(ge=0)] = 0
-    """Processes that read the corpus and cut it, at most one for each shard of it (4 to 64 MiB); 0: one for every four
-    source replicas. A deterministic run has one."""
+    """Processes that read the corpus and cut it, at most one for each shard of it (4 to 64 MiB), or of its smallest
+    domain; 0: one for every four source replicas. A deterministic run has one."""
     shuffle_passages: Annotated[int, Field(ge=0)] = 256
     """Size of the pool from which a reader draws the next passage, so that a step is not one document; 0 keeps the
     order. It is emptied after at least so many passages and 128 training blocks, where reading can begin again."""
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """The names of the domains in the order in which records and tables have them; none without domains."""
+        return tuple(sorted(self.domains))
+
+    @property
+    def all_paths(self) -> tuple[str, ...]:
+        """The paths of the corpus or of all its domains."""
+        return self.paths or tuple(path for name in self.domain_names for path in self.domains[name].paths)
 
 
 class LoraSpec(Section):

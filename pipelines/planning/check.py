@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import chain
 
-from engine.corpus.files import find_files, units_of
+from engine.corpus.files import find_corpus, find_files, units_of
 from engine.corpus.first_rows import unreadable_corpus, unreadable_domain
 from engine.errors import Fault, PreflightError
 from engine.model_files.checkpoint import Checkpoint
@@ -28,9 +29,10 @@ def check(spec: FusionSpec, may_be_elsewhere: bool = True, needs_ray: bool = Fal
             that can be no file of it, corpora whose first rows cannot be read, and folders that no run could write.
     """
     spec = as_located_spec(spec)
-    files, faults = find_files(spec.corpus.paths, "corpus.paths", may_be_elsewhere)
-    if files and not faults:
-        faults += unreadable_corpus(spec.corpus, (unit for path in files for unit in units_of(path)))
+    found, faults = find_corpus(spec.corpus, may_be_elsewhere)
+    if not faults:
+        units = {name: chain.from_iterable(map(units_of, files)) for name, files in found.items() if files}
+        faults += unreadable_corpus(spec.corpus, units)
     for domain, paths in spec.evaluation.corpora.items():
         files, missing = find_files(paths, f"evaluation.corpora.{domain}", may_be_elsewhere)
         units = (unit for path in files for unit in units_of(path))

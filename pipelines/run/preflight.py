@@ -70,7 +70,8 @@ def preflight(spec: FusionSpec) -> FlowPlan:
     further = [*comparison_faults(spec, trains_first=True), *tracker_faults(spec)]
     further += written_folder_faults(spec) or _occupied(spec)
     flow = derive_flow(spec, further)
-    faults = _other_corpus(spec, flow) or unreadable_corpus(spec.corpus, flow.corpus_units)
+    domains = {domain.name: domain.units for domain in flow.domains}
+    faults = _other_corpus(spec, flow) or unreadable_corpus(spec.corpus, domains)
     if faults:
         raise PreflightError(faults)
     return flow
@@ -107,7 +108,8 @@ def _other_corpus(spec: FusionSpec, flow: FlowPlan) -> list[Fault]:
         return []
     seen = f"it had {earlier['units']} units in {earlier['shards']} shards, now {now['units']} in {now['shards']}"
     reason = f"the corpus of {spec.run.output_dir} has changed since its last checkpoint: {seen}, or other names"
-    return [Fault("corpus.paths", reason, "bring its files back, or choose another run.output_dir")]
+    where = "corpus.domains" if spec.corpus.domains else "corpus.paths"
+    return [Fault(where, reason, "bring its files back, or choose another run.output_dir")]
 
 
 def _corpus(flow: FlowPlan) -> dict[str, Any]:

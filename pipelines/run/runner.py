@@ -122,8 +122,8 @@ def _nothing_learned(spec: FusionSpec, progress: Progress) -> str:
     skipped = progress.skipped
     first = f", the first one {skipped[0].path}, row {skipped[0].row}: {skipped[0].reason}" if skipped else ""
     return (
-        f"nothing was learned: the corpus {', '.join(spec.corpus.paths)} gave no passage; "
-        f"{len(skipped)} files or rows were skipped{first}. No model was exported; correct corpus.paths, "
+        f"nothing was learned: the corpus {', '.join(spec.corpus.all_paths)} gave no passage; "
+        f"{len(skipped)} files or rows were skipped{first}. No model was exported; correct its paths, "
         f"corpus.text_column or corpus.messages_column"
     )
 

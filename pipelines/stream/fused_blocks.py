@@ -17,6 +17,7 @@ from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, Dataset
 
 from actors.aligner import Aligner
+from actors.mixed_reader import MixedPassageReader
 from actors.monitor import Meter
 from actors.reader import PassageReader
 from actors.sources.optional_source import OptionalSource
@@ -24,31 +25,36 @@ from actors.sources.source_model import SourceModel
 from engine.blocks.arrangement import Arrangement
 from engine.blocks.packing import Packer
 from engine.corpus.cutting import Cutter
+from engine.corpus.domains import Domain, shard_numbers
 from engine.corpus.shards import Shard, in_passes
 from engine.history.ledger import Ledger
-from engine.spec import FusionSpec
+from engine.spec import CorpusSpec, FusionSpec
 from pipelines.stream.sizes import FlowPlan, mapping_sample
 from pipelines.stream.stages import ONE_BATCH, AlignerStage, PassageReaderStage, SourceModelStage, pool, reader_pool
 
 
-def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: ActorHandle) -> Dataset:
+def fused_blocks(
+    spec: FusionSpec, flow: FlowPlan, learned: Ledger, learned_bytes: Sequence[int], monitor: ActorHandle
+) -> Dataset:
     """The stream of training blocks (``records.TRAINING_BLOCK``); a row is what one worker learns of a batch.
 
     Args:
         spec: of the run.
         flow: the sizes that ``pipelines.stream.sizes`` has derived from it.
         learned: training blocks that are never learned again, and where the reading of the others begins.
+        learned_bytes: of each domain of the corpus.
         monitor: the run's ``RunMonitor`` actor.
     """
-    shards = in_passes(flow.corpus_shards, spec.corpus.passes)
-    tasks = reading_tasks(shards, learned, in_order=spec.run.deterministic)
+    if spec.corpus.domains:
+        tasks, reader = _mixed_reading(spec, flow, learned, learned_bytes)
+    else:
+        tasks, reader = _reading(spec, flow, learned)
     stream = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     stream = stream.map_batches(
         PassageReaderStage,
         fn_constructor_kwargs={
-            "read": PassageReader,
+            **reader,
             "corpus": spec.corpus,
-            "shards": shards,
             "target_checkpoint": flow.checkpoints[0],
             "cut": Cutter(flow.checkpoints, flow.windows, spec.corpus.overlap_bytes),
             "arrange": Arrangement.of(spec, flow.batch_blocks),
@@ -92,6 +98,33 @@ def fused_blocks(spec: FusionSpec, flow: FlowPlan, learned: Ledger, monitor: Act
         num_cpus=flow.aligner_cpus,
         compute=ActorPoolStrategy(size=flow.aligner_replicas),
     )
+
+
+def _reading(spec: FusionSpec, flow: FlowPlan, learned: Ledger) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The readers' tasks, and what a reader is made of: it reads one shard after the other."""
+    shards = in_passes(flow.corpus_shards, spec.corpus.passes)
+    tasks = reading_tasks(shards, learned, in_order=spec.run.deterministic)
+    return tasks, {"read": PassageReader, "shards": shards}
+
+
+def _mixed_reading(
+    spec: FusionSpec, flow: FlowPlan, learned: Ledger, learned_bytes: Sequence[int]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The same where the corpus has domains: a reader reads a shard of each side by side."""
+    lanes = reading_lanes(spec.corpus, flow.domains, learned, flow.reader_replicas)
+    tasks = [{"lane": lane, "lanes": lanes} for lane in range(lanes)]
+    return tasks, {"read": MixedPassageReader, "domains": flow.domains, "learned_bytes": learned_bytes}
+
+
+def reading_lanes(corpus: CorpusSpec, domains: Sequence[Domain], learned: Ledger, readers: int) -> int:
+    """How many readers can read side by side: each needs a shard of every domain, or it could not keep the shares."""
+    if corpus.exhausted == "repeat":
+        return readers
+    left = [
+        sum(not learned.is_done(number) for number in shard_numbers(domains, index, corpus.passes))
+        for index in range(len(domains))
+    ]
+    return max(1, min(readers, *left))
 
 
 def reading_tasks(shards: Sequence[Shard], learned: Ledger, in_order: bool) -> list[dict[str, Any]]:

@@ -6,13 +6,14 @@ theirs before the first task runs, and a task that finds none left waits for eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 from actors.sources.backends.key_value_cache import least_cache_bytes, token_bytes
-from engine.corpus.files import CorpusUnit, find_files, units_of
+from engine.corpus.domains import Domain
+from engine.corpus.files import CorpusUnit, find_corpus, units_of
 from engine.corpus.sample import sample
 from engine.corpus.shards import shards_of
 from engine.corpus.windows import scoring_window, text_window
@@ -51,7 +52,7 @@ class FlowPlan:
     """Sizes of the stream.
 
     Attributes:
-        corpus_shards: the units of each shard of the corpus, in one pass.
+        domains: of the corpus; one without a name where it has none.
         checkpoints, windows: of the target and all sources: where their files are, and the text tokens that each can
             take in one passage.
         batch_blocks: training blocks whose passages are one call of a source model, an aligner or the packer; as many
@@ -60,7 +61,7 @@ class FlowPlan:
         logical_cpus, gpus: what Ray must be able to reserve for all stages and workers at once.
     """
 
-    corpus_shards: tuple[tuple[CorpusUnit, ...], ...]
+    domains: tuple[Domain, ...]
     checkpoints: tuple[Checkpoint, ...]
     windows: tuple[int, ...]
     batch_blocks: int
@@ -70,6 +71,11 @@ class FlowPlan:
     aligner_cpus: float
     logical_cpus: float
     gpus: float
+
+    @property
+    def corpus_shards(self) -> tuple[tuple[CorpusUnit, ...], ...]:
+        """The units of each shard of the corpus, in one pass."""
+        return tuple(units for domain in self.domains for units in domain.shards)
 
     @property
     def corpus_units(self) -> list[CorpusUnit]:
@@ -87,7 +93,7 @@ def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
         PreflightError: lists every model that cannot be loaded, every path without files, and ``further``.
     """
     faults: list[Fault] = []
-    files, missing = find_files(spec.corpus.paths, "corpus.paths")
+    files, missing = find_corpus(spec.corpus)
     faults += missing
     window_of_block = partial(scoring_window, limit=spec.training.block_length)
     windows = [_window(faults, "target_model", Checkpoint.of(spec.target_model), window_of_block)]
@@ -107,14 +113,13 @@ def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
         raise PreflightError(faults)
     replicas = sum(source.replicas for source in spec.source_models)
     training = spec.training
-    with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
-        corpus_shards = shards_of([unit for units in threads.map(units_of, files) for unit in units])
+    domains = _domains(spec, files)
     # One order of passages has one reader: see ``engine.blocks.arrangement``.
     wanted = 1 if spec.run.deterministic else spec.corpus.readers or replicas // REPLICAS_A_READER
-    readers = max(1, min(wanted, len(corpus_shards)))
+    readers = max(1, min(wanted, *(len(domain.shards) for domain in domains)))
     aligners = max(1, replicas // 2)
     return FlowPlan(
-        corpus_shards=corpus_shards,
+        domains=domains,
         checkpoints=tuple(Checkpoint.of(model) for model in (spec.target_model, *spec.source_models)),
         windows=tuple(windows),
         batch_blocks=_batch_blocks(spec),
@@ -147,17 +152,34 @@ def mapping_sample(spec: FusionSpec, flow: FlowPlan) -> list[str]:
     return sample(flow.corpus_units, spec.corpus.text_column, spec.corpus.messages_column, spec.alignment.sample_bytes)
 
 
+def _domains(spec: FusionSpec, files: Mapping[str, Sequence[str]]) -> tuple[Domain, ...]:
+    """The domains of the corpus; ``files`` has those of each in the order of their names."""
+    weights = {name: domain.weight for name, domain in spec.corpus.domains.items()} or {"": 1.0}
+    with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
+        units = {
+            name: [unit for found in threads.map(units_of, paths) for unit in found] for name, paths in files.items()
+        }
+    return tuple(Domain(name, weights[name], shards_of(units[name])) for name in files)
+
+
 def _batch_blocks(spec: FusionSpec) -> int:
     """Training blocks that hold about ``BATCH_TOKENS``.
 
-    Fewer, if the columns of all sources would be more than ``MOST_BATCH_BYTES``; at least one.
+    Fewer, if the columns of all sources would be more than ``MOST_BATCH_BYTES``; at least one. A deterministic mixture
+    has whole batches in each step: a batch that a checkpoint cut in two would be scored in other company afterwards,
+    since its blocks are of several shards.
     """
     on_gpu = any(source.num_gpus for source in spec.source_models)
     tokens = BATCH_TOKENS["cuda" if on_gpu else "cpu"]
     token_bytes = BYTES_PER_ENTRY * spec.fusion.top_k * max(1, len(spec.source_models))
     blocks = min(tokens, MOST_BATCH_BYTES // token_bytes) // spec.training.block_length
     workers = spec.training.num_workers
-    return max(1, blocks if blocks < workers else blocks // workers * workers)
+    blocks = max(1, blocks if blocks < workers else blocks // workers * workers)
+    if not (spec.corpus.domains and spec.run.deterministic):
+        return blocks
+    step = spec.training.global_batch_blocks
+    sizes = [size for size in range(1, blocks + 1) if step % size == 0 and (size < workers or size % workers == 0)]
+    return sizes[-1]
 
 
 def _window(faults: list[Fault], where: str, checkpoint: Checkpoint, look: Callable[[Checkpoint], int]) -> int | None:

@@ -21,8 +21,9 @@ from ray.actor import ActorHandle
 from ray.data import DataContext, Dataset
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from actors.training.checkpoint_index import learned_blocks
+from actors.training.checkpoint_index import learned_blocks, recorded_steps
 from engine.history.result import StepRecord
+from engine.history.totals import bytes_by_domain
 from engine.spec import FusionSpec
 from pipelines.stream.fused_blocks import fused_blocks
 from pipelines.stream.scheduling import Unhurried
@@ -48,7 +49,8 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         """The stream; Ray Train's controller calls this at the start and after every restart of the workers."""
         tune(DataContext.get_current())  # the driver's context does not reach the controller
         monitor.begin_stream.remote()
-        return fused_blocks(spec, flow, learned_blocks(spec.run.output_dir), monitor)
+        learned_bytes = bytes_by_domain(spec, recorded_steps(spec.run.output_dir)) if spec.corpus.domains else ()
+        return fused_blocks(spec, flow, learned_blocks(spec.run.output_dir), learned_bytes, monitor)
 
     training = spec.training
     filesystem, state_folder = fsspec.core.url_to_fs(os.path.join(spec.run.output_dir, "logs"))

@@ -108,7 +108,7 @@ def test_a_notice_of_preemption_makes_one_checkpoint_at_once(spec, monkeypatch):
     assert saved == ["step-00000002", "step-00000005"]
 
 
-def test_a_step_that_waits_for_the_data_of_another_worker_counts_the_wait_once(monkeypatch):
+def test_a_step_that_waits_for_the_data_of_another_worker_counts_the_wait_once(spec, monkeypatch):
     clock = Clock()
 
     class Target:
@@ -124,6 +124,6 @@ def test_a_step_that_waits_for_the_data_of_another_worker_counts_the_wait_once(m
 
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(loop, "over_workers", others_come_later)
-    record = learn(Target(), (training_blocks(seed=1), 0.125), 2, Journal())
+    record = learn(Target(), (training_blocks(seed=1), 0.125), spec, Journal())
     assert record.wait_seconds == 0.625
     assert record.seconds == 0.875, "0.125 s for its own data, 0.5 s for another's, 0.25 s of work"

@@ -3,7 +3,8 @@
 import pytest
 
 from engine.corpus.documents import Document, read
-from engine.corpus.files import find_files, units_of
+from engine.corpus.files import find_corpus, find_files, units_of
+from engine.spec import CorpusSpec
 
 
 def faults_of(*patterns: object) -> list[str]:
@@ -37,6 +38,20 @@ def test_a_file_has_one_name(tmp_path):
         assert fault.startswith(f"corpus.paths.1: names '{other}' again, which corpus.paths.0 ('{path}') has named as")
     (fault,) = faults_of(tmp_path / "*.txt")
     assert fault.startswith(f"corpus.paths.0: names '{link}' again, which corpus.paths.0")
+
+
+def test_a_file_belongs_to_one_domain(tmp_path):
+    for name in ("a1.txt", "a2.txt", "b.txt"):
+        (tmp_path / name).write_text("x")
+    domains = {"b": {"paths": [f"{tmp_path}/b.txt"]}, "a": {"paths": [f"{tmp_path}/a*.txt"]}}
+    files, faults = find_corpus(CorpusSpec(domains=domains))
+    assert files == {"a": [f"{tmp_path}/a1.txt", f"{tmp_path}/a2.txt"], "b": [f"{tmp_path}/b.txt"]}
+    assert not faults
+    domains["c"] = {"paths": [f"{tmp_path}/*1.txt"]}
+    (fault,) = find_corpus(CorpusSpec(domains=domains))[1]
+    assert str(fault) == (
+        f"corpus.domains.c.paths: '{tmp_path}/a1.txt' is in the domain 'a' too; give every file to one domain"
+    )
 
 
 def test_a_folder_and_a_git_lfs_pointer_are_no_files_of_a_corpus(tmp_path):

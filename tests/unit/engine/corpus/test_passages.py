@@ -199,7 +199,7 @@ def test_a_bad_row_stops_or_is_counted(checkpoints, tmp_path):
 @pytest.mark.parametrize("fewest_rows", [10, 1000])
 def test_more_bad_rows_than_the_spec_allows_are_refused(checkpoints, tmp_path, monkeypatch, fewest_rows):
     """While it reads, once enough rows were read, or else at the end."""
-    monkeypatch.setattr("actors.reader.FEWEST_ROWS", fewest_rows)
+    monkeypatch.setattr("actors.measured_passages.FEWEST_ROWS", fewest_rows)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "good"}\n' * 18 + '{"text": ""}\n' * 2)
     read, units = reader(checkpoints, path, on_error="skip", skipped=[], most_skipped=0.1)

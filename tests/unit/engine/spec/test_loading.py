@@ -112,6 +112,11 @@ def test_every_preset_is_a_spec(name):
         (["source_models.0.tensor_parallel_size=2"], ["tensor_parallel_size", "num_gpus 1"]),
         (["source_models.0.quantization=fp8", "source_models.0.backend=transformers"], ["quantization", "vLLM's"]),
         (["corpus.readers=2", "run.deterministic=true"], ["corpus.readers", "no fixed order", "set it to 1 or 0"]),
+        (["corpus.paths=[]"], ["corpus.paths", "is missing", "domains"]),
+        (["corpus.domains.a.paths=[a.jsonl]"], ["corpus.domains", "corpus.paths too", "give one of them"]),
+        (["corpus.domains.a.weight=2"], ["corpus.domains.a.paths", "is missing"]),
+        (["corpus={domains: {a: {paths: [x], weight: 0}}}"], ["corpus.domains.a.weight", "greater than 0", "share of"]),
+        (["corpus.exhausted=repeat"], ["corpus.exhausted", "only domains", "set it to stop"]),
         (["training.max_steps=true"], ["training.max_steps", "true is true or false, no value of this field"]),
         (["run.seed=yes"], ["run.seed", "true is true or false, no value of this field"]),
         (["fusion.rule=single"], ["fusion.single_source", "is no source model", "choose one of"]),
@@ -213,5 +218,7 @@ def test_local_paths_become_absolute_and_others_stay(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     spec = as_located_spec(load_spec(yaml.safe_load(GOOD), ["corpus.paths=[x/*.jsonl, 's3://bucket/y.parquet']"]))
     assert spec.corpus.paths == (str(tmp_path / "x/*.jsonl"), "s3://bucket/y.parquet")
+    mixture = load_spec(yaml.safe_load(GOOD), ["corpus={domains: {b: {paths: [y]}, a: {paths: ['s3://x/z', x]}}}"])
+    assert as_located_spec(mixture).corpus.all_paths == ("s3://x/z", str(tmp_path / "x"), str(tmp_path / "y"))
     assert spec.run.output_dir == str(tmp_path / "out")
     assert [source.checkpoint for source in spec.source_models] == [str(tmp_path / "a"), "b"]

@@ -92,6 +92,15 @@ def test_a_corpus_without_rows_is_refused(tmp_path):
         check(tmp_path, f"corpus={{paths: [{tmp_path / 'rows.parquet'}]}}")
 
 
+def test_a_domain_of_which_nothing_can_be_read_is_refused_by_name(tmp_path):
+    for name, column in (("good", "text"), ("bad", "other")):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"{column}": "a text"}}\n')
+    domains = ", ".join(f"{name}: {{paths: [{tmp_path / name}.jsonl]}}" for name in ("good", "bad"))
+    with pytest.raises(PreflightError, match=r"corpus\.domains\.bad: none of the first 1 rows can be read") as raised:
+        check(tmp_path, f"corpus={{domains: {{{domains}}}}}")
+    assert len(raised.value.faults) == 1
+
+
 @pytest.mark.parametrize(
     ("url", "reason"),
     [("abfs://container/it", "ImportError: .*adlfs"), ("nonsense://it", "ValueError: Protocol not known: nonsense")],

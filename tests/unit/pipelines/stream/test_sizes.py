@@ -49,6 +49,31 @@ def test_one_order_of_passages_has_one_reader(tmp_path, deterministic, wanted, r
     assert derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides)).reader_replicas == readers
 
 
+def test_a_mixture_has_as_many_readers_as_its_smallest_domain_has_shards(tmp_path):
+    for name in ("a1", "a2", "a3", "b1", "b2"):
+        (tmp_path / f"{name}.txt").write_text("text" * 2**20)  # a shard
+    domains = f"{{b: {{paths: [{tmp_path}/b*.txt]}}, a: {{paths: [{tmp_path}/a*.txt], weight: 3}}}}"
+    overrides = [f"corpus={{domains: {domains}, readers: 9}}", "run.deterministic=false"]
+    flow = derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides))
+    assert [(domain.name, domain.weight, len(domain.shards)) for domain in flow.domains] == [("a", 3, 3), ("b", 1, 2)]
+    assert flow.reader_replicas == 2
+
+
+@pytest.mark.parametrize(
+    ("step", "workers", "blocks"), [(16, 2, 16), (128, 2, 64), (96, 2, 48), (194, 2, 2), (9, 3, 9)]
+)
+def test_a_checkpoint_cuts_no_batch_of_a_deterministic_mixture(tmp_path, step, workers, blocks):
+    (tmp_path / "a.txt").write_text("text")
+    overrides = [
+        f"corpus={{domains: {{a: {{paths: [{tmp_path}/a.txt]}}}}}}",
+        "run.deterministic=true",
+        "training.block_length=256",
+        f"training.global_batch_blocks={step}",
+        f"training.num_workers={workers}",
+    ]
+    assert derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides)).batch_blocks == blocks
+
+
 def test_what_ray_must_reserve_is_counted():
     overrides = ["source_models.0.replicas=2", "source_models.0.most_replicas=4", "source_models.1.num_cpus=2"]
     flow = derive_flow(load_spec("pipelines/specs/quickstart.yaml", overrides))
