@@ -161,6 +161,29 @@ class SourceTotals:
 
 
 @dataclass(frozen=True)
+class DomainTotals:
+    """One domain of the corpus over all learned passages.
+
+    Attributes:
+        tokens, passages, bytes: learned.
+        share: of all learned bytes, in [0, 1]; NaN before the first.
+        weight: its share by the spec, in [0, 1].
+        sources: cross-entropy, win rate and coverage of each source model in this domain.
+        held_out: latest bits per byte of the target during training in the held-out domain of the same name; NaN
+            without one.
+    """
+
+    name: str
+    tokens: int
+    passages: int
+    bytes: int
+    share: float
+    weight: float
+    sources: tuple[SourceTotals, ...] = ()
+    held_out: float = math.nan
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     """The numbers of an evaluation for all models that it compares.
 
@@ -209,6 +232,7 @@ class RunResult:
     stopped_by: StopReason | None = "corpus"
     exported_step: int = 0
     sources: tuple[SourceTotals, ...] = ()
+    domains: tuple[DomainTotals, ...] = ()
     history: tuple[StepRecord, ...] = ()
     stages: tuple[StageTotals, ...] = ()
     skipped: tuple[SkippedRow, ...] = ()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from engine.history.result import Progress, SourceTotals, StepRecord
+import numpy as np
+
+from engine.history.result import DomainTotals, Progress, SourceTotals, StepRecord
 from engine.spec import FusionSpec
 
 
@@ -17,6 +19,62 @@ def ratio(numerator: float, denominator: float) -> float:
 def bytes_by_domain(spec: FusionSpec, history: Sequence[StepRecord]) -> tuple[int, ...]:
     """The learned bytes of each domain of the corpus."""
     return tuple(sum(record.domain_bytes[index] for record in history) for index in range(len(spec.corpus.domains)))
+
+
+class DomainSums:
+    """The figures of the corpus' domains, added up over steps.
+
+    Args:
+        spec: of the run.
+    """
+
+    def __init__(self, spec: FusionSpec):
+        self._spec = spec
+        self._names = spec.corpus.domain_names
+        shape = (len(self._names), len(spec.source_models))
+        self._tokens, self._passages, self._bytes = np.zeros((3, len(self._names)), np.int64)
+        self._nats, self._source_bytes, self._wins, self._covered_rows = np.zeros((4, *shape))
+        self._held_out: dict[str, float] = {}
+
+    def add(self, history: Sequence[StepRecord]) -> DomainSums:
+        """Add some steps, later ones than before; returns itself."""
+        shape = self._nats.shape
+        for record in history if self._names else ():
+            self._tokens += record.domain_tokens
+            self._passages += record.domain_passages
+            self._bytes += record.domain_bytes
+            self._nats += np.reshape(record.domain_source_nats, shape)
+            self._source_bytes += np.reshape(record.domain_source_bytes, shape)
+            self._wins += np.reshape(record.domain_source_wins, shape)
+            self._covered_rows += np.reshape(record.domain_source_covered_rows, shape)
+            self._held_out |= record.held_out
+        return self
+
+    def totals(self) -> tuple[DomainTotals, ...]:
+        """The totals of each domain in the order of their names."""
+        weights = [self._spec.corpus.domains[name].weight for name in self._names]
+        return tuple(
+            DomainTotals(
+                name=name,
+                tokens=int(self._tokens[index]),
+                passages=int(self._passages[index]),
+                bytes=int(self._bytes[index]),
+                share=ratio(int(self._bytes[index]), int(self._bytes.sum())),
+                weight=weights[index] / sum(weights),
+                sources=tuple(self._source(index, source) for source in range(len(self._spec.source_models))),
+                held_out=self._held_out.get(name, math.nan),
+            )
+            for index, name in enumerate(self._names)
+        )
+
+    def _source(self, domain: int, source: int) -> SourceTotals:
+        place, passages = (domain, source), int(self._passages[domain])
+        return SourceTotals(
+            name=self._spec.source_models[source].name,
+            cross_entropy=ratio(self._nats[place], self._source_bytes[place]),
+            win_rate=ratio(self._wins[place], passages) if self._spec.fusion.rule == "min_ce" else math.nan,
+            coverage=ratio(self._covered_rows[place], int(self._tokens[domain]) - passages),
+        )
 
 
 def source_totals(spec: FusionSpec, history: Sequence[StepRecord]) -> tuple[SourceTotals, ...]:

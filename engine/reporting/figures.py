@@ -81,6 +81,42 @@ def source_rows(result: RunResult) -> Rows:
     return Rows("Source models on the learned passages", columns, rows)
 
 
+def domain_rows(result: RunResult) -> Rows:
+    """The domains of the corpus: what was learned of each, and its share beside that of the spec."""
+    held_out = any(not math.isnan(domain.held_out) for domain in result.domains)
+    columns = ("domain", "bytes", "share", "by weight", "tokens", "passages", *["held-out bits per byte"] * held_out)
+    rows = tuple(
+        (
+            domain.name,
+            f"{domain.bytes:,}",
+            share(domain.share),
+            share(domain.weight),
+            f"{domain.tokens:,}",
+            f"{domain.passages:,}",
+            *[number(domain.held_out, ".4f")] * held_out,
+        )
+        for domain in result.domains
+    )
+    return Rows("Domains, learned", columns, rows)
+
+
+def domain_source_rows(result: RunResult) -> Rows:
+    """Each source model in each domain, measured on the learned passages."""
+    columns = ("domain", "source model", "nats per byte", "win rate", "coverage")
+    rows = tuple(
+        (
+            domain.name,
+            source.name,
+            number(source.cross_entropy, ".4f"),
+            share(source.win_rate),
+            share(source.coverage),
+        )
+        for domain in result.domains
+        for source in domain.sources
+    )
+    return Rows("Source models by domain", columns, rows)
+
+
 def stage_rows(result: RunResult) -> Rows:
     """The stages of the stream: passages, tokens, speed, speed without waiting, busy share, replicas."""
     columns = ("stage", "passages", "tokens", "tokens/s", "unhindered", "busy", "replicas")

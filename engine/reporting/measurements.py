@@ -1,6 +1,7 @@
 """The numbers of one training step as metrics: name, meaning, unit and value; for Ray, TensorBoard and W&B.
 
-Each has at most one label: a part of the loss, a source model or a held-out domain. ``pipelines.cluster.ray_metrics``
+Each has at most one label: a part of the loss, a source model, a domain, or a domain and a source model with a slash
+between them, which no name has. ``pipelines.cluster.ray_metrics``
 serves them to Prometheus, ``engine.reporting.trackers`` writes them to the trackers.
 """
 
@@ -12,13 +13,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from engine.history.result import StepRecord
-from engine.history.totals import ratio, source_gain
+from engine.history.totals import DomainSums, ratio, source_gain
 from engine.spec import FusionSpec
 
 
 @dataclass(frozen=True)
 class Family:
-    """A metric: its meaning with its unit, and the name of its label, if it has one."""
+    """A metric: its meaning with its unit, and the name of its label, or of both with a slash, if it has one."""
 
     meaning: str
     label: str = ""
@@ -40,6 +41,10 @@ STEP_FAMILIES = {
     "source_nats_per_byte": Family("Cross-entropy of a source model on the passages of the last step", "source"),
     "source_win_rate": Family("Share of the last step's passages that a source model won, 0 to 1", "source"),
     "source_coverage": Family("Share of target rows with a row of the source model, 0 to 1", "source"),
+    "domain_share": Family("Share of the last step's bytes that are of a domain of the corpus, 0 to 1", "domain"),
+    "domain_source_nats_per_byte": Family("source_nats_per_byte in one domain of the corpus", "domain/source"),
+    "domain_source_win_rate": Family("source_win_rate in one domain of the corpus", "domain/source"),
+    "domain_source_coverage": Family("source_coverage in one domain of the corpus", "domain/source"),
     "held_out_bits_per_byte": Family("Held-out bits per byte of the target model during training", "domain"),
 }
 
@@ -78,5 +83,12 @@ def _all_measurements(spec: FusionSpec, record: StepRecord) -> Iterator[Measurem
         if spec.fusion.rule == "min_ce":
             yield Measurement("source_win_rate", source.name, ratio(record.source_wins[index], record.passages))
         yield Measurement("source_coverage", source.name, ratio(record.source_covered_rows[index], rows))
+    for totals in DomainSums(spec).add([record]).totals():
+        yield Measurement("domain_share", totals.name, totals.share)
+        for source in totals.sources:
+            label = f"{totals.name}/{source.name}"
+            yield Measurement("domain_source_nats_per_byte", label, source.cross_entropy)
+            yield Measurement("domain_source_win_rate", label, source.win_rate)
+            yield Measurement("domain_source_coverage", label, source.coverage)
     for domain, bits_per_byte in record.held_out.items():
         yield Measurement("held_out_bits_per_byte", domain, bits_per_byte)

@@ -17,7 +17,15 @@ import fsspec
 
 from engine.history.result import RunResult
 from engine.reporting.evaluation_tables import Cell, ScoreTable, failure_lines, score_tables
-from engine.reporting.figures import Rows, run_figures, short_place, source_rows, stage_rows_with_times
+from engine.reporting.figures import (
+    Rows,
+    domain_rows,
+    domain_source_rows,
+    run_figures,
+    short_place,
+    source_rows,
+    stage_rows_with_times,
+)
 from engine.reporting.plots import plots
 from engine.spec import FusionSpec
 from engine.spec.loading import dump_spec
@@ -85,7 +93,7 @@ def render_report(spec: FusionSpec, result: RunResult, status: Status) -> str:
                 *(f"<p>{escape(line)}</p>" for line in failure_lines(result.evaluation)),
             ]
         ),
-        sources=table_element(source_rows(result)),
+        sources="".join(map(table_element, (source_rows(result), domain_rows(result), domain_source_rows(result)))),
         plots=figure_elements(plots(result)),
         stages=table_element(stage_rows_with_times(result)),
         rest=_skipped(result) + _left_out(result) + table_element(_places(result)),

@@ -19,11 +19,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from engine.history.result import EvaluationResult, Progress, RunResult, StepRecord
-from engine.history.totals import ratio
+from engine.history.result import DomainTotals, EvaluationResult, Progress, RunResult, StepRecord
+from engine.history.totals import DomainSums, ratio
 from engine.reporting.evaluation_tables import ScoreTable, failure_lines, score_tables
 from engine.reporting.figures import (
     Rows,
+    domain_rows,
+    domain_source_rows,
     duration,
     number,
     run_figures,
@@ -98,6 +100,7 @@ class RunState:
         self.step: StepRecord | None = None
         self.evaluated: StepRecord | None = None
         self.tokens = 0
+        self._domains = DomainSums(spec)
         self.rates = FlowRates(spec)
         self._began = time.monotonic() if now is None else now
         self.elapsed_seconds = 0.0
@@ -119,12 +122,18 @@ class RunState:
             left.append(3600 * training.max_hours - self.step.elapsed_seconds)
         return math.nan if math.isnan(step_seconds) else max(0.0, min(left))
 
+    @property
+    def domains(self) -> tuple[DomainTotals, ...]:
+        """What this start of the run has learned of each domain of the corpus."""
+        return self._domains.totals()
+
     def update(self, picture: Progress, now: float) -> None:
         """Take in a picture and the time of it."""
         self.picture = picture
         self.step = picture.steps[-1] if picture.steps else self.step
         self.evaluated = next((record for record in reversed(picture.steps) if record.held_out), self.evaluated)
         self.tokens += sum(record.tokens for record in picture.steps)
+        self._domains.add(picture.steps)
         self.elapsed_seconds = now - self._began
         for stage in picture.stages:
             self._started.setdefault(stage.name, self.elapsed_seconds)
@@ -159,6 +168,7 @@ def line(state: RunState) -> str:
             _pace(state),
             losses(state.step),
             *_held_out(state),
+            *_shares(state.domains),
         ]
     return " | ".join([*parts, state.headline, *_remarks(state)])
 
@@ -168,6 +178,7 @@ def panel(state: RunState) -> RenderableType:
     parts: list[RenderableType] = []
     if state.step is not None:
         parts += [_bar(state), Text(_pace(state)), Text(losses(state.step)), *map(Text, _held_out(state))]
+        parts += [_domain_table(state.domains)] if state.domains else []
     if state.picture.stages:
         parts += [_stage_table(state.rates.stages())]
     parts += [Text(state.headline, style="bold"), *(Text(text, style="yellow") for text in _remarks(state))]
@@ -187,6 +198,24 @@ def _held_out(state: RunState) -> list[str]:
         return []
     parts = ", ".join(f"{domain} {number(bits, '.4f')}" for domain, bits in state.evaluated.held_out.items())
     return [f"held-out bits per byte after step {state.evaluated.step}: {parts}"]
+
+
+def _shares(domains: Sequence[DomainTotals]) -> list[str]:
+    """The domains' shares of the learned bytes."""
+    return [f"learned bytes: {', '.join(f'{domain.name} {share(domain.share)}' for domain in domains)}"] * bool(domains)
+
+
+def _domain_table(domains: Sequence[DomainTotals]) -> Table:
+    """What was learned of each domain, and how well each source predicts it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("domain")
+    sources = [source.name for source in domains[0].sources]
+    for heading in ("bytes", "share", *(f"{name}, nats per byte" for name in sources)):
+        table.add_column(heading, justify="right")
+    for domain in domains:
+        nats = (number(source.cross_entropy, ".3f") for source in domain.sources)
+        table.add_row(domain.name, f"{domain.bytes:,}", share(domain.share), *nats)
+    return table
 
 
 def _bar(state: RunState) -> RenderableType:
@@ -233,12 +262,13 @@ def _remarks(state: RunState) -> list[str]:
 
 
 def summary_table(result: RunResult) -> RenderableType:
-    """The summary of a run for the terminal: totals, losses, source models, stages, evaluation and paths.
+    """The summary of a run for the terminal: totals, losses, source models, domains, stages, evaluation and paths.
 
     Paths are not in table cells, which would wrap them: they can be copied.
     """
     parts: list[RenderableType] = [_rich(run_figures(result))]
-    parts += [_rich(rows) for rows in (source_rows(result), stage_rows(result)) if rows.rows]
+    tables = (source_rows(result), domain_rows(result), domain_source_rows(result), stage_rows(result))
+    parts += [_rich(rows) for rows in tables if rows.rows]
     parts += [_rich_scores(table) for table in score_tables(result.evaluation)]
     parts += [Text(line) for line in failure_lines(result.evaluation)]
     paths = {"exported model": result.export_dir, "report": result.report_path, "spec": result.spec_path}

@@ -47,6 +47,8 @@ class RayMetrics:
             name: Counter(PREFIX + f"learned_{name}", f"Target {name} learned", _tag_keys(""))
             for name in ("tokens", "passages", "bytes")
         }
+        meaning = "Target bytes learned of a domain of the corpus"
+        self._domain_bytes = Counter(PREFIX + "learned_domain_bytes", meaning, _tag_keys("domain"))
         self._stages = {
             name: Counter(PREFIX + f"stage_{name}", meaning, _tag_keys("stage"))
             for name, meaning in STAGE_COUNTERS.items()
@@ -79,11 +81,14 @@ class RayMetrics:
             if family in self._times:
                 self._times[family].observe(value, self._run)
             else:
-                key = STEP_FAMILIES[family].label
-                self._gauges[family].set(value, self._run | ({key: label} if key else {}))
+                names = STEP_FAMILIES[family].label.split("/")
+                tags = dict(zip(names, label.split("/"), strict=True)) if label else {}
+                self._gauges[family].set(value, self._run | tags)
         self._steps.inc(1, self._run)
         for name, counter in self._learned.items():
             _grow(counter, getattr(record, name), self._run)
+        for domain, num_bytes in zip(self._spec.corpus.domain_names, record.domain_bytes, strict=True):
+            _grow(self._domain_bytes, num_bytes, self._run | {"domain": domain})
 
     def _add_stage(self, stage: StageTotals) -> None:
         tags = self._run | {"stage": stage.name}
@@ -95,7 +100,7 @@ class RayMetrics:
 
 
 def _tag_keys(label: str) -> tuple[str, ...]:
-    return ("run", label) if label else ("run",)
+    return ("run", *label.split("/")) if label else ("run",)
 
 
 def _grow(counter: Counter, value: float, tags: dict[str, str]) -> None:

@@ -20,10 +20,13 @@ from engine.history.result import (
     SourceTotals,
     StageTotals,
 )
-from engine.reporting.figures import duration, run_figures, share, stage_rows
+from engine.reporting.figures import domain_rows, domain_source_rows, duration, run_figures, share, stage_rows
+from engine.reporting.page import Status, render_report
 from engine.reporting.rates import FlowRates
 from engine.reporting.terminal import ProgressDisplay, RunState, line, panel, show_evaluation, show_summary
+from engine.spec import CorpusSpec, EvaluationSpec
 from engine.spec.loading import parse
+from pipelines.run.result import result_of
 from tests.support.paths import ROOT
 from tests.support.step_records import step_record
 
@@ -72,6 +75,56 @@ def test_rates_are_those_of_the_last_half_minute(state):
     assert rates["llama-docs"].busy_share == pytest.approx(5 / 20)
     assert state.rates.seconds_per_step == pytest.approx(2.0)
     assert state.seconds_left == pytest.approx(30 * 2.0)
+
+
+MIXTURE = SPEC.model_copy(
+    update={
+        "corpus": CorpusSpec(domains={"prose": {"paths": ["p"]}, "code": {"paths": ["c"], "weight": 3.0}}),
+        "evaluation": EvaluationSpec(corpora={"code": ["held_out.jsonl"]}),
+    }
+)
+MIXED_STEP = replace(
+    STEP,
+    domain_tokens=(640, 360),
+    domain_passages=(20, 20),
+    domain_bytes=(2900, 1100),
+    domain_source_nats=(2030.0, 2900.0, 1100.0, 0.0),
+    domain_source_bytes=(2900, 2900, 1100, 0),
+    domain_source_wins=(0.0,) * 4,
+    domain_source_covered_rows=(310, 620, 170, 0),
+    source_nats=(3130.0, 2900.0),
+    source_bytes=(4000, 2900),
+    source_wins=(0.0, 0.0),
+    source_covered_rows=(480, 620),
+    source_left_out=(0, 20),
+    held_out={"code": 2.5},
+)
+
+
+def test_the_domains_of_a_mixture_are_shown_while_it_runs_and_at_its_end():
+    state = RunState(MIXTURE, now=0.0)
+    assert line(state) == "trial | starting llama-docs, gpt2-code ... 0 s"
+    for step in (1, 2):
+        state.update(Progress(steps=(replace(MIXED_STEP, step=step),)), now=step)
+    assert "| learned bytes: code 72.5 %, prose 27.5 % |" in line(state)
+    text = " ".join(shown(panel(state), 120).split())
+    assert "code 5,800 72.5 % 0.700 1.000" in text
+    assert "prose 2,200 27.5 % 1.000 -" in text
+    result = result_of(MIXTURE, [MIXED_STEP], Progress(), 1.0, "corpus")
+    assert domain_rows(result).columns[-1] == "held-out bits per byte"
+    assert domain_rows(result).rows == (
+        ("code", "2,900", "72.5 %", "75.0 %", "640", "20", "2.5000"),
+        ("prose", "1,100", "27.5 %", "25.0 %", "360", "20", "-"),
+    )
+    assert domain_source_rows(result).rows == (
+        ("code", "llama-docs", "0.7000", "-", "50.0 %"),
+        ("code", "gpt2-code", "1.0000", "-", "100.0 %"),
+        ("prose", "llama-docs", "1.0000", "-", "50.0 %"),
+        ("prose", "gpt2-code", "-", "-", "0.0 %"),
+    )
+    page = render_report(MIXTURE, result, Status("done", 0.0))
+    assert "<h2>Domains, learned</h2>" in page
+    assert "<h2>Source models by domain</h2>" in page
 
 
 def test_old_pictures_are_dropped(state):
