@@ -168,11 +168,11 @@ def _train(spec: FusionSpec, steps: Sequence[pa.Table], store: str, rank: int, w
     target = TargetModel(spec.target_model, *settings)
     journal = Journal()
     for table in steps[:WARM_STEPS]:
-        learn(target, (table, 0.0), len(spec.source_models), journal)
+        learn(target, (table, 0.0), spec, journal)
     warm = len(journal.history)
     started = time.process_time()
     for table in steps[WARM_STEPS:]:
-        learn(target, (table, 0.0), len(spec.source_models), journal)
+        learn(target, (table, 0.0), spec, journal)
     seconds = time.process_time() - started
     torch.distributed.destroy_process_group()
     return seconds, sum(record.passages for record in journal.history[warm:])

@@ -94,7 +94,7 @@ def test_the_stream_equals_the_slow_path(tmp_path, distributions, fusion, alignm
     flow = derive_flow(located)
     with ray_session(located, flow.logical_cpus, flow.gpus):
         monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
-        rows = fused_blocks(located, flow, Ledger(), monitor).take_all()
+        rows = fused_blocks(located, flow, Ledger(), (), monitor).take_all()
     target = PassageTokenizer.load(Checkpoint.of(located.target_model))
     sources = [PassageTokenizer.load(Checkpoint(source.checkpoint)) for source in located.source_models]
     streamed = passages_inside([block for row in rows for block in row[SHARE]], located.fusion.top_k)
