@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine import load_spec
+from engine.corpus.domains import Domain
 from engine.corpus.files import CorpusUnit
 from engine.spec import TrainingSpec
 from pipelines.planning.plan_text import attention_line, corpus_line
@@ -39,7 +40,7 @@ def test_files_that_only_one_reader_can_read_are_named():
     assert corpus_line(flow, passes=2) == "1 units in 1 shards x 2 passes"
     sizes = {"s3://a/1.jsonl.gz": 3 * 10**8, "s3://a/2.jsonl.gz": 2 * 10**8, "s3://a/3.jsonl": 5 * 10**8}
     shards = tuple((CorpusUnit(path, num_bytes=size),) for path, size in sizes.items())
-    assert corpus_line(replace(flow, corpus_shards=shards), passes=1) == (
+    assert corpus_line(replace(flow, domains=(Domain("", 1.0, shards),)), passes=1) == (
         "3 units in 3 shards x 1 passes; 2 row groups or compressed files are large and cannot be split: one reader "
         "each (s3://a/1.jsonl.gz, 300 MB)"
     )
