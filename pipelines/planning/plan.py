@@ -13,6 +13,7 @@ from engine.spec.loading import as_located_spec
 from pipelines.evaluation.models import comparison_faults
 from pipelines.planning.comparison import Comparison, compare
 from pipelines.planning.costs import ModelCost, model_costs
+from pipelines.planning.domain_survey import DomainSurvey, domain_tables, survey_domains
 from pipelines.planning.plan_text import (
     attention_line,
     comparison_lines,
@@ -21,6 +22,7 @@ from pipelines.planning.plan_text import (
     fusion_line,
     length_line,
     survey_lines,
+    table_lines,
 )
 from pipelines.planning.survey import SourceSurvey, sample_passages, scored_sample, survey
 from pipelines.stream.output_folder import written_folder_faults
@@ -35,6 +37,7 @@ class Plan:
         sources: the survey of each source on a sample of the corpus, in the order of the spec.
         costs: memory and work of the target and of each source.
         comparison: of ways to fuse, where it was asked for.
+        domains: the survey of each domain of the corpus; empty without domains.
     """
 
     spec: FusionSpec
@@ -42,6 +45,7 @@ class Plan:
     sources: tuple[SourceSurvey, ...]
     costs: tuple[ModelCost, ...]
     comparison: Comparison | None = None
+    domains: tuple[DomainSurvey, ...] = ()
 
     @property
     def refusals(self) -> tuple[Fault, ...]:
@@ -79,6 +83,7 @@ class Plan:
         return "\n\n".join(
             [
                 sizes,
+                *("\n".join(table_lines(rows)) for rows in domain_tables(self.domains)),
                 "\n".join(cost_lines(self.costs)),
                 *("\n".join(survey_lines(source, spec)) for source in self.sources),
                 *(["\n".join(comparison_lines(self.comparison, spec))] if self.comparison else []),
@@ -104,7 +109,9 @@ def plan(
     located = as_located_spec(spec)
     further = [*comparison_faults(located, trains_first=True), *written_folder_faults(located)]
     flow = derive_flow(located, further)
-    texts = [passage.text for passage in sample_passages(located, flow)]
+    passages = sample_passages(located, flow)
     scored = scored_sample(located, flow) if score and located.source_models else None
     comparison = None if scored is None or mappings is None else compare(located, flow, scored, mappings)
-    return Plan(located, flow, survey(located, flow, scored), model_costs(located, texts), comparison)
+    costs = model_costs(located, [passage.text for passage in passages])
+    domains = survey_domains(located, flow, passages, scored)
+    return Plan(located, flow, survey(located, flow, scored), costs, comparison, domains)

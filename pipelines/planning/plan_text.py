@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from actors.sources.backends.step_size import PLANNED_GPU_BYTES
 from engine.corpus.shards import LARGEST_SHARD
+from engine.reporting.figures import Rows
 from engine.spec import FusionSpec, TrainingSpec
 from pipelines.planning.comparison import Comparison, Teacher
 from pipelines.planning.costs import ModelCost
@@ -32,9 +33,25 @@ def cost_lines(costs: Sequence[ModelCost]) -> list[str]:
     ]
 
 
+def table_lines(table: Rows) -> list[str]:
+    """A table of text: its heading, then its columns, those after the first to the right."""
+    rows = (table.columns, *table.rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        table.heading,
+        *(
+            f"  {row[0]:<{widths[0]}}"
+            + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+            for row in rows
+        ),
+    ]
+
+
 def corpus_line(flow: FlowPlan, passes: int) -> str:
     """The shards of the corpus, and the largest one if its file cannot be split among readers."""
-    line = f"{len(flow.corpus_units)} units in {len(flow.corpus_shards)} shards x {passes} passes"
+    is_mixture = bool(flow.domains[0].name)
+    often = f"of {len(flow.domains)} domains" if is_mixture else f"x {passes} passes"
+    line = f"{len(flow.corpus_units)} units in {len(flow.corpus_shards)} shards {often}"
     whole = [unit for unit in flow.corpus_units if not unit.can_be_split and unit.num_bytes > LARGEST_SHARD]
     if not whole:
         return line

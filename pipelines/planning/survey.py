@@ -33,8 +33,9 @@ SMALLEST_SHARE = 4096
 #: Documents that are tried in a unit, readable or not.
 MOST_DOCUMENTS = 2000
 
-#: Scored passages and the text tokens of each; with BOS and EOS they have at most 4,096 tokens together.
-SCORED_PASSAGES = 8
+#: Scored passages and the text tokens of each; with BOS and EOS they have at most 4,096 tokens together. Of each domain
+#: at least two are scored.
+SCORED_PASSAGES, LEAST_OF_DOMAIN = 8, 2
 PASSAGE_TOKENS = 510
 
 
@@ -87,8 +88,10 @@ def survey(spec: FusionSpec, flow: FlowPlan, scored: ScoredSample | None = None)
 
 
 def scored_sample(spec: FusionSpec, flow: FlowPlan) -> ScoredSample:
-    """Score a few passages of the sample by the target and by all sources."""
-    return score_sample(spec, _spread(sample_passages(spec, flow), SCORED_PASSAGES))
+    """Score a few passages of the sample, as many of each domain, by the target and by all sources."""
+    passages, most = sample_passages(spec, flow), max(LEAST_OF_DOMAIN, SCORED_PASSAGES // len(flow.domains))
+    of_domains = ([passage for passage in passages if passage.domain == domain.name] for domain in flow.domains)
+    return score_sample(spec, [passage for own in of_domains for passage in _spread(own, most)])
 
 
 def _survey_source(
@@ -120,7 +123,9 @@ def _survey_source(
 
 
 def sample_passages(spec: FusionSpec, flow: FlowPlan) -> list[SampledPassage]:
-    """The first passages of units spread over the corpus, about ``SAMPLE_BYTES`` in all; equal for equal specs.
+    """The first passages of units spread over the corpus, about ``SAMPLE_BYTES`` in all, as many bytes of each domain.
+
+    Equal specs have equal samples.
 
     Raises:
         PreflightError: a tokenizer or a chat template refuses a document that the run needs, or all of them.
@@ -129,10 +134,14 @@ def sample_passages(spec: FusionSpec, flow: FlowPlan) -> list[SampledPassage]:
     # One token less than the window: the target may fill its context, a source leaves a place free.
     windows = [max(SMALLEST_WINDOW, min(window - 1, PASSAGE_TOKENS)) for window in flow.windows]
     cutter = (ConversationCutter if spec.corpus.messages_column else DocumentCutter)(tokenizers, windows)
-    units = _spread(flow.corpus_units, SAMPLE_BYTES // SMALLEST_SHARE)
-    share = SAMPLE_BYTES // len(units) if units else 0
+    num_bytes = SAMPLE_BYTES // len(flow.domains)
+    found: list[SampledPassage] = []
     refused: list[Unreadable] = []
-    found = [passage for unit in units for passage in _first_passages(unit, spec.corpus, cutter, share, refused)]
+    for domain in flow.domains:
+        units = _spread(domain.units, num_bytes // SMALLEST_SHARE)
+        for unit in units:
+            of_unit = _first_passages(unit, spec.corpus, cutter, num_bytes // len(units), refused)
+            found += [replace(passage, domain=domain.name) for passage in of_unit]
     _check_refused(spec.corpus, refused, bool(found))
     return found
 

@@ -34,13 +34,14 @@ PROBES = (
 class SampledPassage:
     """A passage of the sample: its text, its length in UTF-8 bytes, and whether its document ends with it.
 
-    A conversation has ``messages``; its text is then the assistant's answers.
+    A conversation has ``messages``; its text is then the assistant's answers. ``domain`` names that of the corpus.
     """
 
     text: str
     num_bytes: int
     ends_document: bool
     messages: tuple[Message, ...] = ()
+    domain: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import pickle
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -18,10 +19,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import engine
 from engine.__main__ import main
+from engine.corpus.domains import Domain
+from engine.corpus.files import CorpusUnit
 from engine.errors import PreflightError
 from engine.method.vocabulary import UNMAPPED, build_mapping
 from engine.model_files.checkpoint import Checkpoint
+from engine.spec import CorpusSpec
 from engine.text.tokenization import PassageTokenizer
+from pipelines.planning.domain_survey import passes_read
+from pipelines.planning.scored_sample import TARGET
 from pipelines.planning.survey import SAMPLE_BYTES, sample_passages, scored_sample, survey
 from pipelines.planning.survey_examples import quoted, survey_mapping
 from pipelines.planning.survey_tokens import KINDS, coverage, row_kinds, tokenize, traits
@@ -56,6 +62,10 @@ def folder(tmp_path_factory) -> Path:
 
 def _line(text: str) -> str:
     return json.dumps({"text": text})
+
+
+#: Name, weight and bytes of the files of each.
+DOMAINS_OF_SIZES = (("a", 3.0, 1500), ("b", 1.0, 2000))
 
 
 def spec_of(folder: Path, *overrides: str) -> engine.FusionSpec:
@@ -291,6 +301,33 @@ def test_the_sample_is_spread_and_bounded(folder, tmp_path):
     assert not any(passage.ends_document for passage in passages)
     assert passages == sample_passages(spec, flow)
     assert len(flow.corpus_units) == 20 and flow.corpus_units[0].path.endswith("00.txt")
+
+
+def test_the_plan_of_a_mixture_has_figures_by_domain(folder, tmp_path):
+    for name, copies in (("small", 1), ("large", 4)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(_line(text) + "\n" for text in DOCUMENTS * copies))
+    domains = ", ".join(f"{name}: {{paths: [{tmp_path / name}.jsonl]}}" for name in ("small", "large"))
+    plan = engine.plan(spec_of(folder, f"corpus={{domains: {{{domains}}}, exhausted: repeat}}"))
+    large, small = plan.domains
+    assert (large.name, small.name, large.share, small.share) == ("large", "small", 0.5, 0.5)
+    assert (large.passes, small.passes) == pytest.approx((1.0, 4.0), rel=0.01)
+    whole = {found.name: found.coverage.given_bytes for found in plan.sources}
+    assert large.coverage == pytest.approx(whole) and small.coverage == pytest.approx(whole)
+    assert set(small.nats_per_byte) == {TARGET, "plain", "pieces"}
+    assert all(nats > 0.0 for domain in plan.domains for nats in domain.nats_per_byte.values())
+    text = str(plan)
+    assert "2 units in 2 shards of 2 domains" in text
+    assert re.search(r"\n  small +50\.0 % +0\.0 MB +1 +4\.0", text)
+    assert re.search(r"\n  large +pieces +\d\.\d{4} +\d+\.\d %\n", text)
+
+
+def test_a_mixture_is_read_to_its_first_or_to_its_last_end():
+    domains = [Domain(name, weight, ((CorpusUnit(name, num_bytes=size),),)) for name, weight, size in DOMAINS_OF_SIZES]
+    corpus = {"domains": {name: {"paths": [name]} for name, _, _ in DOMAINS_OF_SIZES}, "passes": 2}
+    assert passes_read(CorpusSpec(**corpus), domains) == pytest.approx([2.0, 0.5])
+    assert passes_read(CorpusSpec(**corpus, exhausted="repeat"), domains) == pytest.approx([8.0, 2.0])
+    unknown = [Domain("c", 1.0, ((CorpusUnit("c"),),))]
+    assert all(math.isnan(passes) for passes in passes_read(CorpusSpec(**corpus), [*domains, *unknown]))
 
 
 def test_without_text_or_sources_the_survey_is_empty(folder, tmp_path):
