@@ -13,7 +13,7 @@ from engine.reporting.starvation import Load, starvation
 
 #: Why a run ended, in words.
 ENDED_BY: dict[StopReason, str] = {
-    "corpus": "corpus: all its passes are learned",
+    "corpus": "corpus: it was read to its end (corpus.passes, corpus.exhausted)",
     "steps": "steps: training.max_steps",
     "tokens": "tokens: training.max_tokens",
     "time": "time: training.max_hours",
