@@ -140,7 +140,8 @@ def _allowed_keys(key: str, section: type[BaseModel]) -> str:
 
 
 def _required_fields(section: type[BaseModel]) -> str:
-    return "it needs " + ", ".join(name for name, field in section.model_fields.items() if field.is_required())
+    required = [name for name, field in section.model_fields.items() if field.is_required()]
+    return f"it needs {', '.join(required)}" if required else f"its fields: {', '.join(section.model_fields)}"
 
 
 def _fault(section: str, detail: Mapping[str, Any]) -> Fault:

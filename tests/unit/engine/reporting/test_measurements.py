@@ -1,5 +1,6 @@
 """The metrics of a step, and their way to Ray, TensorBoard and Weights & Biases."""
 
+import importlib.util
 import math
 import sys
 from collections import defaultdict
@@ -220,7 +221,8 @@ def test_only_the_chosen_trackers_write(tmp_path):
 
 
 def test_missing_requirements_of_trackers_are_preflight_faults(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    find_spec = importlib.util.find_spec  # of the libraries that the other checks need
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "wandb" else find_spec(name))
     overrides = [f"run.output_dir={tmp_path / 'out'}", "run.wandb_project=fusion"]
     with pytest.raises(PreflightError) as caught:
         preflight(load_spec("pipelines/specs/quickstart.yaml", overrides))
