@@ -35,7 +35,7 @@ test: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile tests/house tests/unit tests/golden
-	$(RUN) -m pytest tests/integration tests/chaos tests/cluster/test_object_storage.py
+	$(RUN) -m pytest tests/integration tests/chaos tests/cluster
 	$(RUN) -m pytest tests/gpu
 
 lint: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""What every test runs with: one thread for each library, and a process group where a test asks for it."""
+"""What every test runs with: one thread for each library; a process group, an undisturbed run where a test asks."""
 
 import os
 
@@ -25,3 +25,21 @@ def process_group(tmp_path_factory):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """The curve of a run that nothing disturbs, on one machine and local files; made once for each set of overrides."""
+    from tests.support.interrupted_runs import InterruptedRun
+
+    curves = {}
+
+    def curve(*overrides: str) -> list[tuple[float, ...]]:
+        if overrides not in curves:
+            with InterruptedRun(tmp_path_factory.mktemp("undisturbed"), *overrides).start() as run:
+                assert run.wait() == 0, run.log
+                run.check_exactly_once()
+                curves[overrides] = run.curve
+        return curves[overrides]
+
+    return curve

@@ -24,7 +24,8 @@ class StallAlarm:
 
     def see(self, picture: Progress, now: float) -> None:
         """Compare the stages with those of the picture before."""
-        for stage in picture.stages or (StageTotals("the first process"),):
+        stages = picture.stages or (StageTotals("the first process"),)
+        for stage in stages:
             if self._seen.get(stage.name) != stage:
                 self._seen[stage.name], self._changed[stage.name] = stage, now
         quiet_since = max([self._last_said, *self._changed.values()])
@@ -32,7 +33,7 @@ class StallAlarm:
             self._last_said = now
             self._say(
                 f"no stage has made progress for {(now - max(self._changed.values())) / 60:.0f} minutes: "
-                + ("; ".join(_state(stage, now - self._changed[name]) for name, stage in self._seen.items()))
+                + "; ".join(_state(stage, now - self._changed[stage.name]) for stage in stages)
                 + ". See Ray's dashboard or `ray status` for what waits for a place"
             )
 

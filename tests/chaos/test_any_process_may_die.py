@@ -12,13 +12,11 @@ import time
 import psutil
 import pytest
 
-from tests.support.interrupted_runs import InterruptedRun, kill_group
+from tests.support.interrupted_runs import TRANSFORMERS, VLLM, InterruptedRun, kill_group
 
 FULL = os.environ.get("KNOWLEDGE_FUSION_CHAOS") == "full"
 MOMENTS = range(3)
 only_full = pytest.mark.skipif(not FULL, reason="one of the many: KNOWLEDGE_FUSION_CHAOS=full")
-#: With transformers the numbers depend on what else is in the batch, so that equal losses prove equal batches.
-TRANSFORMERS, VLLM = (f"source_models.0.backend={backend}" for backend in ("transformers", "vllm"))
 
 #: Names of processes whose work Ray does again elsewhere: the run itself goes on.
 REPLACED = {
@@ -32,22 +30,6 @@ REPLACED = {
 SOON_DONE = {"reader": 3.0, "source replica": 10.0, "aligner": 10.0}
 
 pytestmark = pytest.mark.timeout(1200)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The curve of an undisturbed run, made once for each set of overrides."""
-    curves = {}
-
-    def curve(*overrides: str) -> list[tuple[float, ...]]:
-        if overrides not in curves:
-            with InterruptedRun(tmp_path_factory.mktemp("undisturbed"), *overrides).start() as run:
-                assert run.wait() == 0, run.log
-                run.check_exactly_once()
-                curves[overrides] = run.curve
-        return curves[overrides]
-
-    return curve
 
 
 def wait_for_moment(run: InterruptedRun, victim: str, moment: int) -> None:

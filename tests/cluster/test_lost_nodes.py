@@ -1,35 +1,40 @@
-"""Three Ray nodes on one machine, the sources on two of them and training on the third, die like real ones."""
+"""Three Ray nodes on one machine, the sources on two of them and training on the third, come late and die."""
 
 import secrets
 from contextlib import suppress
 
 import psutil
 import pytest
+import ray
 from ray._raylet import AuthenticationTokenLoader
 from ray.cluster_utils import Cluster
 
 from pipelines.cluster.session import LOCAL, QUIET
-from tests.cluster.conftest import OVERRIDES
-from tests.support.interrupted_runs import InterruptedRun
+from tests.support.interrupted_runs import TRANSFORMERS, InterruptedRun
 
 pytestmark = pytest.mark.timeout(600)
 
 #: Shared memory of each node, and logical CPUs: those of one source node are enough for all replicas.
 STORE_BYTES, CPUS = 2**28, 8
 
+#: Of two nodes that share so many, one has at least two.
+REPLICAS = 3
+
+#: Three seconds without a passage, a step or a new process are a stall.
+STALL_MINUTES = 0.05
+
 #: Ray notices a lost node after about two seconds instead of fifteen.
 SOON_MISSED = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 
 
 class ThreeNodes:
-    """A head without CPUs, two nodes for source models and one for training; each has the label ``pool``."""
+    """A head without CPUs and two nodes for source models; the one for training comes later. Each has a label."""
 
     def __init__(self) -> None:
         head = {"num_cpus": 0, "object_store_memory": STORE_BYTES}
         head |= {"include_dashboard": False, "_system_config": SOON_MISSED}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.sources = [self.add("sources"), self.add("sources")]
-        self.training = self.add("training")
         self.address = self._cluster.address
 
     def add(self, pool: str):
@@ -65,7 +70,8 @@ class ThreeNodes:
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """Three nodes, joined by whatever run this test starts."""
+    """Nodes that are joined by whatever run this test starts."""
+    ray.shutdown()  # the other tests' Ray, if there is one, has another token
     for name, value in {**QUIET, **LOCAL, "RAY_AUTH_TOKEN": secrets.token_hex(32)}.items():
         monkeypatch.setenv(name, value)
     AuthenticationTokenLoader.instance().reset_cache()
@@ -75,25 +81,30 @@ def nodes(monkeypatch):
     nodes.shutdown()
 
 
-def test_a_run_outlives_a_source_node_and_waits_for_its_training_node(tmp_path, nodes, undisturbed_curve):
+def test_a_run_waits_for_a_late_node_and_outlives_two(tmp_path, nodes, undisturbed_curve):
     """At least two replicas die with their node, although none may die by itself; training does not start again."""
     overrides = (
-        *OVERRIDES,
-        "source_models.0.replicas=4",
+        TRANSFORMERS,
+        f"source_models.0.replicas={REPLICAS}",
         "source_models.0.max_restarts=0",
         "cluster.source_model_labels={pool: sources}",
         "cluster.training_labels={pool: training}",
+        f"cluster.stall_minutes={STALL_MINUTES}",
     )
     with InterruptedRun(tmp_path, *overrides).start() as run:
+        run.wait_for(lambda: run.has_said("waiting for the cluster"))
+        assert run.has_said("no node of the cluster has pool: training"), run.log
+        training = nodes.add("training")
         fullest = run.wait_for(nodes.with_two_working_replicas)
         nodes.kill(fullest)
         run.wait_for_step(4)
-        workers = nodes.processes(nodes.training, "RayTrainWorker")
+        workers = nodes.processes(training, "RayTrainWorker")
         assert workers, "training workers are where the label says"
         run.wait_for_step(16)
-        assert nodes.processes(nodes.training, "RayTrainWorker") == workers, "training goes on without a restart"
-        nodes.kill(nodes.training)
+        assert nodes.processes(training, "RayTrainWorker") == workers, "training goes on without a restart"
+        nodes.kill(training)
         nodes.add("training")
         assert run.wait() == 0, run.log
         run.check_exactly_once()
         assert run.curve == undisturbed_curve
+        assert run.has_said("no stage has made progress for"), "models load longer than a stall of this run"

@@ -7,8 +7,7 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.cluster.conftest import OVERRIDES
-from tests.support.interrupted_runs import InterruptedRun
+from tests.support.interrupted_runs import TRANSFORMERS, InterruptedRun
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -31,7 +30,7 @@ def store(monkeypatch):
 
 def test_a_run_in_object_storage_goes_on_after_its_driver_was_killed(tmp_path, store, undisturbed_curve):
     seldom = "training.checkpoint_every_steps=10"  # the server takes seconds for a checkpoint
-    with InterruptedRun(tmp_path, *OVERRIDES, seldom, store=store).start() as run:
+    with InterruptedRun(tmp_path, TRANSFORMERS, seldom, store=store).start() as run:
         run.wait_for_step(10)
         os.kill(run.process.pid, signal.SIGKILL)
         run.process.wait()

@@ -24,6 +24,9 @@ DOCUMENTS = 60
 
 SECONDS_TO_WAIT = 240.0
 
+#: With transformers the numbers depend on what else is in the batch, so that equal losses prove equal batches.
+TRANSFORMERS, VLLM = (f"source_models.0.backend={backend}" for backend in ("transformers", "vllm"))
+
 
 class InterruptedRun:
     """A run of ``python -m engine`` and its folder; a test may start it several times.
@@ -78,6 +81,10 @@ class InterruptedRun:
     def log(self) -> str:
         """The last 4,000 characters that all starts have printed."""
         return self._log.read_text()[-4000:]
+
+    def has_said(self, words: str) -> bool:
+        """Whether any start has printed these words."""
+        return words in self._log.read_text()
 
     def wait_for(self, condition: Callable[[], Any]) -> Any:
         """Return the first true value of ``condition``; fail if the run ends before or takes too long."""

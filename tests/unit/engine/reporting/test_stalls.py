@@ -32,3 +32,7 @@ def test_a_run_none_of_whose_processes_start_is_named_too():
         "no stage has made progress for 1 minutes: the first process has not started. "
         "See Ray's dashboard or `ray status` for what waits for a place"
     ]
+    alarm.see(Progress(stages=(StageTotals("corpus", replicas=1),)), 1100.0)
+    alarm.see(Progress(stages=(StageTotals("corpus", replicas=1),)), 1160.0)
+    assert len(said) == 2
+    assert "the first process" not in said[1]
