@@ -14,6 +14,9 @@ BATCH_BYTES = 3 * 2**20
 #: Seconds for which a reader keeps its one share.
 BUSY_SECONDS = 8.0
 
+#: Seconds that a replica takes for a batch; sixty of them are longer than two more replicas take to start.
+REPLICA_SECONDS = 0.5
+
 
 class SlowReader:
     """Yield all batches from one call, as the reader of a corpus does."""
@@ -30,6 +33,14 @@ class WaitingReader:
     def __call__(self, share: dict) -> Iterator[dict]:
         yield {"share": share["share"], "process": np.array([os.getpid()]), "began": np.array([time.time()])}
         time.sleep(BUSY_SECONDS)
+
+
+class BusyReplica:
+    """Return each batch after a while, with the process that had it and the time."""
+
+    def __call__(self, batch: dict) -> dict:
+        time.sleep(REPLICA_SECONDS)
+        return {**batch, "process": np.array([os.getpid()]), "ended": np.array([time.time()])}
 
 
 class Scorer:
