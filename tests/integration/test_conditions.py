@@ -4,9 +4,11 @@ import json
 import re
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 import ray
+from transformers import AutoTokenizer
 
 from engine import run
 from tests.support.tiny_models import tiny_checkpoint
@@ -14,13 +16,24 @@ from tests.support.tiny_tokenizers import byte_level_with_bos
 
 pytestmark = [pytest.mark.timeout(360), pytest.mark.usefixtures("shared_ray")]
 
+#: Id of ``<s>``.
+BOS = 0
+
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory):
-    """A tiny model with random weights."""
+    """A tiny random model; its tokenizer_config.json alone puts BOS before a text, as DeepSeek V3 does."""
     folder = tmp_path_factory.mktemp("target")
     byte_level_with_bos().save_pretrained(folder / "tokenizer")
-    return tiny_checkpoint(folder / "model", "llama", folder / "tokenizer")
+    model = tiny_checkpoint(folder / "model", "llama", folder / "tokenizer")
+    edit(Path(model, "tokenizer.json"), post_processor=None)
+    edit(Path(model, "tokenizer_config.json"), add_bos_token=True)
+    assert AutoTokenizer.from_pretrained(model)("a")["input_ids"][0] != BOS, "transformers leaves it aside"
+    return model
+
+
+def edit(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def write_spec(folder, target, **sections):
@@ -77,6 +90,7 @@ def test_limits_count_over_all_starts_and_the_best_weights_are_exported(tmp_path
     check_free_cluster()
     check_times(first, result)
     check_best_weights(result)
+    check_bos(result)
     check_lines(result, capsys.readouterr().out)
     check_event_files(result, tmp_path / "out" / "logs" / "tensorboard")
     check_served_metrics(result)
@@ -96,6 +110,12 @@ def check_best_weights(result):
     assert result.exported_step == min(curve, key=curve.get) == result.steps - 4
     assert result.bits_per_byte["fused target"]["own"] == pytest.approx(curve[result.exported_step], rel=1e-5)
     assert result.bits_per_byte["target before"]["own"] > curve[2]
+
+
+def check_bos(result):
+    """The export puts BOS before a text, as the model was trained, and not by its configuration alone."""
+    tokenizer = AutoTokenizer.from_pretrained(result.export_dir)
+    assert tokenizer("a")["input_ids"][0] == BOS
 
 
 def check_lines(result, text):

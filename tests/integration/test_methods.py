@@ -3,13 +3,17 @@
 import math
 
 import pytest
+from transformers import AutoTokenizer
 
 from engine import run
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("shared_ray")]
 
+#: A target that puts BOS before a text because the spec says so.
+GPT2 = ["target_model.checkpoint=pipelines/quickstart/models/gpt2-code", "target_model.bos=always"]
+
 METHODS = {
-    "FuseChat's": (["preset=fusechat_ms"], 0.3),
+    "FuseChat's": (["preset=fusechat_ms", *GPT2], 0.3),
     "FuseLLM's": (
         ["preset=fusellm_soft", "fusion.rule=avg_ce", "training.max_steps=50", "training.max_tokens=1100"],
         0.3,
@@ -46,6 +50,8 @@ def test_a_run_of_two_steps(tmp_path, method):
     rows = result.metrics.tokens - result.metrics.passages
     share = result.metrics.fused_rows / rows
     assert (share == 1.0) == (method != "by token")
+    tokenizer = AutoTokenizer.from_pretrained(result.export_dir)
+    assert tokenizer("def f(x):")["input_ids"][0] == tokenizer.bos_token_id, "as the model was trained"
 
 
 def engine_spec(tmp_path, overrides: list[str]):
