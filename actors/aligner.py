@@ -18,6 +18,7 @@ from engine.method.alignment import SourceAlignment
 from engine.method.answers import Answers, source_answers, target_answers
 from engine.method.canonical import CanonicalPairs
 from engine.method.fusion import fuse, whole_passages
+from engine.method.inspection import as_text, chosen_answers, inspect
 from engine.method.rows import FusedRows, SourceRows
 from engine.method.vocabulary import UNMAPPED
 from engine.model_files.checkpoint import Checkpoint
@@ -104,10 +105,31 @@ class Aligner:
         self._check_mapped_mass(aligned)
         by_product = self._alignment.split_tokens == "product"
         fused = fuse(answers.rows, aligned, self._fusion, self._vocabulary, self._names, by_product, self._canonical)
-        table = _table(batch, answers, *whole_passages(answers, fused))
+        looks = self._look_at(batch["passage_id"].to_pylist(), answers, aligned, fused)
+        table = _table(batch, answers, *whole_passages(answers, fused), looks)
         tokens = len(answers.token_ids)
         self._meter.record(passages=len(batch), tokens=tokens, busy_seconds=time.perf_counter() - started)
         return table
+
+    def _look_at(
+        self, passage_ids: Sequence[str], answers: Answers, aligned: Sequence[SourceRows], fused: FusedRows
+    ) -> list[str]:
+        """For each passage a look at some of its tokens (``engine.method.inspection``); empty for all but two."""
+        looks = [""] * len(passage_ids)
+        if not aligned:
+            return looks
+        passages = np.repeat(np.arange(len(passage_ids)), answers.counts)
+        ids = [passage_ids[passage] for passage in passages]
+        by_product = self._alignment.split_tokens == "product"
+        for answer, why in chosen_answers(ids, answers.rows, fused.cross_entropy).items():
+            look = inspect(
+                answer, answers.rows, aligned, fused, self._fusion, self._vocabulary, self._names, by_product,
+                self._canonical,
+            )  # fmt: skip
+            passage, begin = passages[answer], answers.places[answers.rows.offsets[answer]]
+            first = int(begin - answers.offsets[passage]) + look["first"]
+            looks[passage] = as_text(look | {"passage": ids[answer], "why": why, "first": first})
+        return looks
 
     def _check_mapped_mass(self, aligned: Sequence[SourceRows]) -> None:
         """Refuse a source whose mass goes to the rest bucket: it teaches nothing, and its loss looks like any."""
@@ -135,7 +157,7 @@ def unmapped_share(rows: SourceRows) -> float:
     return float(1.0 - mass[is_mapped].sum(dtype=np.float64) / total) if total else 0.0
 
 
-def _table(batch: pa.Table, answers: Answers, fused: FusedRows, is_learned: np.ndarray) -> pa.Table:
+def _table(batch: pa.Table, answers: Answers, fused: FusedRows, is_learned: np.ndarray, looks: list[str]) -> pa.Table:
     num_sources, top_k = fused.cross_entropy.shape[1], fused.ids.shape[1]
     per_source = np.arange(len(batch) + 1, dtype=np.int64) * num_sources
     columns = {
@@ -149,6 +171,7 @@ def _table(batch: pa.Table, answers: Answers, fused: FusedRows, is_learned: np.n
         "win_share": (fused.win_share, per_source),
         "cross_entropy": (fused.cross_entropy.astype(np.float32), per_source),
         "covered_rows": (fused.covered_rows, per_source),
+        "inspection": pa.array(looks, pa.large_string()),
     }
     fields = schema(FUSED_PASSAGE)
     return pa.table([_column(columns[field.name], field.type) for field in fields], fields)

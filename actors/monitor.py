@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from engine.errors import FusionError
 from engine.history.result import TRAIN, LeftOut, Progress, SkippedRow, StageTotals, StepRecord
+from engine.history.sampling import is_sampled
 
 #: Skipped rows and passages left out that a picture lists; it counts all of them.
 MOST_ROWS = 100
@@ -56,6 +57,7 @@ class RunMonitor:
         self._steps: dict[int, StepRecord] = {}
         self._skipped: dict[tuple[str, int], SkippedRow] = {}
         self._left_out: dict[tuple[str, str], LeftOut] = {}
+        self._looks: dict[tuple[int, str], dict[str, Any]] = {}
 
     def begin_stream(self) -> None:
         """Note that a stream begins, with new replicas: the first, or one after a restart of the training workers."""
@@ -109,6 +111,12 @@ class RunMonitor:
         """Add one optimizer step; a step that is taken again after a restart replaces the first."""
         self._steps[record.step] = record
 
+    def inspect(self, passages: Sequence[dict[str, Any]]) -> None:
+        """Add passages of a step that a page shows token by token (``actors.training.looks``); drop those too many."""
+        newest = max(passage["step"] for passage in passages)
+        looks = self._looks | {(passage["step"], passage["passage"]): passage for passage in passages}
+        self._looks = {key: look for key, look in looks.items() if is_sampled(key[0], newest)}
+
     def skip(self, row: SkippedRow) -> None:
         """Add a file or row that was left out; it counts once, however often it is read."""
         self._skipped[row.path, row.row] = row
@@ -131,6 +139,7 @@ class RunMonitor:
         return Progress(
             stages=tuple(stages),
             steps=tuple(self._steps[step] for step in sorted(self._steps) if step > since_step),
+            looks=tuple(self._looks[key] for key in sorted(self._looks) if key[0] > since_step),
             skipped=_listed(self._skipped, most_rows),
             left_out=_listed(self._left_out, most_rows),
             num_skipped=len(self._skipped),

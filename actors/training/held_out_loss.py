@@ -79,7 +79,7 @@ def _nats(target: TargetModel, blocks: HeldOutBlocks, micro_batch_blocks: int) -
     largest_share = -(-len(blocks.input_ids) // workers)
     mine = _as_training_blocks(blocks, dist.get_rank(), workers, target.device)
     for index in range(-(-largest_share // micro_batch_blocks)):
-        _, sums = target.model(mine.micro_batch(index, micro_batch_blocks), 1.0, 0.0)
+        _, sums, _ = target.model(mine.micro_batch(index, micro_batch_blocks), 1.0, 0.0)
         total += sums[0]
     return total
 

@@ -20,6 +20,7 @@ from actors.training.collectives import longest
 from actors.training.export import export
 from actors.training.held_out_loss import HeldOutBlocks, with_held_out_loss
 from actors.training.journal import Journal, commit, restore
+from actors.training.looks import Looks
 from actors.training.preemption import PreemptionNotices
 from actors.training.step_counts import count, over_workers, step_record
 from actors.training.target_model import TargetModel
@@ -60,10 +61,11 @@ def train_worker(
     notices = PreemptionNotices()
     held_out = held_out_domains() if spec.evaluation.every_steps else {}
     reports = StepReports(monitor, len(journal.history))
+    looks = Looks(is_wanted=dist.get_rank() == 0)
     tables = in_steps(shares, spec.training.global_batch_blocks // spec.training.num_workers)
     while reached(spec, journal.history) is None:
         _seed(spec.run.seed, target.step)
-        if learn(target, next_table(tables), spec, journal) is None:
+        if learn(target, next_table(tables), spec, journal, looks, reports) is None:
             break
         if held_out and target.step % spec.evaluation.every_steps == 0:
             _evaluate(target, spec, held_out, journal)
@@ -103,6 +105,11 @@ class StepReports:
                 self._monitor.step.remote(record)
         self._sent = max(self._sent, len(history))
 
+    def inspect(self, passages: Sequence[dict[str, Any]]) -> None:
+        """Send what the sources and the target say of some tokens (``actors.training.looks``)."""
+        if passages:
+            self._monitor.inspect.remote(passages)
+
     def commit(self) -> None:
         """Report that a checkpoint was made."""
         if dist.get_rank() == 0:
@@ -110,7 +117,12 @@ class StepReports:
 
 
 def learn(
-    target: TargetModel, waited: tuple[pa.Table | None, float], spec: FusionSpec, journal: Journal
+    target: TargetModel,
+    waited: tuple[pa.Table | None, float],
+    spec: FusionSpec,
+    journal: Journal,
+    looks: Looks | None = None,
+    reports: StepReports | None = None,
 ) -> StepRecord | None:
     """Take one optimizer step over all workers and add it to the journal.
 
@@ -119,6 +131,7 @@ def learn(
         waited: this worker's blocks and the seconds that it waited for them (``next_table``).
         spec: of the run.
         journal: gets the step and the ledger entries of this worker's blocks.
+        looks, reports: choose and send the passages that the report shows token by token; None shows none.
 
     Returns:
         The step's record; None if no worker has blocks left.
@@ -129,7 +142,11 @@ def learn(
     counts, wait_seconds = over_workers(own_counts, own_wait_seconds, target.device)
     if not counts.places:
         return None
-    losses = target.train_step(table)
+    step = target.step + 1
+    asked = looks.choose(table, step, target.block_length) if looks is not None else None
+    losses = target.train_step(table, asked)
+    if looks is not None and reports is not None:
+        reports.inspect(looks.descriptions(losses.own, step))
     # A worker that has waited less for data has waited here for the others: the time holds the longest wait already.
     seconds = own_wait_seconds + time.perf_counter() - started
     elapsed_seconds = longest(time.monotonic() - journal.began, target.device)

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from engine.errors import TrainingError
 from engine.history.totals import ratio
 from engine.method.gain import counted_rows, label_gains, passage_weights
 from engine.method.losses import LogitShape, Targets, objective, shaped
+from engine.method.own_rows import OwnRows, own_rows
 from engine.records import flat_values, rows_of
 from engine.spec import ObjectiveSpec, TargetModelSpec, TrainingSpec
 
@@ -33,7 +35,8 @@ LOGIT_TOLERANCE = 1e-3
 class StepLosses(NamedTuple):
     """Losses of one optimizer step over all workers; see ``history.result.StepRecord``.
 
-    ``fusion_loss``, ``fusion_gain`` and ``fusion_weight`` are NaN in a step without fused rows.
+    ``fusion_loss``, ``fusion_gain`` and ``fusion_weight`` are NaN in a step without fused rows. ``own``: the target's
+    rows where this worker was asked for them.
     """
 
     loss: float
@@ -45,6 +48,7 @@ class StepLosses(NamedTuple):
     fused_rows: int
     fusion_gain: float
     fusion_weight: float
+    own: OwnRows | None = None
 
 
 class Blocks(NamedTuple):
@@ -92,8 +96,8 @@ class _TargetWithLoss(nn.Module):
         divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
         self.logit_shape = LogitShape(multiplier / divisor, getattr(config, "final_logit_softcapping", None) or 0.0)
 
-    def forward(self, blocks: Blocks, lm_scale: float, fusion_scale: float):
-        """The scaled loss of some blocks; and float64 [5], sums over their rows.
+    def forward(self, blocks: Blocks, lm_scale: float, fusion_scale: float, asked: torch.Tensor | None = None):
+        """The scaled loss of some blocks; float64 [5], sums over their rows; and the ``asked`` rows or None.
 
         The sums: both losses as ``losses.objective`` returns them, the gains, the rows that have a gain, the weights.
         """
@@ -118,7 +122,10 @@ class _TargetWithLoss(nn.Module):
         scales = (lm_scale, fusion_scale)
         kind = self.objective.divergence
         loss, loss_sums = objective(states, head.weight, bias, targets, *scales, self.logit_shape, kind)
-        return loss, torch.cat([loss_sums, gain_sums, targets.fusion_weights.sum()[None]])
+        sums = torch.cat([loss_sums, gain_sums, targets.fusion_weights.sum()[None]])
+        if asked is None:
+            return loss, sums, None
+        return loss, sums, own_rows(states[asked].detach(), head.weight, bias, targets.at(asked), self.logit_shape)
 
     def hidden_states(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """The last hidden states, [B,L,D]; attention stays inside each passage.
@@ -151,6 +158,7 @@ class TargetModel:
         generation_config: transformers' too, on the first worker; None on the others.
         optimizer: AdamW.
         step: optimizer steps so far.
+        block_length: L, places of a training block.
 
     Raises:
         TrainingError: the architecture cannot be trained on packed passages.
@@ -166,6 +174,7 @@ class TargetModel:
     ):
         self.device = device
         self.step = 0
+        self.block_length = training.block_length
         self._training = training
         self._lm_loss_weight = objective.lm_loss_weight
         self._top_k = top_k
@@ -185,11 +194,12 @@ class TargetModel:
         self.model.train()
         self.optimizer = _adamw(self.model, training)
 
-    def train_step(self, table: pa.Table | None) -> StepLosses:
+    def train_step(self, table: pa.Table | None, asked: np.ndarray | None = None) -> StepLosses:
         """Take one optimizer step over all workers.
 
         Args:
             table: this worker's blocks (``records.TRAINING_BLOCK``); None when its share of the corpus is used up.
+            asked: int64, ascending, rows of these blocks of which the target's own distributions are wanted.
 
         Raises:
             TrainingError: the loss or the gradient is not finite; nothing was updated. The message is the same on all
@@ -202,11 +212,13 @@ class TargetModel:
         lm_scale = self._lm_loss_weight / max(lm_rows, 1) * dist.get_world_size()  # FSDP averages over the workers
         fusion_scale = (1.0 - self._lm_loss_weight) / max(fused_rows, 1) * dist.get_world_size()
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        own: list[OwnRows] = []
         for index in range(micro_batches):
             is_last = index == micro_batches - 1
             self.model.set_requires_gradient_sync(is_last or training.sync_gradients == "every_micro_batch")
             part = blocks.micro_batch(index, training.micro_batch_blocks).on(self.device)
-            loss, loss_sums = self.model(part, lm_scale, fusion_scale)
+            loss, loss_sums, rows = self.model(part, lm_scale, fusion_scale, self._asked_of(index, asked))
+            own += [] if rows is None else [rows]
             loss.backward()
             sums += loss_sums
         is_finite = sums.isfinite().all()  # of this worker: the sum over all workers does not show whose were not
@@ -225,7 +237,16 @@ class TargetModel:
             *(loss, lm_loss, fusion_loss, grad_norm, learning_rate, lm_rows, fused_rows),
             fusion_gain=ratio(gain, gain_rows),
             fusion_weight=ratio(weight, fused_rows),
+            own=OwnRows(*map(torch.cat, zip(*own, strict=True))) if own else None,
         )
+
+    def _asked_of(self, index: int, asked: np.ndarray | None) -> torch.Tensor | None:
+        """The asked rows of a micro batch, counted from its first; None without any."""
+        if asked is None or not len(asked):
+            return None
+        size = self._training.micro_batch_blocks * self._training.block_length
+        inside = asked[asked // size == index] - index * size
+        return torch.from_numpy(inside).to(self.device) if len(inside) else None
 
     def _update(self) -> float:
         learning_rate = learning_rate_at(self.step, self._training)

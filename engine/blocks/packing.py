@@ -95,4 +95,5 @@ class Packer:
             "win_share": np.concatenate([columns["win_share"][item] for item in items]),
             "cross_entropy": np.concatenate([columns["cross_entropy"][item] for item in items]),
             "covered_rows": np.concatenate([columns["covered_rows"][item] for item in items]),
+            "inspection": np.array([columns["inspection"][item] for item in items], object),
         }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 #: Why a run has ended: with the corpus (``corpus.passes``, ``corpus.exhausted``), at ``training.max_steps``,
 #: ``max_tokens`` or ``max_hours``, or because the held-out loss has not fallen for ``evaluation.patience`` evaluations.
@@ -128,6 +128,8 @@ class Progress:
 
     Attributes:
         skipped, left_out: the first ones, ``num_skipped`` and ``num_left_out`` in all.
+        looks: passages that a page shows token by token, those of the steps since the snapshot before
+            (``engine.method.inspection``, ``actors.training.looks``).
     """
 
     stages: tuple[StageTotals, ...] = ()
@@ -136,6 +138,7 @@ class Progress:
     left_out: tuple[LeftOut, ...] = ()
     num_skipped: int = 0
     num_left_out: int = 0
+    looks: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ entries.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -59,6 +59,10 @@ class Targets:
     fused_probs: torch.Tensor
     fusion_mask: torch.Tensor
     fusion_weights: torch.Tensor
+
+    def at(self, places: torch.Tensor) -> Targets:
+        """Single rows, by their places, int64."""
+        return Targets(*(getattr(self, field.name)[places] for field in fields(self)))
 
     def rows(self, start: int, end: int) -> Targets:
         """A run of rows."""

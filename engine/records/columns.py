@@ -107,6 +107,9 @@ FUSED_PASSAGE = (
         "cross_entropy", _ragged(pa.float32()), "[N]", "of each source, nats per byte over the bytes all have scored"
     ),
     Column("covered_rows", _ragged(pa.int32()), "[N]", "target rows for which each source has a row"),
+    Column(
+        "inspection", pa.large_string(), "", "a look at some of its tokens (``engine.method.inspection``), or empty"
+    ),
 )
 
 TRAINING_BLOCK = (
@@ -128,6 +131,7 @@ TRAINING_BLOCK = (
     Column("win_share", _ragged(pa.float32()), "[P,N]", "as in the fused passage"),
     Column("cross_entropy", _ragged(pa.float32()), "[P,N]", "as in the fused passage"),
     Column("covered_rows", _ragged(pa.int32()), "[P,N]", "as in the fused passage"),
+    Column("inspection", _ragged(pa.large_string()), "[P]", "as in the fused passage"),
 )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from string import Template
+from typing import Any
 
 import fsspec
 
@@ -27,6 +28,7 @@ from engine.reporting.figures import (
     stage_rows_with_times,
 )
 from engine.reporting.plots import plots
+from engine.reporting.token_view import data_in, token_view
 from engine.spec import FusionSpec
 from engine.spec.loading import dump_spec
 
@@ -74,13 +76,20 @@ def write_page(text: str, url: str) -> None:
             file.write(text.encode("utf8"))
 
 
-def render_report(spec: FusionSpec, result: RunResult, status: Status) -> str:
+def earlier_data(url: str) -> dict[str, Any]:
+    """The data of the token view in the page that is there; empty if there is none."""
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return data_in(filesystem.cat_file(path).decode("utf8")) if filesystem.exists(path) else {}
+
+
+def render_report(spec: FusionSpec, result: RunResult, status: Status, tokens: Mapping[str, Any] | None = None) -> str:
     """The page of a run as text.
 
     Args:
         spec: of the run, shown with all defaults.
         result: of the run so far; plots and tables without numbers are left out.
         status: of the run.
+        tokens: data of the token view (``token_view.token_data``); None or empty leaves it out.
     """
     return page_of(
         title=escape(result.name),
@@ -95,6 +104,7 @@ def render_report(spec: FusionSpec, result: RunResult, status: Status) -> str:
         ),
         sources="".join(map(table_element, (source_rows(result), domain_rows(result), domain_source_rows(result)))),
         plots=figure_elements(plots(result)),
+        tokens=token_view(tokens or {}),
         stages=table_element(stage_rows_with_times(result)),
         rest=_skipped(result) + _left_out(result) + table_element(_places(result)),
         spec=_resolved_spec(spec),
@@ -105,8 +115,21 @@ def page_of(**parts: str) -> str:
     """The template of the report with its parts; those that are not given stay empty."""
     folder = resources.files("engine.reporting")
     template = Template(folder.joinpath("page.html").read_text(encoding="utf8"))
-    script = folder.joinpath("page.js").read_text(encoding="utf8")
-    names = ("title", "lead", "status", "first", "summary", "evaluation", "sources", "plots", "stages", "rest", "spec")
+    script = "\n".join(folder.joinpath(name).read_text(encoding="utf8") for name in ("page.js", "tokens.js"))
+    names = (
+        "title",
+        "lead",
+        "status",
+        "first",
+        "summary",
+        "evaluation",
+        "sources",
+        "plots",
+        "stages",
+        "tokens",
+        "rest",
+        "spec",
+    )
     return template.substitute(dict.fromkeys(names, "") | {"script": script} | parts)
 
 

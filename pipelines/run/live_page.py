@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 from actors.training.checkpoint_index import recorded_steps
 from engine.history.result import Progress, RunResult, StepRecord
+from engine.history.sampling import is_sampled
 from engine.history.totals import seconds_of_earlier_starts
+from engine.model_files.checkpoint import Checkpoint
 from engine.reporting.figures import duration
-from engine.reporting.page import Status, render_report, write_page
+from engine.reporting.page import Status, earlier_data, render_report, write_page
 from engine.reporting.terminal import RunState
+from engine.reporting.token_view import token_data
 from engine.spec import FusionSpec
+from engine.text.tokenization import PassageTokenizer
 from pipelines.run.result import REPORT_FILE, result_of
 
 #: Between two writings; longer where one takes more CPU time than this share of it.
@@ -43,11 +48,16 @@ class LivePage:
         self._state = RunState(spec)
         self._earlier: list[StepRecord] = []
         self._steps: list[StepRecord] = []
+        self._looks: dict[tuple[int, str], dict[str, Any]] = {}
+        self._token_bytes: Sequence[bytes | None] = ()
         self._seconds_between = SECONDS_BETWEEN
         self._next_writing = -math.inf
 
     def __enter__(self) -> LivePage:
         self._earlier = recorded_steps(self._spec.run.output_dir)
+        if self._earlier:
+            earlier = earlier_data(self._url).get("passages", [])
+            self._looks = {(look["step"], look["passage"]): look for look in earlier}
         return self
 
     def __exit__(
@@ -61,6 +71,7 @@ class LivePage:
         """Take in a picture, and write the page if steps were taken and it is due."""
         self._state.update(picture, now)
         self._steps += picture.steps
+        self._looks |= {(look["step"], look["passage"]): look for look in picture.looks}
         if self._steps and now >= self._next_writing:
             started = time.thread_time()
             self._write(self._words_of_progress(), self._seconds_between)
@@ -79,7 +90,7 @@ class LivePage:
             OSError: it cannot be written.
         """
         words = f"done: {result.steps:,} steps in {duration(result.wall_seconds)}"
-        write_page(render_report(self._spec, result, Status(words, self._clock())), self._url)
+        write_page(render_report(self._spec, result, Status(words, self._clock()), self._tokens()), self._url)
 
     def _write(self, words: str, seconds_between: float = 0.0) -> None:
         """Write the page of the steps so far."""
@@ -89,7 +100,17 @@ class LivePage:
         picture = self._state.picture
         result = result_of(self._spec, history, picture, seconds + time.monotonic() - self._began, stopped_by=None)
         status = Status(words, self._clock(), seconds_between)
-        write_page(render_report(self._spec, result, status), self._url)
+        write_page(render_report(self._spec, result, status, self._tokens()), self._url)
+
+    def _tokens(self) -> dict[str, Any]:
+        """The data of the token view, from this start's steps and those of earlier ones."""
+        newest = max((step for step, _ in self._looks), default=0)
+        self._looks = {key: look for key, look in self._looks.items() if is_sampled(key[0], newest)}
+        if not self._looks:
+            return {}
+        if not self._token_bytes:  # takes a second, so only once there is something to show
+            self._token_bytes = PassageTokenizer.load(Checkpoint.of(self._spec.target_model)).token_bytes
+        return token_data(self._spec, [self._looks[key] for key in sorted(self._looks)], self._token_bytes)
 
     def _words_of_progress(self) -> str:
         """The step, the time left, and what the page does not list."""

@@ -16,7 +16,7 @@ from engine.history.result import Progress
 from engine.history.stopping import reached
 from engine.reporting.comparison import Run, render_comparison
 from engine.reporting.evaluation_files import read_evaluation
-from engine.reporting.page import Status, render_report, write_page
+from engine.reporting.page import Status, earlier_data, render_report, write_page
 from engine.spec.loading import load_spec
 from pipelines.run.preflight import SPEC_FILE
 from pipelines.run.result import REPORT_FILE, result_of
@@ -28,7 +28,8 @@ COMPARISON_FILE = "comparison.html"
 def report(output_dirs: Sequence[str], url: str = "") -> str:
     """Write the page of one run, or one that compares several, from their checkpoints and evaluations.
 
-    A checkpoint holds no stages and no skipped rows: a page made here lacks what only the run itself has seen.
+    A checkpoint holds no stages and no skipped rows: a page made here lacks what only the run itself has seen, but for
+    the token view of the page that is there.
 
     Args:
         output_dirs: ``run.output_dir`` of each run; any path or fsspec URL.
@@ -46,7 +47,8 @@ def report(output_dirs: Sequence[str], url: str = "") -> str:
     if len(runs) == 1:
         spec, result = runs[0]
         url = url or os.path.join(output_dirs[0], REPORT_FILE)
-        page = render_report(spec, result, Status(f"made from the checkpoint of step {result.steps:,}", now))
+        status = Status(f"made from the checkpoint of step {result.steps:,}", now)
+        page = render_report(spec, result, status, earlier_data(os.path.join(output_dirs[0], REPORT_FILE)))
     else:
         url = url or COMPARISON_FILE
         page = render_comparison(runs, Status("made from the last checkpoint of each run", now))

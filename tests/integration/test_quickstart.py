@@ -6,11 +6,14 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from engine.history.result import RunResult
+from engine.reporting.token_view import data_in
+from tests.support.browser import visit
 from tests.support.own_home import COMPILED
 from tests.support.paths import ROOT
 
@@ -39,6 +42,16 @@ def files_below(folder: Path) -> set[str]:
     }
 
 
+def page_during(run: subprocess.Popen, report: Path, copy: Path) -> Path:
+    """A copy of the page that a run has written after a sampled step and before its end."""
+    deadline = time.monotonic() + 600
+    while run.poll() is None and time.monotonic() < deadline and not copy.exists():
+        if report.exists() and "token-data" in (page := report.read_text()) and "running, step" in page:
+            copy.write_text(page)
+        time.sleep(0.5)
+    return copy
+
+
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory) -> dict:
     """One run in a process of its own, with a home and a temporary folder of its own."""
@@ -50,21 +63,24 @@ def outcome(tmp_path_factory) -> dict:
     places = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(temporary)}
     environment = {**places, **COMPILED, "LANG": "C.UTF-8"}
     arguments = [str(base / "output"), str(base / "tables"), str(base / "result.pickle")]
-    done = subprocess.run(
+    run = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
         cwd=ROOT,
         env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
+        stdout=(base / "stdout").open("w"),
+        stderr=(base / "stderr").open("w"),
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    during = page_during(run, base / "output" / "report.html", base / "during.html")
+    run.wait(timeout=600)
+    stdout, stderr = (base / "stdout").read_text(), (base / "stderr").read_text()
+    assert run.returncode == 0, stdout[-3000:] + stderr[-6000:]
     leftovers = {name for name in files_below(temporary) if not name.startswith("ray/")}
     subprocess.run(["rm", "-rf", str(temporary)], check=True)
     return {
         "result": pickle.loads((base / "result.pickle").read_bytes()),
         "output": base / "output",
-        "stdout": done.stdout,
+        "stdout": stdout,
+        "during": during,
         "new in repository": files_below(ROOT) - before,
         "in home": files_below(home),
         "in temporary folder": leftovers,
@@ -140,6 +156,31 @@ def test_the_report_is_one_file_without_network(outcome):
     assert "llama-docs" in html
     assert 'src="http' not in html
     assert 'href="http' not in html.replace('href="https://arxiv.org', "")
+
+
+@pytest.mark.parametrize("when", ["during", "after"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_opens_the_page_and_shows_the_rows_of_a_token(outcome, when, width):
+    file = outcome["during"] if when == "during" else outcome["output"] / "report.html"
+    with visit(file, width) as seen:
+        assert ("running, step" if when == "during" else f"done: {STEPS} steps") in seen.status
+        assert seen.page.locator(".token").count() >= 2
+        seen.page.locator(".token").nth(1).click()
+        names = [text.split("\n")[0] for text in seen.page.locator("#token-details tbody th").all_inner_texts()]
+        assert [name.removeprefix("★ ") for name in names] == [
+            "llama-docs", "gpt2-code", "neox-mixed", "fused", "target",
+        ]  # fmt: skip
+        assert not seen.is_wider_than_the_window
+
+
+def test_the_tokens_shown_are_those_of_sampled_steps(outcome):
+    shown = data_in((outcome["output"] / "report.html").read_text())
+    assert shown["sources"] == ["llama-docs", "gpt2-code", "neox-mixed"]
+    assert {passage["step"] for passage in shown["passages"]} <= {1, *range(2, STEPS + 1, 2)}
+    assert len(shown["passages"]) >= 4
+    for passage in shown["passages"]:
+        assert all(0.0 <= cost < 30.0 for cost in passage["costs"])
+        assert len(passage["tokens"]) == len(passage["own"]) == len(passage["fused"])
 
 
 def test_the_model_card_says_how_the_export_was_made(outcome):

@@ -32,6 +32,7 @@ def training_blocks(seed: int, lengths: Sequence[int] = (20, 30, 12, 25, 16, 9))
         "win_share": ragged([random.random(2).astype(np.float32) for _ in rows], pa.float32()),
         "cross_entropy": ragged([random.random(2) for _ in rows], pa.float32()),
         "covered_rows": ragged([random.integers(0, 9, 2) for _ in rows], pa.int32()),
+        "inspection": pa.array([""] * len(rows), pa.large_string()),
     }
     places = np.empty(len(rows), np.int32)
     for block, items in enumerate(best_fit(lengths, LENGTH)):

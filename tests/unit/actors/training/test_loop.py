@@ -16,10 +16,13 @@ from actors.training.loop import learn, train_worker
 from actors.training.step_counts import StepCounts
 from actors.training.target_model import StepLosses
 from engine.method.losses import NO_LABEL
+from engine.records.batches import shares
+from engine.records.ragged import of_list
 from engine.spec.loading import parse
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import byte_level_with_bos
 from tests.support.training_blocks import LENGTH, TOP_K, VOCABULARY, training_blocks
+from tests.unit.actors.training.test_looks import described
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("process_group")]
 
@@ -33,6 +36,8 @@ class Monitor:
         self.records = []
         self.step = SimpleNamespace(remote=self.records.append)
         self.commit = SimpleNamespace(remote=lambda: None)
+        self.looks = []
+        self.inspect = SimpleNamespace(remote=self.looks.extend)
 
 
 @pytest.fixture
@@ -89,6 +94,17 @@ def test_every_step_is_reported_once_with_its_evaluation_the_last_of_the_corpus_
     assert [bool(record.held_out) for record in reported] == [False, True, True]
 
 
+def test_looks_at_tokens_travel_with_their_blocks_and_get_the_targets_rows(spec, monkeypatch):
+    monkeypatch.setattr(loop.ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(loop.ray.train, "get_preemption_info", lambda: None)
+    monitor, blocks = Monitor(), described(training_blocks(seed=2), {"2/a:1:1"})
+    (row,) = shares(blocks, 1)
+    train_worker(spec, monitor, 1, [of_list(row["share"]), training_blocks(seed=3)], held_out_domains)
+    (look,) = monitor.looks
+    assert (look["step"], look["passage"], len(look["own"]), len(look["costs"])) == (1, "2/a:1:1", 3, 3)
+    assert all(cost > 0 for cost in look["costs"])
+
+
 def test_a_finished_run_that_is_started_again_leaves_its_checkpoint_alone(spec, monkeypatch):
     _, history = work(spec, monkeypatch)
     (folder,) = os.scandir(os.path.join(spec.run.output_dir, "checkpoints"))
@@ -114,7 +130,7 @@ def test_a_step_that_waits_for_the_data_of_another_worker_counts_the_wait_once(s
     class Target:
         step, device = 1, torch.device("cpu")
 
-        def train_step(self, table):
+        def train_step(self, table, asked=None):
             clock.now += 0.25
             return StepLosses(1.0, 1.0, 1.0, 1.0, 0.1, 1, 1, 0.5, 1.0)
 

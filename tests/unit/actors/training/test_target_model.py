@@ -21,6 +21,7 @@ from engine.errors import FusionError, TrainingError, causes
 from engine.model_files.checkpoint import Checkpoint
 from engine.records import flat_values
 from engine.spec import LoraSpec, ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingSpec
+from tests.oracles import label_gain
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import byte_level_with_bos
 from tests.support.training_blocks import LENGTH, TOP_K, VOCABULARY, training_blocks, with_bad_probability
@@ -66,7 +67,7 @@ def test_padding_may_be_longer_than_the_models_context(tmp_path):
             nats += float(alone(input_ids=passage[None], labels=passage[None]).loss) * (len(passage) - 1)
     assert found.lm_rows == sum(lengths) - 2
     assert found.lm_loss == pytest.approx(nats / found.lm_rows, rel=1e-6)
-    _, of_a_worker_without_blocks = model.model(model._blocks(None), 1.0, 1.0)
+    _, of_a_worker_without_blocks, _ = model.model(model._blocks(None), 1.0, 1.0)
     assert of_a_worker_without_blocks.tolist() == [0.0] * 5
 
 
@@ -78,6 +79,38 @@ def test_a_gpu_copies_blocks_by_itself_and_a_cpu_copies_nothing():
         pinned = tensor.pin_memory.return_value
         pinned.to.assert_called_once_with(gpu, non_blocking=True)
         assert copy is pinned.to.return_value
+
+
+def test_a_look_at_rows_changes_no_loss_and_says_what_the_model_says(tmp_path):
+    checkpoint, table = tiny_checkpoint(tmp_path, "llama"), training_blocks(seed=3)
+    blind, looking = target(checkpoint), target(checkpoint)
+    asked = np.flatnonzero(flat_values(table["loss_mask"])[0])[[0, 1, 5, 40, 41]]
+    blocks = looking._blocks(table)
+    with torch.no_grad():
+        alone = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+        logits = alone(input_ids=blocks.input_ids, position_ids=blocks.position_ids, use_cache=False).logits
+        p = logits.flatten(0, 1)[asked].double().softmax(-1).numpy()
+    for step in range(2):
+        found = looking.train_step(table, asked)
+        assert found._replace(own=None) == blind.train_step(table), "bit for bit"
+        if step == 0:
+            _check_own_rows(found.own, p, blocks, asked)
+    assert blind.train_step(table, np.empty(0, np.int64)).own is None
+
+
+def _check_own_rows(own, p, blocks, asked):
+    """The target's rows equal its softmax ``p``, its gains the slow twin."""
+    for row, place in enumerate(asked):
+        label = int(blocks.labels.flatten()[place])
+        assert own.ids[row].tolist() == np.argsort(-p[row], kind="stable")[:5].tolist()
+        assert own.probs[row].tolist() == pytest.approx(sorted(p[row], reverse=True)[:5], rel=1e-4)
+        assert float(own.costs[row]) == pytest.approx(-math.log(p[row][label]), rel=1e-4)
+        if blocks.fusion_mask.flatten()[place]:
+            ids, masses = (column.flatten(0, 1)[place].tolist() for column in (blocks.fused_ids, blocks.fused_probs))
+            fused = {token: mass for token, mass in zip(ids, masses, strict=True) if token >= 0}
+            assert float(own.gains[row]) == pytest.approx(label_gain(p[row], fused, label), abs=1e-3)
+        else:
+            assert float(own.gains[row]) == 0.0
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "gpt-neox"])

@@ -28,6 +28,7 @@ def fused_passages(lengths: list[int], seed: int = 0) -> pa.Table:
         "win_share": ragged([random.random(SOURCES).astype(np.float32) for _ in lengths], pa.float32()),
         "cross_entropy": ragged([random.random(SOURCES) for _ in lengths], pa.float32()),
         "covered_rows": ragged([random.integers(0, 9, SOURCES) for _ in lengths], pa.int32()),
+        "inspection": pa.array([f"look {index}" for index in range(len(lengths))], pa.large_string()),
     }
     return pa.table(columns, schema(FUSED_PASSAGE))
 
