@@ -46,7 +46,7 @@ def page_during(run: subprocess.Popen, report: Path, copy: Path) -> Path:
     """A copy of the page that a run has written after a sampled step and before its end."""
     deadline = time.monotonic() + 600
     while run.poll() is None and time.monotonic() < deadline and not copy.exists():
-        if report.exists() and "token-data" in (page := report.read_text()) and "running, step" in page:
+        if report.exists() and data_in(page := report.read_text()) and "running, step" in page:
             copy.write_text(page)
         time.sleep(0.5)
     return copy
