@@ -96,7 +96,7 @@ def inspect(
         "before": target.token_ids[max(begin, first - TOKENS_BEFORE) : first + 1].tolist(),
         "tokens": target.token_ids[first + 1 : last + 1].tolist(),
         "fused": _top(fused, first, last),
-        "weights": np.round(row_weights(part, parts, cross_entropy, fusion, single)[:rows], 4).tolist(),
+        "weights": _weights(row_weights(part, parts, cross_entropy, fusion, single)[:rows], found),
         "cross_entropy": [_rounded(value) for value in cross_entropy[0].tolist()],
         "sources": found,
     }
@@ -160,6 +160,13 @@ def _source_part(source: SourceRows, answer: int, first: int, last: int) -> Sour
         match=match,
         cut=None if source.cut is None else source.cut[first : last + 1],
     )
+
+
+def _weights(weights: np.ndarray, sources: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """The weights of the sources among those that have a row at this place, [rows, N]; 0 without any."""
+    has_row = np.array([[row is not None for row in source["rows"]] for source in sources]).T
+    present = weights * has_row
+    return np.round(present / np.maximum(present.sum(axis=1, keepdims=True), np.finfo(float).tiny), 4).tolist()
 
 
 def _top(rows: FusedRows, first: int, last: int) -> list[list[Any] | None]:
