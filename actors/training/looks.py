@@ -76,16 +76,16 @@ def looks_of(table: pa.Table) -> list[Look]:
 
 
 def with_own_rows(looks: Sequence[Look], own: OwnRows, step: int) -> list[dict[str, Any]]:
-    """The descriptions with the target's rows: ``own`` like ``fused``, ``costs`` of labels, ``gains``; and the step."""
+    """The descriptions with the target's rows and the step.
+
+    ``own``: like ``fused``, without rest mass. ``costs``: of the labels, in nats. ``gains``: of the teacher.
+    """
     numbers = [column.cpu().numpy() for column in own]
     found, start = [], 0
     for look in looks:
         ids, probs, costs, gains = (column[start : start + look.rows] for column in numbers)
         start += look.rows
-        rows = [
-            [top.tolist(), [_rounded(p) for p in p_top], _rounded(max(0.0, 1.0 - float(p_top.sum())))]
-            for top, p_top in zip(ids, probs, strict=True)
-        ]
+        rows = [[top.tolist(), _all_rounded(p_top), 0.0] for top, p_top in zip(ids, probs, strict=True)]
         more = {"step": step, "own": rows, "costs": _all_rounded(costs), "gains": _all_rounded(gains)}
         found.append(look.description | more)
     return found

@@ -8,8 +8,14 @@
   const HOW = ["no row", "same token", "split: the source writes it in pieces", "the source's next token goes on",
     "inside a token of the source"];
   const SHADES = { loss: ["the target's loss", "costs", 8], gain: ["gain of the teacher", "gains", 4] };
-  const chosen = { passage: 0, row: null, shade: "loss", ...memory.read().tokens };
-  if (chosen.passage >= data.passages.length) Object.assign(chosen, { passage: 0, row: null });
+  const nameOf = (passage) => `step ${passage.step}: ${passage.passage}, ${passage.why}`;
+  const chosen = { passage: nameOf(data.passages[0]), row: null, shade: "loss", ...memory.read().tokens };
+  // A long run shows fewer of its early steps: what was chosen may be gone after a reload.
+  if (!chosenPassage()) Object.assign(chosen, { passage: nameOf(data.passages[0]), row: null });
+
+  function chosenPassage() {
+    return data.passages.find((passage) => nameOf(passage) === chosen.passage);
+  }
 
   function make(tag, attributes = {}, ...children) {
     const element = document.createElement(tag);
@@ -48,11 +54,11 @@
 
   function entries(row, label) {
     if (!row) return [make("td", { colSpan: 6, className: "none" }, "no row")];
-    const [ids, probs, rest] = row;
+    const [ids, probs] = row, others = Math.max(0, 1 - probs.reduce((sum, p) => sum + p, 0));
     const cells = ids.map((id, place) => make("td", id === label ? { className: "label" } : {},
       make("code", {}, visible(id)), make("span", { className: "p" }, percent(probs[place]))));
     while (cells.length < 5) cells.push(make("td"));
-    return [...cells, make("td", { className: "p" }, percent(rest))];
+    return [...cells, make("td", { className: "p" }, percent(others))];
   }
 
   function line(name, about, row, label, isWinner = false) {
@@ -71,18 +77,33 @@
     return `Weights by the rule ${data.rule}: ${said}.`;
   }
 
+  // Mass that a row has not kept, or that maps to no target token.
+  const rest = (row) => (row ? " · rest mass " + percent(row[2]) : "");
+
+  // The number of the one source with the highest weight; -1 where several share it or none has a row.
+  function winner(passage, row) {
+    const weights = passage.weights[row], highest = Math.max(...weights);
+    return passage.fused[row] && weights.filter((weight) => weight === highest).length === 1
+      ? weights.indexOf(highest) : -1;
+  }
+
+  function sourceLine(passage, index, row) {
+    const source = passage.sources[index];
+    const about = `${HOW[source.how[row]]} · label ${number(source.cost[row])} nats${rest(source.rows[row])}`;
+    return line(data.sources[index], about, source.rows[row], passage.tokens[row], index === winner(passage, row));
+  }
+
   function table(passage, row) {
-    const label = passage.tokens[row];
-    const head = make("tr", {}, ...["", "1", "2", "3", "4", "5", "rest"].map((name) => make("th", { scope: "col" }, name)));
-    const highest = Math.max(...passage.weights[row]);
-    const lines = passage.sources.map((source, index) => line(
-      data.sources[index], `${HOW[source.how[row]]} · label ${number(source.cost[row])} nats`, source.rows[row], label,
-      passage.fused[row] && passage.weights[row][index] === highest && highest > 0));
-    lines.push(line("fused", "the teacher", passage.fused[row], label));
-    lines.push(line("target", `label ${number(passage.costs[row])} nats · gain ${number(passage.gains[row])}`,
-      passage.own[row], label));
-    return make("div", { className: "scroll" }, make("table", { className: "rows" }, make("thead", {}, head),
-      make("tbody", {}, ...lines)));
+    const label = passage.tokens[row], fused = passage.fused[row];
+    const heads = ["", "1", "2", "3", "4", "5", "others"].map((name) => make("th", { scope: "col" }, name));
+    const about = `label ${number(passage.costs[row])} nats · gain ${number(passage.gains[row])}`;
+    const lines = [
+      ...data.sources.map((_, index) => sourceLine(passage, index, row)),
+      line("fused", "the teacher" + rest(fused), fused, label),
+      line("target", about, passage.own[row], label),
+    ];
+    return make("div", { className: "scroll" }, make("table", { className: "rows" },
+      make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...lines)));
   }
 
   function details(passage) {
@@ -96,10 +117,10 @@
   }
 
   function controls() {
-    const options = data.passages.map((passage, index) => make("option", { value: index, selected: index === chosen.passage },
-      `step ${passage.step}: ${passage.passage}, ${passage.why}`));
+    const options = data.passages.map(nameOf).map((name) =>
+      make("option", { value: name, selected: name === chosen.passage }, name));
     const passages = make("select", { id: "token-passage" }, ...options);
-    passages.addEventListener("change", () => choose({ passage: Number(passages.value), row: null }));
+    passages.addEventListener("change", () => choose({ passage: passages.value, row: null }));
     const shades = make("select", { id: "token-shade" }, ...Object.entries(SHADES).map(([name, [words]]) =>
       make("option", { value: name, selected: name === chosen.shade }, words)));
     shades.addEventListener("change", () => choose({ shade: shades.value }));
@@ -108,7 +129,7 @@
   }
 
   function draw(focus = false) {
-    const passage = data.passages[chosen.passage];
+    const passage = chosenPassage();
     const tokens = tokenElements(passage);
     const before = make("span", { className: "before" }, passage.before.map(text).join(""));
     const shown = make("div", { className: "passage" }, before, ...tokens);

@@ -1,4 +1,4 @@
-"""FSDP2 over two processes: the same loss curve as one, with and without accumulation, and back from a checkpoint."""
+"""FSDP2 over two processes: the losses and rows of one, with and without accumulation, and back from a checkpoint."""
 
 import math
 import multiprocessing
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -16,7 +17,7 @@ import torch.distributed as dist
 
 from actors.training import checkpoints
 from actors.training.checkpoint_index import latest
-from actors.training.target_model import TargetModel
+from actors.training.target_model import StepLosses, TargetModel
 from engine.errors import TrainingError
 from engine.spec import ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingSpec
 from tests.support.tiny_models import tiny_checkpoint
@@ -25,6 +26,12 @@ from tests.support.training_blocks import LENGTH, TOP_K, training_blocks, with_b
 pytestmark = pytest.mark.timeout(300)
 
 STEPS = 5
+
+#: Figures of a step, without the rows that a worker was asked for.
+FIGURES = len(StepLosses._fields) - 1
+
+#: Rows that the first worker is asked for, of the first passage of its first block.
+ASKED = np.array([1, 4, 7])
 
 
 class Run(NamedTuple):
@@ -61,15 +68,22 @@ def begin(rank: int, run: Run, model: str, store: str) -> TargetModel:
 
 
 def train(rank: int, run: Run, model: str, store: str) -> list[tuple]:
-    """What every step was like, as this worker sees it."""
+    """What every step was like, as this worker sees it; on the first one also costs and gains of some rows."""
     target = begin(rank, run, model, store)
     if run.first:
         checkpoints.load(target, latest(run.folder))
-    losses = [tuple(target.train_step(share(step, rank, run.workers))) for step in range(run.first, run.end)]
+    asked = ASKED if rank == 0 else None
+    steps = [target.train_step(share(step, rank, run.workers), asked) for step in range(run.first, run.end)]
+    losses = [(*step[:FIGURES], *looked_at(step)) for step in steps]
     if run.end < STEPS:
         checkpoints.save(target, f"{run.folder}/step-{target.step:08d}", {}).result()
     dist.destroy_process_group()
     return losses
+
+
+def looked_at(step: StepLosses) -> list[float]:
+    """The costs and gains of the rows that this worker was asked for."""
+    return [] if step.own is None else torch.cat([step.own.costs, step.own.gains]).tolist()
 
 
 def share(step: int, rank: int, workers: int) -> pa.Table | None:
@@ -124,8 +138,9 @@ def in_two_processes(work: Callable[..., None], arguments: tuple, answers: int) 
 def train_all(runs: Sequence[Run], model: str, base: Path) -> list[list[tuple]]:
     """The loss curve of each run; all workers of a run must have seen the same one."""
     found = in_two_processes(worker, (runs, model, str(base)), len(all_parts(runs)))
-    # As text: a gain that was not measured is NaN, which equals nothing.
-    assert all(repr(found[part]) == repr(found[0, part[1]]) for part in all_parts(runs))
+    for part in all_parts(runs):
+        # As text: a gain that was not measured is NaN, which equals nothing.
+        assert [repr(step[:FIGURES]) for step in found[part]] == [repr(step[:FIGURES]) for step in found[0, part[1]]]
     return [found[0, number] for number in range(len(runs))]
 
 
@@ -142,6 +157,7 @@ def test_two_workers_and_accumulation_change_nothing(tmp_path, tied):
     rounded = Run(2, 1, fields=(("reduction", "bfloat16"),))
     runs = [Run(1, 99), Run(1, 1), Run(2, 2), Run(2, 1), once, hybrid, rounded]
     alone, *others, coarse = train_all(runs, model, tmp_path)
+    assert all(len(step) == FIGURES + 2 * len(ASKED) for step in alone)
     assert alone[3][0] < alone[0][0]
     for losses in others:
         assert_same(losses, alone)

@@ -202,11 +202,12 @@ def test_a_look_at_tokens_shows_what_the_slow_path_says(folders, tmp_path):
     for row, look in enumerate(looks):
         if look:
             assert look["passage"] == batch["passage_id"][row].as_py()
-            _check_look(look, batch, row, names, tokenizers, tokenizers[target], asked(align))
+            expected = slow_look(batch, row, names, tokenizers, tokenizers[target], asked(align))
+            _check_look(look, expected, names)
 
 
-def _check_look(look, batch, row, names, tokenizers, target, may_follow):
-    """The fused rows of a look, and those of each source alone, are those of the slow path."""
+def slow_look(batch, row, names, tokenizers, target, may_follow):
+    """The slow path's values for a passage: fused by MinCE, and from each source alone."""
 
     def slow(sources, rule):
         found = [{c.name.split("/")[1]: rows_of(batch[c.name])[row] for c in source_columns(s)} for s in sources]
@@ -215,7 +216,11 @@ def _check_look(look, batch, row, names, tokenizers, target, may_follow):
         return fused_passage(TEXTS[row], end, target, models, found, rule, AlignmentSpec(), may_follow)
 
     alone = FusionRuleSpec(rule="uniform", top_k=TOP_K)
-    expected = [slow(names, MIN_CE), *(slow([name], alone) for name in names)]
+    return [slow(names, MIN_CE), *(slow([name], alone) for name in names)]
+
+
+def _check_look(look, expected, names):
+    """The fused rows of a look, and those of each source alone, are those of the slow path."""
     shown = [look["fused"], *(source["rows"] for source in look["sources"])]
     costs = [math.nan if value is None else value for value in look["cross_entropy"]]
     assert costs == pytest.approx(expected[0]["cross_entropy"], rel=1e-3, nan_ok=True)
@@ -225,16 +230,25 @@ def _check_look(look, batch, row, names, tokenizers, target, may_follow):
             at = look["first"] + place
             assert (rows[place] is not None) == values["is_fused"][at]
             if rows[place] is not None:
-                ids, probs, rest = rows[place]
-                slow_row = dict(zip(values["fused_ids"][at].tolist(), values["fused_probs"][at].tolist(), strict=True))
-                top = sorted((p for p in slow_row.values() if p > 0), reverse=True)[: len(ids)]
-                assert probs == pytest.approx(top, rel=2e-3, abs=1e-6)
-                assert [slow_row[token] for token in ids] == pytest.approx(probs, rel=2e-3, abs=1e-6)
-                assert rest == pytest.approx(1.0 - sum(slow_row.values()), abs=2e-3)
+                check_row(rows[place], slow_row(values, at))
         won = max(range(len(names)), key=lambda n: look["weights"][place][n])
         taught = [n for n in range(len(names)) if shown[n + 1][place] is not None]
         if taught:
             assert won == min(taught, key=lambda n: (expected[0]["cross_entropy"][n], n)), "the cheapest with a row"
+
+
+def slow_row(values, at: int) -> dict[int, float]:
+    """Target token to probability in one row of the slow path."""
+    return dict(zip(values["fused_ids"][at].tolist(), values["fused_probs"][at].tolist(), strict=True))
+
+
+def check_row(row: list, expected: dict[int, float]) -> None:
+    """Ids, probabilities and rest of a row that is shown are the top entries of the slow path's row."""
+    ids, probs, rest = row
+    top = sorted((p for p in expected.values() if p > 0), reverse=True)[: len(ids)]
+    assert probs == pytest.approx(top, rel=2e-3, abs=1e-6)
+    assert [expected[token] for token in ids] == pytest.approx(probs, rel=2e-3, abs=1e-6)
+    assert rest == pytest.approx(1.0 - sum(expected.values()), abs=2e-3)
 
 
 def test_the_authors_arithmetic_counts_eos_only_after_passages_that_end_their_document(folders, tmp_path):

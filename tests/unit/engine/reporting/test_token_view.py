@@ -20,7 +20,7 @@ SPEC = parse(
 
 
 def look(step, rows=3):
-    row = [[1, 2], [0.5, 0.25], 0.25]
+    row = [[1, 2], [0.5, 0.25], 0.2]
     source = {"how": [1] * rows, "cost": [0.5] * rows, "rows": [row] * rows}
     return {
         "step": step, "passage": f"0/a:{step}:0", "why": "at random", "first": 0, "before": [0], "tokens": [1] * rows,
