@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 RUN := .venv/bin/python
 INSTALLED := .venv/installed-$(DEVICE)
 
-.PHONY: chromium demo experiment experiment-real test lint lock clean
+.PHONY: demo experiment experiment-real test lint lock clean
 
 demo: $(INSTALLED)
 	rm -rf outputs/quickstart outputs/quickstart-continued
@@ -31,19 +31,14 @@ experiment-real: $(INSTALLED)
 experiment: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(RUN) -m pipelines.experiment $(if $(CORPORA),--corpora $(CORPORA))
 
-test: $(INSTALLED) chromium
+test: $(INSTALLED)
+	@requirements/chromium.sh
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile tests/house tests/unit tests/golden
 	$(RUN) -m pytest tests/integration tests/chaos tests/cluster
 	$(RUN) -m pytest tests/gpu/test_capture.py
 	$(RUN) -m pytest tests/gpu --ignore=tests/gpu/test_capture.py
-
-# The browser that opens reports in tests. Without it and without root these tests are left out and say so.
-chromium:
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
-	|| echo "no chromium, and no root or apt-get to install it: the tests of reports in a browser are left out"
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check --fix .

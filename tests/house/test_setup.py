@@ -173,3 +173,41 @@ def test_another_python_is_refused(checkout, tmp_path):
     assert done.returncode == 1
     assert "name a Python 3.11 or 3.12: make PYTHON=python3.11" in done.stderr
     assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_the_browser_is_installed_by_root_where_none_answers(tmp_path, user):
+    seen, programs = tmp_path / "seen", tmp_path / "programs"
+    write_program(programs, "id", f"echo {user}")
+    write_program(programs, "sudo", f'echo sudo >> {seen}; shift; exec "$@"')
+    write_program(programs, "apt-get", f"echo $DEBIAN_FRONTEND $* >> {seen}")
+    assert set_up_browser(programs) == ""
+    asked = "noninteractive -qq update\nnoninteractive -qq -o DPkg::Lock::Timeout=120 install --yes "
+    asked += "--no-install-recommends chromium\n"
+    assert seen.read_text().replace("sudo\n", "") == asked
+    assert seen.read_text().count("sudo\n") == (2 if user else 0)
+
+    write_program(programs, "chromium", "exit 0")
+    seen.unlink()
+    assert set_up_browser(programs) == "" and not seen.exists()
+
+
+@pytest.mark.parametrize("fault", ["E: Unable to locate package chromium", "sudo: a password is required"])
+def test_a_machine_without_a_browser_and_without_root_says_so(tmp_path, fault):
+    write_program(tmp_path / "programs", "id", "echo 1000")
+    write_program(tmp_path / "programs", "sudo", f"echo warning; echo '{fault}' >&2; exit 1")
+    assert set_up_browser(tmp_path / "programs") == (
+        f"no Chromium answers here, and apt-get cannot install it as root ({fault}); install it by hand, or the tests "
+        "that open a report in a browser are left out\n"
+    )
+
+
+def set_up_browser(programs: Path) -> str:
+    """What the set-up of the browser says where ``programs`` are all that there is, and the shell's own."""
+    for name in ("env", "tail"):
+        (programs / name).unlink(missing_ok=True)
+        (programs / name).symlink_to(shutil.which(name))
+    command = ["/bin/sh", str(ROOT / "requirements" / "chromium.sh")]
+    done = subprocess.run(command, env={"PATH": str(programs)}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout

@@ -48,6 +48,6 @@ def test_a_sampled_step_without_a_described_passage_takes_the_next_with_one():
     found = looks.descriptions(OwnRows(numbers.long(), numbers / 100, numbers[:, 0], -numbers[:, 0]), 2)
     assert [look["step"] for look in found] == [2, 2]
     assert found[1]["costs"] == [15.0, 20.0, 25.0] and found[1]["gains"] == [-15.0, -20.0, -25.0]
-    assert found[0]["own"][0] == [[0, 1, 2, 3, 4], [0.0, 0.01, 0.02, 0.03, 0.04], 0.9]
+    assert found[0]["own"][0] == [[0, 1, 2, 3, 4], [0.0, 0.01, 0.02, 0.03, 0.04], 0.0]
     assert len(looks.choose(some, 101, LENGTH)) == 0, "step 101 of 101 is not sampled"
     assert len(Looks(is_wanted=False).choose(some, 1, LENGTH)) == 0
