@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
                 "--without-scoring", action="store_true", help="load no model: no nats per byte, no mass lost"
             )
             command.add_argument(
+                "--html", metavar="FILE", default="", help="path or URL of a page to write, with tokens of the sample"
+            )
+            command.add_argument(
                 "--compare", action="store_true", help="compare all fusion rules by what they say of the sample's text"
             )
             command.add_argument(
@@ -123,6 +126,8 @@ def _carry_out(parsed: argparse.Namespace, spec: engine.FusionSpec) -> None:
     elif parsed.verb == "plan":
         plan = engine.plan(spec, score=not parsed.without_scoring, mappings=parsed.mappings if parsed.compare else None)
         print(plan)
+        if parsed.html:
+            plan.write_page(parsed.html)
         if plan.refusals:
             raise PreflightError(plan.refusals)
     elif parsed.verb == "run":

@@ -89,15 +89,15 @@ def inspect(
     for name, source in zip(names, parts, strict=True):
         alone = fusion.model_copy(update={"rule": "single", "single_source": name, "granularity": "passage"})
         mapped = fuse(part, parts, alone, vocabulary, names, product, canonical)
-        costs = [_rounded(nats) for nats in label_nats(part, source)[:rows].tolist()]
-        found.append({"how": how_aligned(part, source)[:rows].tolist(), "cost": costs, "rows": _top(mapped, 0, rows)})
+        how, costs = how_aligned(part, source)[:rows], label_nats(part, source)[:rows]
+        found.append({"how": how.tolist(), "cost": all_rounded(costs), "rows": top_entries(mapped, 0, rows)})
     return {
         "first": first - begin,
         "before": target.token_ids[max(begin, first - TOKENS_BEFORE) : first + 1].tolist(),
         "tokens": target.token_ids[first + 1 : last + 1].tolist(),
-        "fused": _top(fused, first, last),
+        "fused": top_entries(fused, first, last),
         "weights": _weights(row_weights(part, parts, cross_entropy, fusion, single)[:rows], found),
-        "cross_entropy": [_rounded(value) for value in cross_entropy[0].tolist()],
+        "cross_entropy": all_rounded(cross_entropy[0]),
         "sources": found,
     }
 
@@ -169,7 +169,7 @@ def _weights(weights: np.ndarray, sources: Sequence[dict[str, Any]]) -> list[lis
     return np.round(present / np.maximum(present.sum(axis=1, keepdims=True), np.finfo(float).tiny), 4).tolist()
 
 
-def _top(rows: FusedRows, first: int, last: int) -> list[list[Any] | None]:
+def top_entries(rows: FusedRows, first: int, last: int) -> list[list[Any] | None]:
     """The top entries of each row: ids, probabilities and the mass of all others that are not kept."""
     found: list[list[Any] | None] = []
     for row in range(first, last):
@@ -180,10 +180,14 @@ def _top(rows: FusedRows, first: int, last: int) -> list[list[Any] | None]:
         order = np.argsort(-probs, kind="stable")[:TOP]
         order = order[probs[order] > 0]
         rest = max(0.0, 1.0 - float(probs.sum()))
-        found.append([rows.ids[row][order].tolist(), [_rounded(p) for p in probs[order].tolist()], _rounded(rest)])
+        found.append([rows.ids[row][order].tolist(), all_rounded(probs[order]), _rounded(rest)])
     return found
 
 
+def all_rounded(values: np.ndarray) -> list[float | None]:
+    """Numbers with four digits, which a person reads; None where there is no number."""
+    return [_rounded(value) for value in values.tolist()]
+
+
 def _rounded(value: float) -> float | None:
-    """Four digits, which a person reads; None where there is no number."""
     return float(f"{value:.4g}") if np.isfinite(value) else None

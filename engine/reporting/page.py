@@ -32,6 +32,12 @@ from engine.reporting.token_view import data_in, token_view
 from engine.spec import FusionSpec
 from engine.spec.loading import dump_spec
 
+#: Parts of the page, in its order.
+PARTS = (
+    *("title", "lead", "status", "first", "summary", "evaluation", "sources"),
+    *("stages", "plots", "tokens", "rest", "spec"),
+)
+
 #: At most this many skipped rows are listed; all are counted.
 MOST_SKIPPED_ROWS = 200
 
@@ -107,30 +113,16 @@ def render_report(spec: FusionSpec, result: RunResult, status: Status, tokens: M
         tokens=token_view(tokens or {}),
         stages=table_element(stage_rows_with_times(result)),
         rest=_skipped(result) + _left_out(result) + table_element(_places(result)),
-        spec=_resolved_spec(spec),
+        spec=spec_element(spec),
     )
 
 
 def page_of(**parts: str) -> str:
-    """The template of the report with its parts; those that are not given stay empty."""
+    """The template of the report with its ``PARTS``; those that are not given stay empty. ``kind``: report or plan."""
     folder = resources.files("engine.reporting")
     template = Template(folder.joinpath("page.html").read_text(encoding="utf8"))
     script = "\n".join(folder.joinpath(name).read_text(encoding="utf8") for name in ("page.js", "tokens.js"))
-    names = (
-        "title",
-        "lead",
-        "status",
-        "first",
-        "summary",
-        "evaluation",
-        "sources",
-        "plots",
-        "stages",
-        "tokens",
-        "rest",
-        "spec",
-    )
-    return template.substitute(dict.fromkeys(names, "") | {"script": script} | parts)
+    return template.substitute(dict.fromkeys(PARTS, "") | {"kind": "report", "script": script} | parts)
 
 
 def status_element(status: Status) -> str:
@@ -188,7 +180,8 @@ def _left_out(result: RunResult) -> str:
     return table_element(Rows("Passages without a source" + more, ("source model", "passage", "reason"), rows))
 
 
-def _resolved_spec(spec: FusionSpec) -> str:
+def spec_element(spec: FusionSpec) -> str:
+    """The spec with all defaults, to fold away."""
     return (
         f'<details open id="spec">\n<summary>Resolved spec</summary>\n<pre>{escape(dump_spec(spec))}</pre>\n</details>'
     )

@@ -8,7 +8,8 @@
   const HOW = ["no row", "same token", "split: the source writes it in pieces", "the source's next token goes on",
     "inside a token of the source"];
   const SHADES = { loss: ["the target's loss", "costs", 8], gain: ["gain of the teacher", "gains", 4] };
-  const nameOf = (passage) => `step ${passage.step}: ${passage.passage}, ${passage.why}`;
+  // A plan's passages have neither a step nor a reason.
+  const nameOf = ({ step, passage, why }) => [step ? `step ${step}: ${passage}` : passage, why].filter(Boolean).join(", ");
   const chosen = { passage: nameOf(data.passages[0]), row: null, shade: "loss", ...memory.read().tokens };
   // A long run shows fewer of its early steps: what was chosen may be gone after a reload.
   if (!chosenPassage()) Object.assign(chosen, { passage: nameOf(data.passages[0]), row: null });
@@ -96,7 +97,8 @@
   function table(passage, row) {
     const label = passage.tokens[row], fused = passage.fused[row];
     const heads = ["", "1", "2", "3", "4", "5", "others"].map((name) => make("th", { scope: "col" }, name));
-    const about = `label ${number(passage.costs[row])} nats · gain ${number(passage.gains[row])}`;
+    const gain = passage.gains[row] === null ? "" : " · gain " + number(passage.gains[row]);
+    const about = `label ${number(passage.costs[row])} nats${gain}`;
     const lines = [
       ...data.sources.map((_, index) => sourceLine(passage, index, row)),
       line("fused", "the teacher" + rest(fused), fused, label),
@@ -121,7 +123,8 @@
       make("option", { value: name, selected: name === chosen.passage }, name));
     const passages = make("select", { id: "token-passage" }, ...options);
     passages.addEventListener("change", () => choose({ passage: passages.value, row: null }));
-    const shades = make("select", { id: "token-shade" }, ...Object.entries(SHADES).map(([name, [words]]) =>
+    const known = Object.entries(SHADES).filter(([, [, field]]) => chosenPassage()[field].some((value) => value !== null));
+    const shades = make("select", { id: "token-shade" }, ...known.map(([name, [words]]) =>
       make("option", { value: name, selected: name === chosen.shade }, words)));
     shades.addEventListener("change", () => choose({ shade: shades.value }));
     return make("p", { className: "controls" }, make("label", {}, "Passage ", passages), " ",

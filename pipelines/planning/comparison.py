@@ -18,17 +18,16 @@ from math import nan
 
 import numpy as np
 
-from engine.corpus.reading import Reading
-from engine.method.alignment import SourceAlignment
-from engine.method.answers import Answers, source_answers, target_answers
+from engine.method.answers import Answers
 from engine.method.canonical import CanonicalPairs
 from engine.method.fusion import fuse
 from engine.method.rows import FusedRows, SourceRows
 from engine.records import NO_TOKEN
-from engine.spec import AlignmentSpec, FusionRuleSpec, FusionSpec
+from engine.spec import FusionRuleSpec, FusionSpec
 from engine.text.tokenization import PassageTokenizer
+from pipelines.planning.aligned_sample import aligned_rows, answers_of, own_rows, scored_tokenizers
 from pipelines.planning.scored_sample import TARGET, ScoredSample
-from pipelines.stream.sizes import FlowPlan, mapping_sample
+from pipelines.stream.sizes import FlowPlan
 
 #: Alignments and rules that are compared; each source alone is a rule, too.
 ALIGNMENTS = ("bytes", "byte_offset")
@@ -81,7 +80,7 @@ def compare(spec: FusionSpec, flow: FlowPlan, scored: ScoredSample, mappings: Se
         mappings: values of ``alignment.vocabulary``; none takes the spec's own.
     """
     target = PassageTokenizer.load(flow.checkpoints[0])
-    answers = _answers(scored, Reading(target, target.adds_bos))
+    answers = answers_of(scored, target)
     ways = list(_ways(spec, flow, scored, answers, target, mappings or (spec.alignment.vocabulary,)))
     if not ways:
         return Comparison(int(answers.rows.is_learned.sum()), 0, 0, (), tuple(scored.problems))
@@ -103,13 +102,6 @@ def compare(spec: FusionSpec, flow: FlowPlan, scored: ScoredSample, mappings: Se
     return Comparison(int(learned.sum()), int(common.sum()), int(label_bytes), tuple(teachers), tuple(scored.problems))
 
 
-def _answers(scored: ScoredSample, reading: Reading) -> Answers:
-    """The sample as the target reads it."""
-    ends = [passage.ends_document for passage in scored.passages]
-    renderings = [reading.read(passage, end) for passage, end in zip(scored.passages, ends, strict=True)]
-    return target_answers(renderings, [0] * len(renderings), ends)
-
-
 def _ways(
     spec: FusionSpec,
     flow: FlowPlan,
@@ -119,49 +111,24 @@ def _ways(
     mappings: Sequence[str],
 ) -> Iterator[tuple[Teacher, FusedRows]]:
     """Each way with its fused rows; costs are still to be filled in."""
-    names = [source.name for source in spec.source_models]
-    tokenizers = {
-        name: PassageTokenizer.load(checkpoint)
-        for name, checkpoint in zip(names, flow.checkpoints[1:], strict=True)
-        if name not in scored.problems
-    }
+    tokenizers = scored_tokenizers(spec, flow, scored)
     if not tokenizers:
         return
     canonical = CanonicalPairs(target)
     if TARGET not in scored.problems:
-        own = _align(spec.alignment.model_copy(update={"tokens": "byte_offset"}), spec, flow, scored, answers, target)
-        rows = [own(target, TARGET)]
+        rows = [own_rows(spec, flow, scored, answers, target)]
         yield Teacher(TARGET, "", "", nan, nan), _fuse(answers, rows, spec, target, None, rule="uniform")
     for vocabulary in mappings:
         for tokens in ALIGNMENTS:
             alignment = spec.alignment.model_copy(
                 update={"tokens": tokens, "vocabulary": vocabulary, "split_tokens": "first_piece"}
             )
-            align = _align(alignment, spec, flow, scored, answers, target)
-            rows = [align(tokenizer, name) for name, tokenizer in tokenizers.items()]
+            rows = aligned_rows(alignment, spec, flow, scored, answers, target, tokenizers)
             pairs = canonical if tokens == "bytes" else None
             for rule in RULES:
                 yield Teacher(rule, tokens, vocabulary, nan, nan), _fuse(answers, rows, spec, target, pairs, rule)
             for name, row in zip(tokenizers, rows, strict=True):
                 yield Teacher(name, tokens, vocabulary, nan, nan), _fuse(answers, [row], spec, target, pairs, "uniform")
-
-
-def _align(
-    alignment: AlignmentSpec,
-    spec: FusionSpec,
-    flow: FlowPlan,
-    scored: ScoredSample,
-    answers: Answers,
-    target: PassageTokenizer,
-):
-    """A function from a tokenizer and the name of its model to that model's rows, aligned with the target's."""
-    sample, texts = mapping_sample(spec, flow), [passage.text for passage in scored.passages]
-
-    def align(tokenizer: PassageTokenizer, name: str) -> SourceRows:
-        source = SourceAlignment(tokenizer, target, alignment, sample, bool(spec.corpus.messages_column))
-        return source.align(texts, answers.rows, source_answers(scored.table, name, scored.top_k, answers.counts))
-
-    return align
 
 
 def _fuse(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.errors import Fault
+from engine.reporting.page import write_page
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
 from pipelines.evaluation.models import comparison_faults
 from pipelines.planning.comparison import Comparison, compare
 from pipelines.planning.costs import ModelCost, model_costs
 from pipelines.planning.domain_survey import DomainSurvey, domain_tables, survey_domains
+from pipelines.planning.plan_page import render_plan
 from pipelines.planning.plan_text import (
     attention_line,
     comparison_lines,
@@ -24,6 +27,7 @@ from pipelines.planning.plan_text import (
     survey_lines,
     table_lines,
 )
+from pipelines.planning.scored_sample import ScoredSample
 from pipelines.planning.survey import SourceSurvey, sample_passages, scored_sample, survey
 from pipelines.stream.output_folder import written_folder_faults
 from pipelines.stream.sizes import BYTES_PER_ENTRY, FlowPlan, derive_flow
@@ -38,6 +42,7 @@ class Plan:
         costs: memory and work of the target and of each source.
         comparison: of ways to fuse, where it was asked for.
         domains: the survey of each domain of the corpus; empty without domains.
+        scored: the passages that the models have scored; None without scoring.
     """
 
     spec: FusionSpec
@@ -46,6 +51,7 @@ class Plan:
     costs: tuple[ModelCost, ...]
     comparison: Comparison | None = None
     domains: tuple[DomainSurvey, ...] = ()
+    scored: ScoredSample | None = None
 
     @property
     def refusals(self) -> tuple[Fault, ...]:
@@ -59,14 +65,16 @@ class Plan:
             if source.required and found.scores is not None and found.scores.is_refused
         )
 
-    def __str__(self) -> str:
+    @property
+    def sizes(self) -> dict[str, str]:
+        """The run in numbers: label to text."""
         spec, flow, training = self.spec, self.flow, self.spec.training
         step_tokens = training.global_batch_blocks * training.block_length
         windows = ", ".join(
             f"{name} {window}"
             for name, window in zip(["target", *(s.name for s in spec.source_models)], flow.windows, strict=True)
         )
-        lines = {
+        return {
             "run": f"{spec.run.name} -> {spec.run.output_dir}",
             "corpus": corpus_line(flow, spec.corpus.passes),
             "windows": f"{windows} text tokens a passage",
@@ -79,16 +87,25 @@ class Plan:
             "traffic": f"{BYTES_PER_ENTRY * spec.fusion.top_k:,} bytes a token from each source",
             "Ray reserves": f"{flow.logical_cpus:g} logical CPUs, {flow.gpus:g} GPUs",
         }
-        sizes = "\n".join(f"{name:<14}{text}" for name, text in lines.items())
+
+    def __str__(self) -> str:
         return "\n\n".join(
             [
-                sizes,
+                "\n".join(f"{name:<14}{text}" for name, text in self.sizes.items()),
                 *("\n".join(table_lines(rows)) for rows in domain_tables(self.domains)),
                 "\n".join(cost_lines(self.costs)),
-                *("\n".join(survey_lines(source, spec)) for source in self.sources),
-                *(["\n".join(comparison_lines(self.comparison, spec))] if self.comparison else []),
+                *("\n".join(survey_lines(source, self.spec)) for source in self.sources),
+                *(["\n".join(comparison_lines(self.comparison, self.spec))] if self.comparison else []),
             ]
         )
+
+    def write_page(self, url: str) -> None:
+        """Write the plan as one HTML page to a path or fsspec URL.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_page(render_plan(self, time.time()), url)
 
 
 def plan(
@@ -114,4 +131,4 @@ def plan(
     comparison = None if scored is None or mappings is None else compare(located, flow, scored, mappings)
     costs = model_costs(located, [passage.text for passage in passages])
     domains = survey_domains(located, flow, passages, scored)
-    return Plan(located, flow, survey(located, flow, scored), costs, comparison, domains)
+    return Plan(located, flow, survey(located, flow, scored), costs, comparison, domains, scored)

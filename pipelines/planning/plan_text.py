@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from actors.sources.backends.step_size import PLANNED_GPU_BYTES
 from engine.corpus.shards import LARGEST_SHARD
-from engine.reporting.figures import Rows
+from engine.reporting.figures import MISSING, Rows
 from engine.spec import FusionSpec, TrainingSpec
-from pipelines.planning.comparison import Comparison, Teacher
+from pipelines.planning.comparison import Comparison
 from pipelines.planning.costs import ModelCost
 from pipelines.planning.scored_sample import TARGET, Scores
 from pipelines.planning.survey import SourceSurvey
@@ -18,16 +18,13 @@ from pipelines.stream.sizes import FlowPlan
 
 def cost_lines(costs: Sequence[ModelCost]) -> list[str]:
     """Memory and work of every model; the target's is over all workers and without activations."""
-    lines = [f"{'model':<18}{'parameters':>15}{'memory':>12}{'step':>9}{'work':>9}{'replicas':>11}{'proposed':>11}"]
-    for cost in costs:
-        memory = f"{cost.memory_bytes / 2**30:.2f} GiB"
-        step = f"{cost.step_tokens:,}" if cost.step_tokens else "-"
-        lines.append(
-            f"{cost.name:<18}{cost.parameters:>15,}{memory:>12}{step:>9}{cost.relative:>9.2f}"
-            f"{cost.replicas:>11}{cost.proposed:>11}"
-        )
+    table = cost_rows(costs)
+    widths = (15, 12, 9, 9, 11, 11)
     return [
-        *lines,
+        *(
+            f"{row[0]:<18}" + "".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths, strict=True))
+            for row in (table.columns, *table.rows)
+        ),
         f"step: tokens of a source's forward pass (batched_tokens), on GPUs of {PLANNED_GPU_BYTES // 10**9} GB",
         "work: per byte of text, in that of training the target; proposed: to keep step with the workers",
     ]
@@ -45,6 +42,26 @@ def table_lines(table: Rows) -> list[str]:
             for row in rows
         ),
     ]
+
+
+def cost_rows(costs: Sequence[ModelCost]) -> Rows:
+    """Memory and work of every model, a row each."""
+    return Rows(
+        "Costs of the models",
+        ("model", "parameters", "memory", "step", "work", "replicas", "proposed"),
+        tuple(
+            (
+                cost.name,
+                f"{cost.parameters:,}",
+                f"{cost.memory_bytes / 2**30:.2f} GiB",
+                f"{cost.step_tokens:,}" if cost.step_tokens else MISSING,
+                f"{cost.relative:.2f}",
+                f"{cost.replicas}",
+                f"{cost.proposed}",
+            )
+            for cost in costs
+        ),
+    )
 
 
 def corpus_line(flow: FlowPlan, passes: int) -> str:
@@ -115,22 +132,35 @@ def comparison_lines(found: Comparison, spec: FusionSpec) -> list[str]:
     left_out = [f"  left out, not scored: {', '.join(found.left_out)}"] if found.left_out else []
     if not found.teachers:
         return ["ways to fuse: no source could be scored", *left_out]
+    table = comparison_rows(found, spec)
     return [
-        f"ways to fuse, on the {found.common_rows:,} of {found.rows:,} target rows that all of them teach "
-        f"({found.common_bytes:,} bytes)",
-        f"  {'rule or model':<24}{'alignment':<13}{'mapping':<13}{'rows taught':>12}{'nats per byte':>15}",
-        *(_teacher_line(teacher, spec) for teacher in found.teachers),
+        table.heading,
+        *(
+            f"  {rule:<24}{tokens:<13}{vocabulary:<13}{taught:>12}{nats:>15}{mark}"
+            for rule, tokens, vocabulary, taught, nats, mark in (table.columns, *table.rows)
+        ),
         *left_out,
         "  a guide, not a judge: a way that teaches more rows may still train the better target",
     ]
 
 
-def _teacher_line(teacher: Teacher, spec: FusionSpec) -> str:
-    name = "the target itself" if teacher.rule == TARGET else teacher.rule
+def comparison_rows(found: Comparison, spec: FusionSpec) -> Rows:
+    """The ways to fuse, a row each, the spec's marked."""
     own = spec.fusion.single_source or spec.fusion.rule, spec.alignment.tokens, spec.alignment.vocabulary
-    mark = "  <- the spec" if (teacher.rule, teacher.tokens, teacher.vocabulary) == own else ""
-    numbers = f"{100 * teacher.taught:>10.1f} %{teacher.nats_per_byte:>15.4f}"
-    return f"  {name:<24}{teacher.tokens:<13}{teacher.vocabulary:<13}{numbers}{mark}"
+    rows = tuple(
+        (
+            "the target itself" if teacher.rule == TARGET else teacher.rule,
+            teacher.tokens,
+            teacher.vocabulary,
+            f"{100 * teacher.taught:.1f} %",
+            f"{teacher.nats_per_byte:.4f}",
+            "  <- the spec" if (teacher.rule, teacher.tokens, teacher.vocabulary) == own else "",
+        )
+        for teacher in found.teachers
+    )
+    heading = f"ways to fuse, on the {found.common_rows:,} of {found.rows:,} target rows that all of them teach "
+    heading += f"({found.common_bytes:,} bytes)"
+    return Rows(heading, ("rule or model", "alignment", "mapping", "rows taught", "nats per byte", ""), rows)
 
 
 def _coverage_lines(source: SourceSurvey, tokens: str) -> list[str]:

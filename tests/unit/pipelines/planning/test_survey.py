@@ -8,6 +8,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from engine.corpus.files import CorpusUnit
 from engine.errors import PreflightError
 from engine.method.vocabulary import UNMAPPED, build_mapping
 from engine.model_files.checkpoint import Checkpoint
+from engine.reporting.token_view import data_in
 from engine.spec import CorpusSpec
 from engine.text.tokenization import PassageTokenizer
 from pipelines.planning.domain_survey import passes_read
@@ -430,10 +432,13 @@ def test_arguments_of_a_comparison_that_do_not_fit_are_refused(capsys, arguments
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.timeout(120)  # scores with four models and aligns twice: 15 s of one free core
 def test_the_plan_of_the_quickstart(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     plan = engine.plan(engine.load_spec(QUICKSTART, [f"alignment.cache_dir={tmp_path}"]))
     text = str(plan)
+    plan.write_page(str(tmp_path / "plan.html"))
+    _check_page(plan, (tmp_path / "plan.html").read_text())
     for found in plan.sources:
         scores, numbers = found.scores, found.coverage
         assert 0.8 < numbers.used < 0.95 and 0 < scores.lost_mass < 0.3 and scores.unmapped_mass < 0.01
@@ -452,9 +457,29 @@ def test_the_plan_of_the_quickstart(monkeypatch, tmp_path):
     assert max(map(len, text.splitlines())) <= 120
 
 
+def _check_page(plan, page):
+    """The page has the figures of the plan, and the target's and the sources' rows of each scored passage."""
+    assert "<title>quickstart: fusion plan</title>" in page and "Planned, not run. uniform per passage" in page
+    for found, cost in zip(plan.sources, plan.costs[1:], strict=True):
+        figures = [f"{found.scores.nats_per_byte:.4f}", f"{100 * found.coverage.given_bytes:.1f} %"]
+        assert f'<th scope="row">{found.name}</th>' + "".join(f"<td>{figure}</td>" for figure in figures) in page
+        assert f'<th scope="row">{cost.name}</th><td>{cost.parameters:,}</td>' in page
+        assert all(escape(example.source_text) in page for example in found.mapping.examples)
+    data = data_in(page)
+    assert [look["passage"] for look in data["passages"]] == [f"passage {n} of the sample" for n in range(1, 9)]
+    for look in data["passages"]:
+        assert all(cost >= 0 for cost in look["costs"]) and set(look["gains"]) == {None}
+        for row, label, cost in zip(look["own"], look["tokens"], look["costs"], strict=True):
+            if label in row[0]:  # what it gives the label is its cost
+                assert row[1][row[0].index(label)] == pytest.approx(math.exp(-cost), rel=5e-3)
+
+
 def test_the_command_line_without_scoring(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT)
-    assert main(["plan", QUICKSTART, "--without-scoring", f"alignment.cache_dir={tmp_path}"]) == 0
+    page = tmp_path / "plan.html"
+    arguments = ["--without-scoring", "--html", str(page), f"alignment.cache_dir={tmp_path}"]
+    assert main(["plan", QUICKSTART, *arguments]) == 0
+    assert data_in(page.read_text()) == {} and "<td>-</td>" in page.read_text()
     printed = capsys.readouterr().out
     assert printed.count("not scored (--without-scoring)") == 3
     assert "beyond the top" not in printed and "target: 2" not in printed
