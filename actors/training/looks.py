@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.history.sampling import is_sampled
-from engine.method.inspection import all_rounded
+from engine.method.inspection import rounded
 from engine.method.own_rows import OwnRows
 from engine.records import rows_of
 
@@ -86,7 +86,7 @@ def with_own_rows(looks: Sequence[Look], own: OwnRows, step: int) -> list[dict[s
     for look in looks:
         ids, probs, costs, gains = (column[start : start + look.rows] for column in numbers)
         start += look.rows
-        rows = [[top.tolist(), all_rounded(p_top), 0.0] for top, p_top in zip(ids, probs, strict=True)]
-        more = {"step": step, "own": rows, "costs": all_rounded(costs), "gains": all_rounded(gains)}
+        rows = [[top, p_top, 0.0] for top, p_top in zip(ids.tolist(), rounded(probs), strict=True)]
+        more = {"step": step, "own": rows, "costs": rounded(costs), "gains": rounded(gains)}
         found.append(look.description | more)
     return found

@@ -22,6 +22,9 @@ from engine.spec import FusionRuleSpec
 #: Rows of a stretch, tokens shown before it, entries shown of a distribution.
 MOST_ROWS, TOKENS_BEFORE, TOP = 64, 24, 5
 
+#: Decimals of nats and probabilities; a page shows nats with three and probabilities in hundredths of a percent.
+DIGITS = 5
+
 #: How a source's row is aligned: it has none; its next token ends where the target's does, before (the target's token
 #: is split), or after; the row lies inside one of its tokens.
 NO_SUCH_ROW, SAME_TOKEN, SPLIT, LONGER, INSIDE = range(5)
@@ -90,14 +93,14 @@ def inspect(
         alone = fusion.model_copy(update={"rule": "single", "single_source": name, "granularity": "passage"})
         mapped = fuse(part, parts, alone, vocabulary, names, product, canonical)
         how, costs = how_aligned(part, source)[:rows], label_nats(part, source)[:rows]
-        found.append({"how": how.tolist(), "cost": all_rounded(costs), "rows": top_entries(mapped, 0, rows)})
+        found.append({"how": how.tolist(), "cost": rounded(costs), "rows": top_entries(mapped, 0, rows)})
     return {
         "first": first - begin,
         "before": target.token_ids[max(begin, first - TOKENS_BEFORE) : first + 1].tolist(),
         "tokens": target.token_ids[first + 1 : last + 1].tolist(),
         "fused": top_entries(fused, first, last),
         "weights": _weights(row_weights(part, parts, cross_entropy, fusion, single)[:rows], found),
-        "cross_entropy": all_rounded(cross_entropy[0]),
+        "cross_entropy": rounded(cross_entropy[0]),
         "sources": found,
     }
 
@@ -166,28 +169,23 @@ def _weights(weights: np.ndarray, sources: Sequence[dict[str, Any]]) -> list[lis
     """The weights of the sources among those that have a row at this place, [rows, N]; 0 without any."""
     has_row = np.array([[row is not None for row in source["rows"]] for source in sources]).T
     present = weights * has_row
-    return np.round(present / np.maximum(present.sum(axis=1, keepdims=True), np.finfo(float).tiny), 4).tolist()
+    return rounded(present / np.maximum(present.sum(axis=1, keepdims=True), np.finfo(float).tiny))
 
 
 def top_entries(rows: FusedRows, first: int, last: int) -> list[list[Any] | None]:
     """The top entries of each row: ids, probabilities and the mass of all others that are not kept."""
-    found: list[list[Any] | None] = []
-    for row in range(first, last):
-        if not rows.is_fused[row]:
-            found.append(None)
-            continue
-        probs = rows.probs[row].astype(np.float64)
-        order = np.argsort(-probs, kind="stable")[:TOP]
-        order = order[probs[order] > 0]
-        rest = max(0.0, 1.0 - float(probs.sum()))
-        found.append([rows.ids[row][order].tolist(), all_rounded(probs[order]), _rounded(rest)])
-    return found
+    probs = rows.probs[first:last].astype(np.float64)
+    order = np.argsort(-probs, axis=1, kind="stable")[:, :TOP]
+    top = np.take_along_axis(probs, order, axis=1)
+    ids = np.take_along_axis(rows.ids[first:last], order, axis=1).tolist()
+    counts, rests = (top > 0).sum(axis=1).tolist(), rounded(np.maximum(0.0, 1.0 - probs.sum(axis=1)))
+    columns = zip(ids, rounded(top), counts, rests, rows.is_fused[first:last].tolist(), strict=True)
+    return [
+        [own_ids[:n], own_probs[:n], rest] if is_fused else None for own_ids, own_probs, n, rest, is_fused in columns
+    ]
 
 
-def all_rounded(values: np.ndarray) -> list[float | None]:
-    """Numbers with four digits, which a person reads; None where there is no number."""
-    return [_rounded(value) for value in values.tolist()]
-
-
-def _rounded(value: float) -> float | None:
-    return float(f"{value:.4g}") if np.isfinite(value) else None
+def rounded(values: np.ndarray) -> list[Any]:
+    """Numbers as a page shows them, nested as they are; None where there is no number."""
+    found = np.round(values.astype(np.float64), DIGITS)
+    return found.tolist() if np.isfinite(found).all() else np.where(np.isfinite(found), found, None).tolist()

@@ -9,7 +9,7 @@ import numpy as np
 from engine.method.answers import Answers
 from engine.method.canonical import CanonicalPairs
 from engine.method.fusion import fuse, label_nats
-from engine.method.inspection import all_rounded, inspect, top_entries
+from engine.method.inspection import inspect, rounded, top_entries
 from engine.method.rows import SourceRows
 from engine.spec import FusionRuleSpec, FusionSpec
 from engine.text.tokenization import PassageTokenizer
@@ -62,4 +62,4 @@ def _own(
         return {"own": none, "costs": none, "gains": none}
     alone = FusionRuleSpec(rule="uniform", top_k=fusion.top_k)
     rows = top_entries(fuse(answers.rows, [own], alone, vocabulary), first, last)
-    return {"own": rows, "costs": all_rounded(label_nats(answers.rows, own)[first:last]), "gains": none}
+    return {"own": rows, "costs": rounded(label_nats(answers.rows, own)[first:last]), "gains": none}

@@ -243,11 +243,11 @@ def slow_row(values, at: int) -> dict[int, float]:
 
 
 def check_row(row: list, expected: dict[int, float]) -> None:
-    """Ids, probabilities and rest of a row that is shown are the top entries of the slow path's row."""
+    """Ids, probabilities (to five decimals) and rest of a row that is shown are the top of the slow path's row."""
     ids, probs, rest = row
     top = sorted((p for p in expected.values() if p > 0), reverse=True)[: len(ids)]
-    assert probs == pytest.approx(top, rel=2e-3, abs=1e-6)
-    assert [expected[token] for token in ids] == pytest.approx(probs, rel=2e-3, abs=1e-6)
+    assert probs == pytest.approx(top, rel=2e-3, abs=6e-6)
+    assert [expected[token] for token in ids] == pytest.approx(probs, rel=2e-3, abs=6e-6)
     assert rest == pytest.approx(1.0 - sum(expected.values()), abs=2e-3)
 
 
