@@ -56,8 +56,10 @@ class LivePage:
     def __enter__(self) -> LivePage:
         self._earlier = recorded_steps(self._spec.run.output_dir)
         if self._earlier:
-            earlier = earlier_data(self._url).get("passages", [])
-            self._looks = {(look["step"], look["passage"]): look for look in earlier}
+            with suppress(OSError, ValueError):  # a page that cannot be read stops no run
+                earlier = earlier_data(self._url).get("passages", [])
+                last = self._earlier[-1].step  # later steps are taken again
+                self._looks = {(look["step"], look["passage"]): look for look in earlier if look["step"] <= last}
         return self
 
     def __exit__(
