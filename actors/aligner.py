@@ -14,6 +14,7 @@ from actors.monitor import Meter
 from engine.corpus.passages import passages_of
 from engine.corpus.reading import Reading
 from engine.errors import RecordError
+from engine.history.sampling import is_sampled
 from engine.method.alignment import SourceAlignment
 from engine.method.answers import Answers, source_answers, target_answers
 from engine.method.canonical import CanonicalPairs
@@ -35,6 +36,10 @@ MOST_UNMAPPED = 0.995
 
 #: Rows of a batch that the check of the mapped mass looks at; with fewer, one passage in another script could be all.
 FEWEST_ROWS, MOST_ROWS = 256, 1024
+
+
+#: Tokens of a sampled batch for each look in it: a batch may last several steps.
+TOKENS_OF_A_LOOK = 2048
 
 
 class Aligner:
@@ -80,6 +85,7 @@ class Aligner:
         self._fusion = fusion
         self._alignment = alignment
         self._meter = meter
+        self._batches = 0  # only decides at what the report looks
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """``records.PASSAGE`` and the columns of all sources to ``records.FUSED_PASSAGE``.
@@ -114,14 +120,16 @@ class Aligner:
     def _look_at(
         self, passage_ids: Sequence[str], answers: Answers, aligned: Sequence[SourceRows], fused: FusedRows
     ) -> list[str]:
-        """For each passage a look at some of its tokens (``engine.method.inspection``); empty for all but two."""
+        """For each passage a look at some of its tokens (``engine.method.inspection``); empty for most."""
         looks = [""] * len(passage_ids)
-        if not aligned:
+        self._batches += 1
+        if not aligned or not is_sampled(self._batches, self._batches):
             return looks
         passages = np.repeat(np.arange(len(passage_ids)), answers.counts)
         ids = [passage_ids[passage] for passage in passages]
         by_product = self._alignment.split_tokens == "product"
-        for answer, why in chosen_answers(ids, answers.rows, fused.cross_entropy).items():
+        most = max(2, len(answers.token_ids) // TOKENS_OF_A_LOOK)
+        for answer, why in chosen_answers(ids, answers.rows, fused.cross_entropy, most).items():
             look = inspect(
                 answer, answers.rows, aligned, fused, self._fusion, self._vocabulary, self._names, by_product,
                 self._canonical,

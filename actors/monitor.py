@@ -113,9 +113,9 @@ class RunMonitor:
 
     def inspect(self, passages: Sequence[dict[str, Any]]) -> None:
         """Add passages of a step that a page shows token by token (``actors.training.looks``); drop those too many."""
-        newest = max(passage["step"] for passage in passages)
         looks = self._looks | {(passage["step"], passage["passage"]): passage for passage in passages}
-        self._looks = {key: look for key, look in looks.items() if is_sampled(key[0], newest)}
+        newest = max(look["sample"] for look in looks.values())
+        self._looks = {key: look for key, look in looks.items() if is_sampled(look["sample"], newest)}
 
     def skip(self, row: SkippedRow) -> None:
         """Add a file or row that was left out; it counts once, however often it is read."""

@@ -30,8 +30,8 @@ class Look(NamedTuple):
 class Looks:
     """Chooses the passages of the sampled steps, and adds the target's rows to their descriptions.
 
-    A batch has two described passages and may last several steps: where a sampled step has none, the next one with some
-    is taken in its stead.
+    Only some passages are described: where a sampled step has none of them, the next one with some is taken in its
+    stead.
 
     Args:
         is_wanted: whether this worker looks at any; the first one does.
@@ -39,7 +39,8 @@ class Looks:
 
     def __init__(self, is_wanted: bool):
         self._is_wanted = is_wanted
-        self._is_due = False
+        self._due = 0  # the sampled step whose look is still to come; 0: none
+        self._sample = 0  # the sampled step for which the last passages were chosen
         self._chosen: list[Look] = []
 
     def choose(self, table: pa.Table | None, step: int, block_length: int) -> np.ndarray:
@@ -52,15 +53,17 @@ class Looks:
         Returns:
             Their rows among all rows of the blocks, int64, ascending; none in most steps.
         """
-        self._is_due = self._is_wanted and (self._is_due or is_sampled(step, step))
-        self._chosen = looks_of(table)[:MOST_PASSAGES] if self._is_due and table is not None else []
-        self._is_due = self._is_due and not self._chosen
+        if self._is_wanted and is_sampled(step, step):
+            self._due = step
+        self._chosen = looks_of(table)[:MOST_PASSAGES] if self._due and table is not None else []
+        if self._chosen:
+            self._sample, self._due = self._due, 0
         parts = [look.block * block_length + look.first + np.arange(look.rows) for look in self._chosen]
         return np.concatenate([np.empty(0, np.int64), *parts])
 
     def descriptions(self, own: OwnRows | None, step: int) -> list[dict[str, Any]]:
         """The chosen passages with the target's rows; none where none was chosen."""
-        return [] if own is None else with_own_rows(self._chosen, own, step)
+        return [] if own is None else with_own_rows(self._chosen, own, step, self._sample)
 
 
 def looks_of(table: pa.Table) -> list[Look]:
@@ -76,8 +79,8 @@ def looks_of(table: pa.Table) -> list[Look]:
     return found
 
 
-def with_own_rows(looks: Sequence[Look], own: OwnRows, step: int) -> list[dict[str, Any]]:
-    """The descriptions with the target's rows and the step.
+def with_own_rows(looks: Sequence[Look], own: OwnRows, step: int, sample: int) -> list[dict[str, Any]]:
+    """The descriptions with the target's rows, the step, and the sampled step in whose stead it is shown.
 
     ``own``: like ``fused``, without rest mass. ``costs``: of the labels, in nats. ``gains``: of the teacher.
     """
@@ -87,6 +90,6 @@ def with_own_rows(looks: Sequence[Look], own: OwnRows, step: int) -> list[dict[s
         ids, probs, costs, gains = (column[start : start + look.rows] for column in numbers)
         start += look.rows
         rows = [[top, p_top, 0.0] for top, p_top in zip(ids.tolist(), rounded(probs), strict=True)]
-        more = {"step": step, "own": rows, "costs": rounded(costs), "gains": rounded(gains)}
+        more = {"step": step, "sample": sample, "own": rows, "costs": rounded(costs), "gains": rounded(gains)}
         found.append(look.description | more)
     return found

@@ -1,6 +1,6 @@
 """A look at single tokens: what each source says there, how its row is aligned, and what the fusion makes of it.
 
-The distributions of a run are never stored. So of each batch the aligner describes a stretch of two answers while it
+The distributions of a run are never stored. So of some batches the aligner describes a stretch of some answers while it
 has their rows; the description travels with the passage, and the training worker adds what the target says.
 """
 
@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ NO_SUCH_ROW, SAME_TOKEN, SPLIT, LONGER, INSIDE = range(5)
 SOURCES_DIFFER, AT_RANDOM = "the sources differ most", "at random"
 
 
-def chosen_answers(passage_ids: Sequence[str], target: TargetRows, cross_entropy: np.ndarray) -> dict[int, str]:
+def chosen_answers(
+    passage_ids: Sequence[str], target: TargetRows, cross_entropy: np.ndarray, most: int = 2
+) -> dict[int, str]:
     """The answers of a batch to look at, and why; the same whenever the batch is.
 
     Args:
@@ -41,8 +44,8 @@ def chosen_answers(passage_ids: Sequence[str], target: TargetRows, cross_entropy
         cross_entropy: float64 [B,N], in nats per byte.
 
     Returns:
-        One where the sources' cross-entropies lie farthest apart (with one source: where it is highest), and one by
-        chance, which may be the same.
+        At most ``most``: in turn one where the sources' cross-entropies lie farthest apart (with one source: where it
+        is highest), and one by chance.
     """
     numbers = np.where(np.isfinite(cross_entropy), cross_entropy, np.nan)
     rows = np.add.reduceat(target.is_learned, target.offsets[:-1]) if len(passage_ids) else np.empty(0)
@@ -52,9 +55,15 @@ def chosen_answers(passage_ids: Sequence[str], target: TargetRows, cross_entropy
     highest = np.where(np.isfinite(numbers), numbers, -np.inf).max(axis=1)
     lowest = np.where(np.isfinite(numbers), numbers, np.inf).min(axis=1)
     spread = highest - lowest if numbers.shape[1] > 1 else highest
-    most = int(np.where(can, spread, -np.inf).argmax())
+    answers = np.flatnonzero(can).tolist()
     chance = [zlib.crc32(name.encode("utf8")) for name in passage_ids]
-    return {int(min(np.flatnonzero(can), key=lambda answer: chance[answer])): AT_RANDOM, most: SOURCES_DIFFER}
+    by_spread = sorted(answers, key=lambda answer: -spread[answer])
+    by_chance = sorted(answers, key=lambda answer: chance[answer])
+    found: dict[int, str] = {}
+    for differing, drawn in zip(by_spread, by_chance, strict=True):
+        found.setdefault(differing, SOURCES_DIFFER)
+        found.setdefault(drawn, AT_RANDOM)
+    return dict(islice(found.items(), most))
 
 
 def inspect(

@@ -106,8 +106,8 @@ class LivePage:
 
     def _tokens(self) -> dict[str, Any]:
         """The data of the token view, from this start's steps and those of earlier ones."""
-        newest = max((step for step, _ in self._looks), default=0)
-        self._looks = {key: look for key, look in self._looks.items() if is_sampled(key[0], newest)}
+        newest = max((look["sample"] for look in self._looks.values()), default=0)
+        self._looks = {key: look for key, look in self._looks.items() if is_sampled(look["sample"], newest)}
         if not self._looks:
             return {}
         if not self._token_bytes:  # takes a second, so only once there is something to show

@@ -78,7 +78,7 @@ def full_look(step: int) -> dict[str, Any]:
     numbers = random.random(MOST_ROWS).round(4).tolist()
     sources = [{"how": [1] * MOST_ROWS, "cost": numbers, "rows": rows()} for _ in range(3)]
     return {
-        "step": step, "passage": f"{step}/a:{random.integers(10**6)}:1", "why": "at random", "first": 0,
+        "step": step, "sample": step, "passage": f"{step}/a:{random.integers(10**6)}:1", "why": "at random", "first": 0,
         "before": [1] * 25, "tokens": random.integers(2000, size=MOST_ROWS).tolist(), "fused": rows(),
         "weights": [[0.3333] * 3] * MOST_ROWS, "cross_entropy": [1.234] * 3, "sources": sources, "own": rows(),
         "costs": numbers, "gains": numbers,

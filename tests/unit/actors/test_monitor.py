@@ -286,8 +286,8 @@ def test_passages_without_a_source_are_listed_once():
 def test_the_looks_at_tokens_are_few_and_travel_once():
     monitor = RunMonitor()
     for step in range(1, 41):
-        monitor.inspect([{"step": step, "passage": name} for name in ("a", "b")])
-        monitor.inspect([{"step": step, "passage": "a"}])
-    steps = [look["step"] for look in monitor.snapshot().looks]
-    assert steps[:4] == [1, 1, 4, 4] and steps[-1] == 40 and len(steps) == 2 * 11
-    assert {look["step"] for look in monitor.snapshot(since_step=36).looks} == {40}
+        monitor.inspect([{"step": step + 1, "sample": step, "passage": name} for name in ("a", "b")])
+        monitor.inspect([{"step": step + 1, "sample": step, "passage": "a"}])
+    samples = [look["sample"] for look in monitor.snapshot().looks]
+    assert samples[:4] == [1, 1, 4, 4] and samples[-1] == 40 and len(samples) == 2 * 11
+    assert {look["step"] for look in monitor.snapshot(since_step=37).looks} == {41}

@@ -40,13 +40,13 @@ def test_the_rows_of_a_look_lie_in_its_passage():
 def test_a_sampled_step_without_a_described_passage_takes_the_next_with_one():
     table, looks = training_blocks(seed=0), Looks(is_wanted=True)
     some = described(table, {"0/a:1:1", "0/a:1:3", "0/a:1:4"})
-    assert len(looks.choose(table, 1, LENGTH)) == 0
-    assert looks.descriptions(None, 1) == []
-    asked = looks.choose(some, 2, LENGTH)
+    assert len(looks.choose(table, 16, LENGTH)) == 0
+    assert looks.descriptions(None, 16) == []
+    asked = looks.choose(some, 17, LENGTH)
     assert len(asked) == 6 and (np.diff(asked) > 0).all(), "two passages at most"
     numbers = torch.arange(30.0).view(6, 5)
-    found = looks.descriptions(OwnRows(numbers.long(), numbers / 100, numbers[:, 0], -numbers[:, 0]), 2)
-    assert [look["step"] for look in found] == [2, 2]
+    found = looks.descriptions(OwnRows(numbers.long(), numbers / 100, numbers[:, 0], -numbers[:, 0]), 17)
+    assert [(look["step"], look["sample"]) for look in found] == [(17, 16), (17, 16)], "17 of 17 is not sampled"
     assert found[1]["costs"] == [15.0, 20.0, 25.0] and found[1]["gains"] == [-15.0, -20.0, -25.0]
     assert found[0]["own"][0] == [[0, 1, 2, 3, 4], [0.0, 0.01, 0.02, 0.03, 0.04], 0.0]
     assert len(looks.choose(some, 101, LENGTH)) == 0, "step 101 of 101 is not sampled"

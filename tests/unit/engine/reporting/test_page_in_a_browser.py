@@ -120,7 +120,7 @@ def with_target(look, table, row, vocabulary):
         fusion_weights=torch.ones(len(look["tokens"])),
     )
     own = own_rows(hidden, head, None, targets, PLAIN)
-    (found,) = with_own_rows([Look(look, 0, 0, len(look["tokens"]))], own, step=1)
+    (found,) = with_own_rows([Look(look, 0, 0, len(look["tokens"]))], own, step=1, sample=1)
     return found, (hidden.double() @ head.double().T).softmax(-1).numpy()
 
 

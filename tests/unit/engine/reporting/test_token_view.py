@@ -23,7 +23,8 @@ def look(step, rows=3):
     row = [[1, 2], [0.5, 0.25], 0.2]
     source = {"how": [1] * rows, "cost": [0.5] * rows, "rows": [row] * rows}
     return {
-        "step": step, "passage": f"0/a:{step}:0", "why": "at random", "first": 0, "before": [0], "tokens": [1] * rows,
+        "step": step, "sample": step, "passage": f"0/a:{step}:0", "why": "at random", "first": 0,
+        "before": [0], "tokens": [1] * rows,
         "fused": [row] * rows, "weights": [[1.0]] * rows, "cross_entropy": [0.4], "sources": [source],
         "own": [row] * rows, "costs": [0.7] * rows, "gains": [0.1] * rows,
     }  # fmt: skip
