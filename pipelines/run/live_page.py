@@ -75,6 +75,8 @@ class LivePage:
         self._steps += picture.steps
         self._looks |= {(look["step"], look["passage"]): look for look in picture.looks}
         if self._steps and now >= self._next_writing:
+            if self._looks and not self._token_bytes:
+                self._token_bytes = self._read_tokens()
             started = time.thread_time()
             self._write(self._words_of_progress(), self._seconds_between)
             self._seconds_between = max(SECONDS_BETWEEN, (time.thread_time() - started) / MOST_CPU_SHARE)
@@ -110,9 +112,12 @@ class LivePage:
         self._looks = {key: look for key, look in self._looks.items() if is_sampled(look["sample"], newest)}
         if not self._looks:
             return {}
-        if not self._token_bytes:  # takes a second, so only once there is something to show
-            self._token_bytes = PassageTokenizer.load(Checkpoint.of(self._spec.target_model)).token_bytes
+        self._token_bytes = self._token_bytes or self._read_tokens()
         return token_data(self._spec, [self._looks[key] for key in sorted(self._looks)], self._token_bytes)
+
+    def _read_tokens(self) -> Sequence[bytes | None]:
+        """The target's tokens. A large vocabulary takes ten seconds once, unless this process has read it before."""
+        return PassageTokenizer.load(Checkpoint.of(self._spec.target_model)).token_bytes
 
     def _words_of_progress(self) -> str:
         """The step, the time left, and what the page does not list."""
