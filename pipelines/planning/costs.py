@@ -7,6 +7,7 @@ devices of one kind; the report of a run names the slowest stage.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,9 +84,14 @@ def _source_cost(source: SourceModelSpec, texts: Sequence[str], training: float,
         work,
         relative,
         source.replicas,
-        max(1, round(relative * workers)),
+        _enough(relative * workers),
         step,
     )
+
+
+def _enough(replicas: float) -> int:
+    """Whole replicas, at least one; a sum that comes out whole may be a little above it in floating point."""
+    return max(1, math.ceil(round(replicas, 6)))
 
 
 def _step(source: SourceModelSpec) -> tuple[int, int, int]:

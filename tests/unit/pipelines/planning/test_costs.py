@@ -8,7 +8,7 @@ from safetensors import safe_open
 from engine import load_spec
 from engine.model_files.checkpoint import Checkpoint
 from engine.text.tokenization import PassageTokenizer
-from pipelines.planning.costs import model_costs
+from pipelines.planning.costs import _enough, model_costs
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.timeout(60)
@@ -41,7 +41,11 @@ def test_work_is_two_for_a_weight_and_token_in_scoring_and_six_in_training(costs
     assert costs["target"].relative == 1.0
     source = costs["gpt2-code"]
     assert source.relative == pytest.approx(source.work_per_byte / costs["target"].work_per_byte)
-    assert source.proposed == max(1, round(source.relative * 2))
+    assert source.proposed - 1 < source.relative * 2 <= source.proposed
+
+
+def test_replicas_are_enough_for_the_workers_and_not_one_more():
+    assert [_enough(wanted) for wanted in (0.0, 0.3, 1 / 3 * 3, 0.1 * 3 / 0.3, 2.4, 2.7)] == [1, 1, 1, 1, 3, 3]
 
 
 def test_memory_is_weights_cache_and_the_vocabulary_of_the_longest_prompt(costs):
