@@ -7,7 +7,8 @@
 batches overtake each other. Measured at a tenth, half and nine tenths of the passages, the largest of the three. A
 commit learns the blocks of 50 steps and makes the state's JSON, as training does; its time is CPU time, against that of
 a set of passage ids.
-``resume_bytes`` is real reading of a split file without models or training, against reading from the beginning.
+``resume_bytes`` is real reading of a split file without models or training, against reading from the beginning;
+``tests.benchmarks.resume`` has the same of whole runs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec.implementations.local
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -35,6 +35,7 @@ from engine.history.ledger import SHARD_END, Cursor, Entry, Ledger
 from engine.model_files.checkpoint import Checkpoint
 from engine.records.batches import of_row
 from engine.spec import CorpusSpec
+from tests.benchmarks.bytes_read import CountedBytes
 from tests.benchmarks.figures import say
 
 PASSAGES, READERS, PASSAGES_A_BLOCK = 10**9, 64, 4
@@ -156,30 +157,6 @@ def reader(shards, learned: Ledger) -> PassageReader:
 def task(numbers) -> pa.Table:
     """A reader's task of some shards."""
     return pa.Table.from_pylist([{"shards": list(numbers), "first_turn": 0}])
-
-
-class CountedBytes:
-    """Counts the bytes of the lines that are read from local files in the meantime."""
-
-    bytes = 0
-
-    def __enter__(self) -> CountedBytes:
-        self._opener = fsspec.implementations.local.LocalFileOpener
-        self._readline = self._opener.__dict__.get("readline")
-
-        def counted(file, *arguments):
-            line = file.f.readline(*arguments)
-            self.bytes += len(line)
-            return line
-
-        self._opener.readline = counted
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._readline is None:
-            del self._opener.readline
-        else:
-            self._opener.readline = self._readline
 
 
 if __name__ == "__main__":

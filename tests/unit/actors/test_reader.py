@@ -21,6 +21,7 @@ from engine.model_files.checkpoint import Checkpoint
 from engine.records.batches import of_row, to_learn
 from engine.spec import CorpusSpec
 from pipelines.stream.fused_blocks import reading_tasks
+from tests.benchmarks.bytes_read import CountedBytes, first_row
 from tests.support.tiny_tokenizers import tokenizer_folders
 
 pytestmark = pytest.mark.timeout(120)
@@ -124,3 +125,27 @@ def test_turns_count_over_the_shards_of_a_reader_of_all(corpus):
         ledger.learn(blocks.entries)
     (rest,) = streams(corpus, ledger, 3, in_order=True)
     assert [blocks.first_turn for _, blocks in rest] == [b.first_turn for _, b in batches[len(batches) // 2 :]]
+
+
+def test_the_benchmarks_count_the_lines_from_the_cursor_to_the_end_of_the_lot(corpus):
+    """A reader takes the rest of the line before its place, too, and stops reading where it has a first batch."""
+    ended_early = 0
+    for shard in corpus[1][: len(corpus[1]) // PASSES]:
+        task = pa.Table.from_pylist([{"shards": [shard.number], "first_turn": 0}])
+        ledger, (unit,) = Ledger(), shard.units
+        for row in list(reader(corpus, Ledger(), 2)(task))[:3]:
+            ledger.learn(of_row(row)[1].entries)
+        if ledger.is_done(shard.number):
+            continue
+        with CountedBytes() as whole:
+            rows = list(reader(corpus, ledger, 2)(task))
+        row, num_bytes = first_row(reader(corpus, ledger, 2)(task))
+        assert row.equals(rows[0])
+        with open(unit.path, "rb") as file:
+            data = file.read()
+        begin = unit.first_byte + ledger.progress(shard.number).cursor.offset
+        end = data.index(b"\n", unit.end_byte - 1) + 1 if unit.end_byte >= 0 else len(data)
+        assert whole.bytes == end - max(begin - 1, 0)
+        assert 0 < num_bytes <= whole.bytes
+        ended_early += num_bytes < whole.bytes
+    assert ended_early
