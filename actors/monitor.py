@@ -11,18 +11,21 @@ import threading
 import time
 import traceback
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
 from engine.errors import FusionError
-from engine.history.result import TRAIN, LeftOut, Progress, SkippedRow, StageTotals, StepRecord
+from engine.history.result import TRAIN, Committed, LeftOut, Progress, SkippedRow, StageTotals, StepRecord
 from engine.history.sampling import is_sampled
 
 #: Skipped rows and passages left out that a picture lists; it counts all of them.
 MOST_ROWS = 100
+
+#: Checkpoints that a picture lists, the latest: more than can be made between two pictures.
+MOST_CHECKPOINTS = 20
 
 #: The longest wait until the monitor has heard why a process ends.
 MOST_SECONDS_TO_END = 10.0
@@ -58,6 +61,8 @@ class RunMonitor:
         self._skipped: dict[tuple[str, int], SkippedRow] = {}
         self._left_out: dict[tuple[str, str], LeftOut] = {}
         self._looks: dict[tuple[int, str], dict[str, Any]] = {}
+        self._checkpoints: deque[Committed] = deque(maxlen=MOST_CHECKPOINTS)
+        self._num_not_finite = 0
 
     def begin_stream(self) -> None:
         """Note that a stream begins, with new replicas: the first, or one after a restart of the training workers."""
@@ -101,8 +106,9 @@ class RunMonitor:
         """Note why a process of a stage is about to end."""
         self._reasons.setdefault(stage, []).append((reason, out_of_memory))
 
-    def commit(self) -> None:
-        """Note that a checkpoint was made: the run gets on, and deaths before it count no more."""
+    def commit(self, step: int) -> None:
+        """Note that the checkpoint of a step is complete: the run gets on, and deaths before it count no more."""
+        self._checkpoints.append(Committed(step, time.time()))
         for stage, processes in self._processes.items():
             for replica in {replica for replica, _ in processes}:
                 self._forgiven[stage, replica] = self._own_deaths(stage, replica)
@@ -110,6 +116,10 @@ class RunMonitor:
     def step(self, record: StepRecord) -> None:
         """Add one optimizer step; a step that is taken again after a restart replaces the first."""
         self._steps[record.step] = record
+
+    def refuse_step(self) -> None:
+        """Note that a step was not taken, since its loss or its gradient was not finite."""
+        self._num_not_finite += 1
 
     def inspect(self, passages: Sequence[dict[str, Any]]) -> None:
         """Add passages of a step that a page shows token by token (``actors.training.looks``); drop those too many."""
@@ -144,6 +154,8 @@ class RunMonitor:
             left_out=_listed(self._left_out, most_rows),
             num_skipped=len(self._skipped),
             num_left_out=len(self._left_out),
+            checkpoints=tuple(self._checkpoints),
+            num_not_finite=self._num_not_finite,
         )
 
     def _own_deaths(self, stage: str, replica: str) -> int:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -38,10 +40,13 @@ class CheckpointWriter:
         folder: of all checkpoints; local or an fsspec path.
         keep: number of complete checkpoints to keep.
         timeout_hours: the longest wait for the slowest worker's files.
+        when_complete: called with the step of each complete checkpoint, on the first worker, in another thread.
     """
 
-    def __init__(self, folder: str, keep: int, timeout_hours: float):
-        self._folder, self._keep = folder, keep
+    def __init__(
+        self, folder: str, keep: int, timeout_hours: float, when_complete: Callable[[int], None] = lambda step: None
+    ):
+        self._folder, self._keep, self._when_complete = folder, keep, when_complete
         # A group of its own, since its messages pass between those of training; on CPUs, where the copies are.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=timeout_hours))
         self._pending: Future[None] | None = None
@@ -53,7 +58,8 @@ class CheckpointWriter:
             OSError: the last one could not be written.
         """
         self.finish()
-        self._pending = save(target, os.path.join(self._folder, f"step-{target.step:08d}"), state, self._group)
+        folder = os.path.join(self._folder, f"step-{target.step:08d}")
+        self._pending = save(target, folder, state, self._group, partial(self._when_complete, target.step))
 
     def finish(self) -> None:
         """Wait until the last checkpoint is complete, then delete those that are too old.
@@ -68,7 +74,11 @@ class CheckpointWriter:
 
 
 def save(
-    target: TargetModel, folder: str, state: dict[str, Any], group: dist.ProcessGroup | None = None
+    target: TargetModel,
+    folder: str,
+    state: dict[str, Any],
+    group: dist.ProcessGroup | None = None,
+    when_complete: Callable[[], None] = lambda: None,
 ) -> Future[None]:
     """Copy the target's state and write it as one checkpoint in a thread; all workers take part.
 
@@ -77,6 +87,7 @@ def save(
         state: values that JSON can hold, equal on all workers.
         group: of all workers, on CPUs; None takes the default group, which nothing else may use before the checkpoint
             is complete.
+        when_complete: called on the first worker when the checkpoint is complete, in another thread.
 
     Returns:
         A future that is done when all workers have written; on the first worker, when the checkpoint is complete. Its
@@ -87,16 +98,19 @@ def save(
     dist.barrier()
     written = dcp.async_save(_content(target), storage_writer=FsspecWriter(folder), process_group=group)
     journal = json.dumps({**state, "step": target.step}).encode("utf8")
-    return _MARKING.submit(_mark_complete, written, folder, journal, dist.get_rank() == 0)
+    return _MARKING.submit(_mark_complete, written, folder, journal, dist.get_rank() == 0, when_complete)
 
 
-def _mark_complete(written: Future, folder: str, journal: bytes, is_first: bool) -> None:
+def _mark_complete(
+    written: Future, folder: str, journal: bytes, is_first: bool, when_complete: Callable[[], None]
+) -> None:
     try:
         written.result()
         if is_first:
             filesystem, path = fsspec.core.url_to_fs(folder)
             filesystem.pipe_file(os.path.join(path, STATE_FILE + ".part"), journal)
             filesystem.mv(os.path.join(path, STATE_FILE + ".part"), os.path.join(path, STATE_FILE))
+            when_complete()
         return
     except (CheckpointException, OSError) as error:
         reason = str(_first_failure(error))

@@ -24,6 +24,7 @@ from actors.training.looks import Looks
 from actors.training.preemption import PreemptionNotices
 from actors.training.step_counts import count, over_workers, step_record
 from actors.training.target_model import TargetModel
+from engine.errors import TrainingError
 from engine.history.ledger import ENTRY_NUMBERS
 from engine.history.result import StepRecord
 from engine.history.stopping import best_step, reached
@@ -57,10 +58,10 @@ def train_worker(
     target = TargetModel(spec.target_model, spec.training, spec.objective, spec.fusion.top_k, device)
     journal = restore(target, spec.run.output_dir)
     folder, training = checkpoints_folder(spec.run.output_dir), spec.training
-    writer = CheckpointWriter(folder, training.keep_checkpoints, training.collective_timeout_hours)
+    reports = StepReports(monitor, len(journal.history))
+    writer = CheckpointWriter(folder, training.keep_checkpoints, training.collective_timeout_hours, reports.commit)
     notices = PreemptionNotices()
     held_out = held_out_domains() if spec.evaluation.every_steps else {}
-    reports = StepReports(monitor, len(journal.history))
     looks = Looks(is_wanted=dist.get_rank() == 0)
     tables = in_steps(shares, spec.training.global_batch_blocks // spec.training.num_workers)
     while reached(spec, journal.history) is None:
@@ -73,7 +74,6 @@ def train_worker(
         reports.send(journal.history[:-1] if held_out else journal.history)
         if notices.is_new() or target.step % training.checkpoint_every_steps == 0:
             commit(target, journal, writer)
-            reports.commit()
     if held_out and journal.history and not journal.history[-1].held_out:
         _evaluate(target, spec, held_out, journal)
     reports.send(journal.history)
@@ -110,10 +110,14 @@ class StepReports:
         if passages:
             self._monitor.inspect.remote(passages)
 
-    def commit(self) -> None:
-        """Report that a checkpoint was made."""
+    def commit(self, step: int) -> None:
+        """Report that the checkpoint of a step is complete; only the first worker knows that."""
+        self._monitor.commit.remote(step)
+
+    def refuse(self) -> None:
+        """Report that a step was not taken, since its loss or its gradient was not finite."""
         if dist.get_rank() == 0:
-            self._monitor.commit.remote()
+            self._monitor.refuse_step.remote()
 
 
 def learn(
@@ -135,6 +139,9 @@ def learn(
 
     Returns:
         The step's record; None if no worker has blocks left.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite.
     """
     table, own_wait_seconds = waited
     started = time.perf_counter()
@@ -144,7 +151,12 @@ def learn(
         return None
     step = target.step + 1
     asked = looks.choose(table, step, target.block_length) if looks is not None else None
-    losses = target.train_step(table, asked)
+    try:
+        losses = target.train_step(table, asked)
+    except TrainingError:  # not finite, on all workers
+        if reports is not None:
+            reports.refuse()
+        raise
     if looks is not None and reports is not None:
         reports.inspect(looks.descriptions(losses.own, step))
     # A worker that has waited less for data has waited here for the others: the time holds the longest wait already.

@@ -123,11 +123,21 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Committed:
+    """A complete checkpoint: its step, and the time when it was complete, seconds since 1970."""
+
+    step: int
+    time: float
+
+
+@dataclass(frozen=True)
 class Progress:
     """A snapshot of a run, which the driver takes about once a second.
 
     Attributes:
         skipped, left_out: the first ones, ``num_skipped`` and ``num_left_out`` in all.
+        checkpoints: the latest ones of this start, oldest first.
+        num_not_finite: steps that were not taken, since their loss or gradient was not finite.
         looks: passages that a page shows token by token, those of the steps since the snapshot before
             (``engine.method.inspection``, ``actors.training.looks``).
     """
@@ -138,6 +148,8 @@ class Progress:
     left_out: tuple[LeftOut, ...] = ()
     num_skipped: int = 0
     num_left_out: int = 0
+    checkpoints: tuple[Committed, ...] = ()
+    num_not_finite: int = 0
     looks: tuple[dict[str, Any], ...] = ()
 
 

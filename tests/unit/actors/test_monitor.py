@@ -9,7 +9,7 @@ import pytest
 from actors import monitor as run_monitor
 from actors.monitor import Deaths, Meter, NoMeter, RunMonitor
 from engine.errors import FusionError
-from engine.history.result import SkippedRow, StageTotals
+from engine.history.result import Committed, SkippedRow, StageTotals
 from tests.support.paths import ROOT
 from tests.support.step_records import step_record
 
@@ -251,9 +251,21 @@ def test_deaths_before_a_checkpoint_count_no_more():
     monitor = RunMonitor()
     for process, expected in (("a", 0), ("b", 1), ("c", 2)):
         assert monitor.start("actor", process, "corpus").count == expected
-    monitor.commit()
+    monitor.commit(2)
     assert monitor.start("actor", "d", "corpus").count == 1
     assert monitor.start("another", "e", "corpus").count == 0
+
+
+def test_a_picture_lists_the_latest_checkpoints_and_counts_steps_that_were_not_finite(monkeypatch):
+    monkeypatch.setattr("actors.monitor.time.time", iter(range(1000, 2000)).__next__)
+    monitor = RunMonitor()
+    assert (monitor.snapshot().checkpoints, monitor.snapshot().num_not_finite) == ((), 0)
+    for step in range(1, 31):
+        monitor.commit(step)
+    monitor.refuse_step()
+    picture = monitor.snapshot(since_step=30)
+    assert (len(picture.checkpoints), picture.checkpoints[-1]) == (20, Committed(30, 1029))
+    assert picture.num_not_finite == 1
 
 
 def test_the_refusal_says_what_ended_the_replicas_and_how_often_memory_was_short():

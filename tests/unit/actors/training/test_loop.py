@@ -12,9 +12,11 @@ from ray.train import PreemptionInfo
 from actors.training import loop
 from actors.training.held_out_loss import HeldOutBlocks
 from actors.training.journal import Journal
-from actors.training.loop import learn, train_worker
+from actors.training.looks import Looks
+from actors.training.loop import StepReports, learn, train_worker
 from actors.training.step_counts import StepCounts
 from actors.training.target_model import StepLosses
+from engine.errors import TrainingError
 from engine.method.losses import NO_LABEL
 from engine.records.batches import shares
 from engine.records.ragged import of_list
@@ -35,9 +37,15 @@ class Monitor:
     def __init__(self):
         self.records = []
         self.step = SimpleNamespace(remote=self.records.append)
-        self.commit = SimpleNamespace(remote=lambda: None)
+        self.checkpoints = []
+        self.commit = SimpleNamespace(remote=self.checkpoints.append)
+        self.refused = 0
+        self.refuse_step = SimpleNamespace(remote=self._refuse)
         self.looks = []
         self.inspect = SimpleNamespace(remote=self.looks.extend)
+
+    def _refuse(self):
+        self.refused += 1
 
 
 @pytest.fixture
@@ -78,20 +86,20 @@ def held_out_domains():
 
 
 def work(spec, monkeypatch, steps=STEPS, notices=repeat(None)):  # noqa: B008
-    """Run the loop over so many steps, each with a notice of Ray Train; what it reports, and its history."""
+    """Run the loop over so many steps, each with a notice of Ray Train; what it has reported to, and its history."""
     monkeypatch.setattr(loop.ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(loop.ray.train, "get_preemption_info", lambda: next(notices))
     monitor = Monitor()
     shares = [training_blocks(seed) for seed in range(2, steps + 2)]
     history = train_worker(spec, monitor, 1, shares, held_out_domains)
-    return monitor.records, history
+    return monitor, history
 
 
 def test_every_step_is_reported_once_with_its_evaluation_the_last_of_the_corpus_too(spec, monkeypatch):
-    reported, history = work(spec, monkeypatch)
-    assert tuple(reported) == history
-    assert [record.step for record in reported] == [1, 2, 3]
-    assert [bool(record.held_out) for record in reported] == [False, True, True]
+    monitor, history = work(spec, monkeypatch)
+    assert tuple(monitor.records) == history
+    assert [record.step for record in history] == [1, 2, 3]
+    assert [bool(record.held_out) for record in history] == [False, True, True]
 
 
 def test_looks_at_tokens_travel_with_their_blocks_and_get_the_targets_rows(spec, monkeypatch):
@@ -109,19 +117,34 @@ def test_a_finished_run_that_is_started_again_leaves_its_checkpoint_alone(spec, 
     _, history = work(spec, monkeypatch)
     (folder,) = os.scandir(os.path.join(spec.run.output_dir, "checkpoints"))
     before = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(folder)}
-    reported, again = work(spec, monkeypatch, steps=0)
+    monitor, again = work(spec, monkeypatch, steps=0)
     assert {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(folder)} == before
     assert again == history
-    assert not reported, "the first start has reported these steps"
+    assert not monitor.records, "the first start has reported these steps"
 
 
 def test_a_notice_of_preemption_makes_one_checkpoint_at_once(spec, monkeypatch):
     monkeypatch.delenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", raising=False)  # a local Ray switches it off
     notice = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
     kept = spec.model_copy(update={"training": spec.training.model_copy(update={"keep_checkpoints": 9})})
-    work(kept, monkeypatch, steps=5, notices=iter([None, notice, notice, None, None]))
+    monitor, _ = work(kept, monkeypatch, steps=5, notices=iter([None, notice, notice, None, None]))
     saved = sorted(entry.name for entry in os.scandir(os.path.join(spec.run.output_dir, "checkpoints")))
     assert saved == ["step-00000002", "step-00000005"]
+    assert monitor.checkpoints == [2, 5], "reported when they are complete"
+
+
+def test_a_step_that_is_not_finite_is_reported(spec):
+    class Target:
+        step, device, block_length = 1, torch.device("cpu"), LENGTH
+
+        def train_step(self, table, asked=None):
+            raise TrainingError("step 2: not finite")
+
+    monitor = Monitor()
+    with pytest.raises(TrainingError, match="not finite"):
+        waited = (training_blocks(seed=1), 0.0)
+        learn(Target(), waited, spec, Journal(), Looks(is_wanted=False), StepReports(monitor, 0))
+    assert monitor.refused == 1
 
 
 def test_a_step_that_waits_for_the_data_of_another_worker_counts_the_wait_once(spec, monkeypatch):
