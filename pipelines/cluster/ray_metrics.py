@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from engine.history.result import Progress, StageTotals, StepRecord
@@ -21,6 +23,16 @@ STAGE_COUNTERS = {
     "tokens": "Tokens that a stage has done, in its own tokenizer",
     "busy_seconds": "Time that a stage's replicas have worked, seconds",
     "wait_seconds": "Time that a stage's replicas have waited, seconds",
+}
+
+#: Gauges of the run as a whole.
+RUN_GAUGES = {
+    "training": "1 while the stream works, 0 when it has ended",
+    "last_checkpoint_timestamp_seconds": "When the last checkpoint was complete, before it when the run started; "
+    "seconds since 1970",
+    "not_finite_steps": "Steps that were not taken, since their loss or gradient was not finite",
+    "skipped_rows": "Files and rows of the corpus that were left out",
+    "left_out_passages": "Passages that were fused without one of the sources",
 }
 
 
@@ -56,6 +68,10 @@ class RayMetrics:
         self._replicas = Gauge(PREFIX + "stage_replicas", "Replicas of a stage", _tag_keys("stage"))
         meaning = "Replicas of a stage that would keep training busy, at the rates of the last half minute"
         self._needed = Gauge(PREFIX + "stage_replicas_needed", meaning, tag_keys=_tag_keys("stage"))
+        meaning = "How often a process of a stage was replaced since the run started"
+        self._restarts = Gauge(PREFIX + "stage_restarts", meaning, tag_keys=_tag_keys("stage"))
+        self._totals = {name: Gauge(PREFIX + name, meaning, tag_keys=("run",)) for name, meaning in RUN_GAUGES.items()}
+        self._began = time.time()
         self._rates = FlowRates(spec)
         self._last_step = 0
         self._seen: dict[str, StageTotals] = {}
@@ -67,6 +83,12 @@ class RayMetrics:
             self._last_step = record.step
         for stage in picture.stages:
             self._add_stage(stage)
+        committed = picture.checkpoints[-1].time if picture.checkpoints else self._began
+        self._totals["training"].set(1, self._run)
+        self._totals["last_checkpoint_timestamp_seconds"].set(committed, self._run)
+        self._totals["not_finite_steps"].set(picture.num_not_finite, self._run)
+        self._totals["skipped_rows"].set(picture.num_skipped, self._run)
+        self._totals["left_out_passages"].set(picture.num_left_out, self._run)
         self._rates.update(picture, self._last_step, now)
         loads, training = self._rates.loads()
         if training > 0.0:
@@ -74,7 +96,8 @@ class RayMetrics:
                 self._needed.set(replicas_needed(load, training), self._run | {"stage": load.name})
 
     def close(self) -> None:
-        """Nothing to do: every number is exported at once."""
+        """Export that training has ended: from here on no alert waits for steps or checkpoints."""
+        self._totals["training"].set(0, self._run)
 
     def _add_step(self, record: StepRecord) -> None:
         for family, label, value in measurements(self._spec, record):
@@ -96,6 +119,7 @@ class RayMetrics:
         for name, counter in self._stages.items():
             _grow(counter, getattr(stage, name) - getattr(before, name), tags)
         self._replicas.set(stage.replicas, tags)
+        self._restarts.set(max(0, stage.starts - stage.replicas), tags)
         self._seen[stage.name] = stage
 
 

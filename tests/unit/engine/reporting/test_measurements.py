@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from engine.errors import PreflightError
-from engine.history.result import Progress, StageTotals
+from engine.history.result import Committed, Progress, StageTotals
 from engine.reporting.measurements import STEP_FAMILIES, measurements
 from engine.reporting.trackers import TensorBoardLog, WandbLog, chosen_trackers, tracker_faults
 from engine.spec.loading import load_spec, parse
@@ -122,9 +122,12 @@ def test_ray_gets_gauges_counters_and_histograms(monkeypatch):
     written = defaultdict(list)
     for kind in ("Gauge", "Counter", "Histogram"):
         monkeypatch.setattr(f"pipelines.cluster.ray_metrics.{kind}", partial(Recorder, written))
+    monkeypatch.setattr("pipelines.cluster.ray_metrics.time.time", lambda: 1000.0)
     metrics = RayMetrics(spec())
     metrics.see(Progress(steps=(step(1), step(2)), stages=(StageTotals("llama", 40, 500, 3.0, 1.0, 2, 2),)), 0.0)
-    metrics.see(Progress(stages=(StageTotals("llama", 60, 700, 4.0, 1.0, 2, 2),)), 1.0)
+    later = (StageTotals("llama", 60, 700, 4.0, 1.0, 2, 3),)
+    counts = {"num_skipped": 3, "num_left_out": 2, "num_not_finite": 1}
+    metrics.see(Progress(stages=later, checkpoints=(Committed(1, 5.0), Committed(2, 6.5)), **counts), 1.0)
     metrics.close()
     assert not any("needed" in name for name, *_ in written), "before training has a rate"
     run = ("run", "trial")
@@ -140,6 +143,12 @@ def test_ray_gets_gauges_counters_and_histograms(monkeypatch):
         ("stage_tokens", run, ("stage", "llama")): [500, 200],
         ("stage_wait_seconds", run, ("stage", "llama")): [1.0],
         ("stage_replicas", run, ("stage", "llama")): [2, 2],
+        ("stage_restarts", run, ("stage", "llama")): [0, 1],
+        ("last_checkpoint_timestamp_seconds", run): [1000.0, 6.5],
+        ("training", run): [1, 1, 0],
+        ("skipped_rows", run): [0, 3],
+        ("left_out_passages", run): [0, 2],
+        ("not_finite_steps", run): [0, 1],
     }
     for (name, *tags), values in expected.items():
         assert written[f"knowledge_fusion_{name}", *tags] == pytest.approx(values), name
