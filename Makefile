@@ -33,6 +33,7 @@ experiment: $(INSTALLED)
 
 test: $(INSTALLED)
 	@requirements/chromium.sh
+	@requirements/prometheus.sh
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile tests/house tests/unit tests/golden

@@ -181,7 +181,7 @@ def test_the_browser_is_installed_by_root_where_none_answers(tmp_path, user):
     write_program(programs, "id", f"echo {user}")
     write_program(programs, "sudo", f'echo sudo >> {seen}; shift; exec "$@"')
     write_program(programs, "apt-get", f"echo $DEBIAN_FRONTEND $* >> {seen}")
-    assert set_up_browser(programs) == ""
+    assert install_by("chromium.sh", programs) == ""
     asked = "noninteractive -qq update\nnoninteractive -qq -o DPkg::Lock::Timeout=120 install --yes "
     asked += "--no-install-recommends chromium\n"
     assert seen.read_text().replace("sudo\n", "") == asked
@@ -189,25 +189,59 @@ def test_the_browser_is_installed_by_root_where_none_answers(tmp_path, user):
 
     write_program(programs, "chromium", "exit 0")
     seen.unlink()
-    assert set_up_browser(programs) == "" and not seen.exists()
+    assert install_by("chromium.sh", programs) == "" and not seen.exists()
 
 
 @pytest.mark.parametrize("fault", ["E: Unable to locate package chromium", "sudo: a password is required"])
 def test_a_machine_without_a_browser_and_without_root_says_so(tmp_path, fault):
     write_program(tmp_path / "programs", "id", "echo 1000")
     write_program(tmp_path / "programs", "sudo", f"echo warning; echo '{fault}' >&2; exit 1")
-    assert set_up_browser(tmp_path / "programs") == (
+    assert install_by("chromium.sh", tmp_path / "programs") == (
         f"no Chromium answers here, and apt-get cannot install it as root ({fault}); install it by hand, or the tests "
         "that open a report in a browser are left out\n"
     )
 
 
-def set_up_browser(programs: Path) -> str:
-    """What the set-up of the browser says where ``programs`` are all that there is, and the shell's own."""
-    for name in ("env", "tail"):
+@pytest.mark.parametrize("user", [0, 1000])
+def test_prometheus_is_unpacked_where_none_answers(tmp_path, user):
+    programs = tmp_path / "programs"
+    write_program(programs, "id", f"echo {user}")
+    write_program(programs, "sudo", 'echo sudo >> seen; shift; exec "$@"')
+    write_program(programs, "apt-get", "echo $* >> seen; [ $2 = update ] || echo a package > prometheus_2_amd64.deb")
+    write_program(
+        programs, "dpkg", "echo $* >> seen; mkdir -p usr/bin; echo echo 2 > usr/bin/promtool; chmod +x usr/bin/*"
+    )
+    assert install_by("prometheus.sh", programs) == ""
+    folder = tmp_path / ".venv" / "prometheus"
+    assert (tmp_path / "seen").read_text() == "sudo\n" * bool(user) + "-qq update\n"
+    assert (folder / "seen").read_text() == "-qq download prometheus\n-x prometheus_2_amd64.deb .\n"
+    assert not list(folder.glob("*.deb"))
+
+    (tmp_path / "seen").unlink()
+    assert install_by("prometheus.sh", programs) == "" and not (tmp_path / "seen").exists()
+
+
+def test_a_machine_without_prometheus_and_without_root_says_so(tmp_path):
+    write_program(tmp_path / "programs", "id", "echo 1000")
+    write_program(tmp_path / "programs", "sudo", "echo 'sudo: a password is required' >&2; exit 1")
+    assert install_by("prometheus.sh", tmp_path / "programs") == (
+        "no promtool answers here, and apt-get cannot fetch Debian's package prometheus "
+        "(sudo: a password is required); install it by hand, or the tests of alerts and dashboard are left out\n"
+    )
+
+
+def install_by(script: str, programs: Path) -> str:
+    """What a script says where ``programs`` are all that there is, and the shell's own; it works beside them."""
+    for name in ("chmod", "env", "mkdir", "rm", "tail"):
         (programs / name).unlink(missing_ok=True)
         (programs / name).symlink_to(shutil.which(name))
-    command = ["/bin/sh", str(ROOT / "requirements" / "chromium.sh")]
-    done = subprocess.run(command, env={"PATH": str(programs)}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["/bin/sh", str(ROOT / "requirements" / script)],
+        cwd=programs.parent,
+        env={"PATH": str(programs)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

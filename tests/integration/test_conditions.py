@@ -1,9 +1,11 @@
 """Runs that end by each condition and are watched in each way, from a spec through the whole engine."""
 
 import json
+import math
 import re
 import time
 import urllib.request
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import ray
 from transformers import AutoTokenizer
 
 from engine import run
+from tests.support.paths import ROOT
+from tests.support.prometheus import Prometheus, is_installed, prometheus
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import byte_level_with_bos
 
@@ -18,6 +22,8 @@ pytestmark = [pytest.mark.timeout(360), pytest.mark.usefixtures("shared_ray")]
 
 #: Id of ``<s>``.
 BOS = 0
+
+MONITORING = ROOT / "pipelines" / "cluster" / "monitoring"
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +67,20 @@ def write_spec(folder, target, **sections):
     return spec | {name: spec.get(name, {}) | values for name, values in sections.items()}
 
 
+def metrics_address():
+    """Where the node serves its metrics."""
+    (node,) = ray.nodes()
+    return f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
+
+
+def scraping(folder) -> AbstractContextManager[Prometheus | None]:
+    """A Prometheus that scrapes the node; None where none is installed, and the dashboard remains unasked."""
+    return prometheus(folder, metrics_address(), MONITORING / "alerts.yaml") if is_installed() else nullcontext()
+
+
 def scraped(families):
     """What the node's metrics address serves of some families: name and labels to number."""
-    (node,) = ray.nodes()
-    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    address = f"http://{metrics_address()}/metrics"
     deadline = time.monotonic() + 30
     found = {}
     while time.monotonic() < deadline and not families <= {name for name, *_ in found}:
@@ -83,7 +99,9 @@ def test_limits_count_over_all_starts_and_the_best_weights_are_exported(tmp_path
     assert (tmp_path / "out" / "checkpoints" / "step-00000001" / "state.json").exists()
     training = {"max_hours": 1.0, "num_workers": 2}
     spec = write_spec(tmp_path, target, run={"tensorboard": True}, training=training, evaluation=evaluation)
-    result = run(spec)
+    with scraping(tmp_path) as server:
+        result = run(spec)
+        check_dashboard(server)
     assert result.stopped_by == "no improvement"
     assert result.history[0] == first.history[0]
     assert result.passages < 3 * 120, "in the middle of the passes"
@@ -141,6 +159,21 @@ def check_served_metrics(result):
     assert found["source_win_rate", run_label, ("source", "source")] == 1.0
     assert found["held_out_bits_per_byte", ("domain", "own"), run_label] == pytest.approx(last.held_out["own"])
     assert found["stage_passages_total", run_label, ("stage", "source")] >= result.passages
+
+
+def check_dashboard(server):
+    """Prometheus answers every query of the dashboard with a number for this run."""
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"] if server is not None else []
+    open_queries = {target["expr"].replace("$run", "conditions") for panel in panels for target in panel["targets"]}
+    deadline = time.monotonic() + 30
+    while open_queries and time.monotonic() < deadline:
+        time.sleep(0.5)
+        open_queries = {query for query in open_queries if not any(map(math.isfinite, numbers(server.ask(query))))}
+    assert not open_queries
+
+
+def numbers(series):
+    return [float(one["value"][1]) for one in series]
 
 
 def check_free_cluster():
