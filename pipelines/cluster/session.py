@@ -21,6 +21,7 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from engine.errors import Fault, PreflightError, first_line
 from engine.spec import FusionSpec
+from pipelines.cluster.fork_server import workers_forked
 from pipelines.cluster.placement import nodes_asked_for, place_faults
 from pipelines.cluster.waiting import wait_for_room, warn
 
@@ -54,7 +55,9 @@ TRAIN_TAB = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 
 
 @contextmanager
-def ray_session(spec: FusionSpec, logical_cpus: float, gpus: float, whole_stream: bool = False) -> Iterator[None]:
+def ray_session(
+    spec: FusionSpec, logical_cpus: float, gpus: float, whole_stream: bool = False, forks: str = ""
+) -> Iterator[None]:
     """Connect to Ray for as long as the block lasts.
 
     Joins the Ray that this process already uses, or the one that ``RAY_ADDRESS`` names (a submitted job has it), and
@@ -64,6 +67,7 @@ def ray_session(spec: FusionSpec, logical_cpus: float, gpus: float, whole_stream
         spec: of the run; its section ``cluster``.
         logical_cpus, gpus: reserved at once by all stages.
         whole_stream: whether each replica and training worker of the spec needs a place on a node.
+        forks: socket of a fork server for the workers of a local Ray; empty for none.
 
     Raises:
         PreflightError: no Ray answers at ``RAY_ADDRESS``; a local Ray does not start; or a cluster cannot reserve what
@@ -73,11 +77,12 @@ def ray_session(spec: FusionSpec, logical_cpus: float, gpus: float, whole_stream
         os.environ.setdefault(name, value)
     owns_connection = not ray.is_initialized()
     address = os.environ.get("RAY_ADDRESS", "")
-    starts_ray = owns_connection and address in ("", "local")
+    starts_ray = starts_local_ray()
     os.environ[TRAIN_TAB] = "0" if starts_ray and not spec.cluster.dashboard else "1"
     with _own_sigterm():
         if starts_ray:
-            _start(spec, logical_cpus)
+            with workers_forked(forks) if forks else nullcontext():
+                _start(spec, logical_cpus)
         elif owns_connection:
             _join(address)
     try:
@@ -88,6 +93,11 @@ def ray_session(spec: FusionSpec, logical_cpus: float, gpus: float, whole_stream
     finally:
         if owns_connection:
             ray.shutdown()
+
+
+def starts_local_ray() -> bool:
+    """Whether ``ray_session`` would start a Ray of its own here."""
+    return not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 def spilled_bytes() -> int:

@@ -95,6 +95,13 @@ class VllmBackend:
         return [read(output.prompt_logprobs, self._top_k) for output in outputs]
 
 
+def import_engine() -> None:
+    """Import vLLM as an engine on a CPU does, for processes that will be forked from this one."""
+    os.environ.update(ENVIRONMENT)
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    from vllm import LLM, SamplingParams  # noqa: F401
+
+
 def _download(name: str) -> None:
     """Download a model that is on the hub, so that no other engine waits for that; vLLM then finds it in the cache."""
     if not os.path.isdir(name):
