@@ -5,8 +5,11 @@
 A run has twenty processes. Each of them would import Ray, and half of them torch; an import of vLLM takes 10 CPU
 seconds, and all imports 500 MB. Forked workers have all of it at once, and hold one copy of what they do not change.
 
-There are two servers in turn. The first has what every run needs, and serves while the second, which is forked from it,
-imports vLLM: that takes as long as Ray's own start. Both end when their standard input does, which is the driver's.
+What a process learns from its environment when it loads Ray, a worker must have learned from its own: the job, the raylet,
+the mode of authentication. So Ray is imported with the environment of the first request, and all that imports Ray.
+
+There are two servers in turn. The first serves while the second, which is forked from it, imports vLLM: that takes as
+long as all else. Both end when their standard input does, which is the driver's.
 """
 
 from __future__ import annotations
@@ -20,21 +23,32 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
 from pipelines.cluster.forked_worker import DIGITS
 
-#: What the workers of every run need, and nothing that starts a thread of its own which a fork would lose.
-EVERY_RUN = (
+#: What the workers of every run need and what does not import Ray.
+BEFORE_RAY = (
+    "pyarrow.parquet",
+    "pandas",
+    "numba",
+    "torch.distributed.fsdp",
+    "transformers",
+    "engine.corpus.documents",
+    "engine.method.fusion",
+)
+
+#: What the workers of every run need besides; nothing here starts a thread, which a fork would lose.
+WITH_RAY = (
     "ray._private.workers.default_worker",
     "ray.data",
     "ray.train.torch",
     "ray.train.v2.api.data_parallel_trainer",
-    "transformers",
     "actors.monitor",
     "actors.reader",
     "actors.aligner",
@@ -111,36 +125,71 @@ def serve(path: str, with_vllm: bool) -> None:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(path)
     listening.listen(128)  # requests wait while this process imports
-    for name in EVERY_RUN:
-        importlib.import_module(name)
+    _import(BEFORE_RAY)
+    ended = [sys.stdin]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no worker that has ended waits to be asked for its status
-    is_ready, says_ready = os.pipe()
-    if with_vllm and os.fork() == 0:
-        _import_vllm()
-        os.write(says_ready, b"1")
-        os.close(is_ready)
-        is_ready = None
-    elif not with_vllm:
-        is_ready = None
+    request = _next_request(listening, ended)
+    _take_environment(request)
+    _import(WITH_RAY)
+    if with_vllm:
+        is_ready, says_ready = os.pipe()
+        if os.fork() == 0:
+            _import_vllm()
+            os.write(says_ready, b"1")
+        else:
+            ended.append(is_ready)  # the second server has all requests from then on
     gc.collect()
     gc.freeze()  # the collector would write into pages that the workers share
-    while True:
-        readable, _, _ = select.select([listening, sys.stdin, *([is_ready] if is_ready is not None else [])], [], [])
-        if sys.stdin in readable:
-            os._exit(0)
-        if is_ready in readable:
-            listening.close()  # the second server has all requests from now on
-            sys.stdin.buffer.read()
-            os._exit(0)
-        connection, _ = listening.accept()
-        request, files = _received(connection)
+    while request:
         if os.fork() == 0:
             listening.close()
-            _become_worker(request, files)
-        for file in files:
+            _become_worker(request)
+        request.answer()
+        request = _next_request(listening, ended)
+
+
+@dataclass
+class Request:
+    """For one worker: its folder, command, environment, open files, and the connection on which its launcher waits."""
+
+    folder: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    files: Sequence[int]
+    connection: socket.socket
+
+    def answer(self) -> None:
+        """Tell the launcher that the worker is there, and keep nothing open."""
+        for file in self.files:
             os.close(file)
-        connection.sendall(b"1")
-        connection.close()
+        self.connection.sendall(b"1")
+        self.connection.close()
+
+
+def _import(names: Sequence[str]) -> None:
+    for name in names:
+        importlib.import_module(name)
+
+
+def _next_request(listening: socket.socket, ended: Sequence) -> Request | None:
+    """Wait for a request; None when one of the files ``ended`` can be read."""
+    readable, _, _ = select.select([listening, *ended], [], [])
+    if any(file in readable for file in ended):
+        return None
+    connection, _ = listening.accept()
+    head, files, _, _ = socket.recv_fds(connection, DIGITS, 3)
+    left, text = int(head), b""
+    while len(text) < left:
+        text += connection.recv(left - len(text))
+    folder, *rest = text.decode("utf8", "surrogateescape").split("\0")
+    gap = rest.index("")
+    environment = dict(entry.split("=", 1) for entry in rest[gap + 1 :])
+    return Request(folder, rest[:gap], environment, files, connection)
+
+
+def _take_environment(request: Request) -> None:
+    os.environ.clear()
+    os.environ.update(request.environment)
 
 
 def _import_vllm() -> None:
@@ -149,30 +198,19 @@ def _import_vllm() -> None:
     import_engine()
 
 
-def _received(connection: socket.socket) -> tuple[bytes, Sequence[int]]:
-    """A request and the open files that came with it."""
-    head, files, _, _ = socket.recv_fds(connection, DIGITS, 3)
-    left, request = int(head), b""
-    while len(request) < left:
-        request += connection.recv(left - len(request))
-    return request, files
-
-
-def _become_worker(request: bytes, files: Sequence[int]) -> None:
+def _become_worker(request: Request) -> None:
     """Run a worker of Ray's in this process, and end with it."""
     status = 1
     try:
-        folder, *rest = request.decode("utf8", "surrogateescape").split("\0")
-        command, environment = rest[: rest.index("")], rest[rest.index("") + 1 :]
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for number, file in enumerate(files):
+        for number, file in enumerate(request.files):
             os.dup2(file, number)
             os.close(file)
-        os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(entry.split("=", 1) for entry in environment)
-        sys.argv = command
-        runpy.run_path(command[0], run_name="__main__")
+        request.connection.close()
+        os.chdir(request.folder)
+        _take_environment(request)
+        sys.argv = list(request.command)
+        runpy.run_path(sys.argv[0], run_name="__main__")
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
