@@ -202,6 +202,7 @@ def _become_worker(request: Request) -> None:
     """Run a worker of Ray's in this process, and end with it."""
     status = 1
     try:
+        os.setpgid(0, 0)  # Ray ends a worker together with its process group
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number, file in enumerate(request.files):
             os.dup2(file, number)
