@@ -5,17 +5,17 @@
 A run has twenty processes. Each of them would import Ray, and half of them torch; an import of vLLM takes 10 CPU
 seconds, and all imports 500 MB. Forked workers have all of it at once, and hold one copy of what they do not change.
 
-What a process learns from its environment when it loads Ray, a worker must have learned from its own: the job, the raylet,
-the mode of authentication. So Ray is imported with the environment of the first request, and all that imports Ray.
+When Ray is loaded, it learns from the environment which job and which raylet a process is of, and how processes prove
+who they are. So Ray is imported with the environment of the first request, and all that imports Ray.
 
-There are two servers in turn. The first serves while the second, which is forked from it, imports vLLM: that takes as
-long as all else. Both end when their standard input does, which is the driver's.
+The server ends when its standard input does, which is the driver's.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
+import json
 import os
 import runpy
 import select
@@ -24,11 +24,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
+
+import numpy as np
 
 from pipelines.cluster.forked_worker import DIGITS
 
@@ -126,18 +128,14 @@ def serve(path: str, with_vllm: bool) -> None:
     listening.bind(path)
     listening.listen(128)  # requests wait while this process imports
     _import(BEFORE_RAY)
-    ended = [sys.stdin]
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no worker that has ended waits to be asked for its status
-    request = _next_request(listening, ended)
-    _take_environment(request)
-    _import(WITH_RAY)
     if with_vllm:
-        is_ready, says_ready = os.pipe()
-        if os.fork() == 0:
-            _import_vllm()
-            os.write(says_ready, b"1")
-        else:
-            ended.append(is_ready)  # the second server has all requests from then on
+        _import_vllm()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no worker that has ended waits to be asked for its status
+    request = _next_request(listening)
+    if request:
+        _take_environment(request)
+        with _no_random_id_of_rays():
+            _import(WITH_RAY)
     gc.collect()
     gc.freeze()  # the collector would write into pages that the workers share
     while request:
@@ -145,16 +143,20 @@ def serve(path: str, with_vllm: bool) -> None:
             listening.close()
             _become_worker(request)
         request.answer()
-        request = _next_request(listening, ended)
+        request = _next_request(listening)
 
 
 @dataclass
 class Request:
-    """For one worker: its folder, command, environment, open files, and the connection on which its launcher waits."""
+    """For one worker: its folder, command, environment, open files, and the connection on which its launcher waits.
+
+    ``added`` are the environment variables that its actor asks for.
+    """
 
     folder: str
     command: Sequence[str]
     environment: Mapping[str, str]
+    added: Mapping[str, str]
     files: Sequence[int]
     connection: socket.socket
 
@@ -162,7 +164,8 @@ class Request:
         """Tell the launcher that the worker is there, and keep nothing open."""
         for file in self.files:
             os.close(file)
-        self.connection.sendall(b"1")
+        with suppress(OSError):  # Ray has ended the launcher meanwhile
+            self.connection.sendall(b"1")
         self.connection.close()
 
 
@@ -171,20 +174,37 @@ def _import(names: Sequence[str]) -> None:
         importlib.import_module(name)
 
 
-def _next_request(listening: socket.socket, ended: Sequence) -> Request | None:
-    """Wait for a request; None when one of the files ``ended`` can be read."""
-    readable, _, _ = select.select([listening, *ended], [], [])
-    if any(file in readable for file in ended):
+def _next_request(listening: socket.socket) -> Request | None:
+    """Wait for a request; None when the driver has ended."""
+    readable, _, _ = select.select([listening, sys.stdin], [], [])
+    if sys.stdin in readable:
         return None
     connection, _ = listening.accept()
     head, files, _, _ = socket.recv_fds(connection, DIGITS, 3)
     left, text = int(head), b""
     while len(text) < left:
         text += connection.recv(left - len(text))
-    folder, *rest = text.decode("utf8", "surrogateescape").split("\0")
+    folder, added, *rest = text.decode("utf8", "surrogateescape").split("\0")
     gap = rest.index("")
     environment = dict(entry.split("=", 1) for entry in rest[gap + 1 :])
-    return Request(folder, rest[:gap], environment, files, connection)
+    return Request(folder, rest[:gap], environment, json.loads(added), files, connection)
+
+
+@contextmanager
+def _no_random_id_of_rays() -> Iterator[None]:
+    """Within the block, the definition of an actor class draws its id from the system.
+
+    Ray's own generator takes its seed when it is first used. Workers that are forked after that all draw the same ids,
+    and two tasks of one id end the process that gets them.
+    """
+    import ray.actor
+    from ray import ActorClassID
+
+    class FromSystem:
+        from_random = staticmethod(lambda: ActorClassID(os.urandom(ActorClassID.size())))
+
+    with mock.patch.object(ray.actor, "ActorClassID", FromSystem):
+        yield
 
 
 def _take_environment(request: Request) -> None:
@@ -193,13 +213,18 @@ def _take_environment(request: Request) -> None:
 
 
 def _import_vllm() -> None:
+    """Import vLLM without Ray, which it would use for one engine on several nodes alone."""
     from actors.sources.backends.vllm import import_engine
 
+    sys.modules["ray"] = None  # an import of it fails
     import_engine()
+    del sys.modules["ray"]
 
 
 def _become_worker(request: Request) -> None:
     """Run a worker of Ray's in this process, and end with it."""
+    from ray._private.utils import update_envs
+
     status = 1
     try:
         os.setpgid(0, 0)  # Ray ends a worker together with its process group
@@ -210,6 +235,8 @@ def _become_worker(request: Request) -> None:
         request.connection.close()
         os.chdir(request.folder)
         _take_environment(request)
+        update_envs(request.added)
+        np.random.seed()  # the seed of each process, as without a fork
         sys.argv = list(request.command)
         runpy.run_path(sys.argv[0], run_name="__main__")
         status = 0

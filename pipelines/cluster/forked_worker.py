@@ -2,10 +2,11 @@
 
     python -I -S forked_worker.py SOCKET SETUP_WORKER DEFAULT_WORKER ARGUMENT...
 
-It imports next to nothing, since it runs once for each worker. Where no fork server answers, or the worker needs an
-environment of its own, it becomes the plain worker.
+It imports next to nothing, since it runs once for each worker. Where no fork server answers, or the worker needs more
+of its own than environment variables, it becomes the plain worker.
 """
 
+import json
 import os
 import sys
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET
@@ -20,22 +21,36 @@ OWN_ENVIRONMENT, LANGUAGE = "--serialized-runtime-env-context=", "--language="
 
 def main(path: str, setup_worker: str, worker: str, *arguments: str) -> None:
     """Have the worker forked and end, or become the worker."""
-    if any(argument.startswith(OWN_ENVIRONMENT) for argument in arguments):
-        os.execv(sys.executable, [sys.executable, setup_worker, worker, *arguments])
-    arguments = [argument for argument in arguments if not argument.startswith(LANGUAGE)]
+    own = [argument.removeprefix(OWN_ENVIRONMENT) for argument in arguments if argument.startswith(OWN_ENVIRONMENT)]
+    plain = [argument for argument in arguments if not argument.startswith((OWN_ENVIRONMENT, LANGUAGE))]
     try:
-        ask(path, [worker, *arguments])
+        ask(path, [worker, *plain], variables_alone(*own) if own else {})
     except OSError:
-        os.execv(sys.executable, [sys.executable, worker, *arguments])
+        command = [setup_worker, worker, *arguments] if own else [worker, *plain]
+        os.execv(sys.executable, [sys.executable, *command])
 
 
-def ask(path: str, command: list[str]) -> None:
+def variables_alone(own_environment: str) -> dict[str, str]:
+    """The variables of a worker's own environment.
+
+    Raises:
+        OSError: it has another Python, or a program before it, which no fork has.
+    """
+    own = json.loads(own_environment)
+    variables = own.pop("env_vars", {})
+    if own.pop("py_executable", sys.executable) != sys.executable or any(own.values()):
+        raise OSError("a worker with a program of its own")
+    return variables
+
+
+def ask(path: str, command: list[str], added: dict[str, str]) -> None:
     """Send the command, the folder, the environment and the open files; wait until the worker is forked.
 
     Raises:
         OSError: no fork server answers.
     """
-    parts = [os.getcwd(), *command, "", *(f"{name}={value}" for name, value in os.environ.items())]
+    environment = [f"{name}={value}" for name, value in os.environ.items()]
+    parts = [os.getcwd(), json.dumps(added), *command, "", *environment]
     request = "\0".join(parts).encode("utf8", "surrogateescape")
     connection = plain_socket(AF_UNIX, SOCK_STREAM)
     connection.connect(path)

@@ -13,7 +13,13 @@ from pipelines.cluster.fork_server import workers_forked
 
 #: Stands in for Ray's program of a worker: it says what it found and waits for its end.
 WORKER = """
-import json, os, sys
+import json, os, sys, threading
+import numpy
+from ray._raylet import JobID, TaskID
+drawn = [TaskID.for_fake_task(JobID.from_int(1)).hex(), float(numpy.random.random())]
+other = threading.Thread(target=lambda: drawn.append(TaskID.for_fake_task(JobID.from_int(1)).hex()))
+other.start()
+other.join()
 print(json.dumps({
     "arguments": sys.argv[1:],
     "folder": os.getcwd(),
@@ -23,6 +29,7 @@ print(json.dumps({
     "has torch": "torch" in sys.modules,
     "group": os.getpgid(0) == os.getpid(),
     "own": os.getpid(),
+    "drawn": drawn,
     "parent": os.getppid(),
 }), flush=True)
 print("an error", file=sys.stderr, flush=True)
@@ -72,15 +79,28 @@ def test_it_has_the_libraries_and_a_process_group_of_its_own(socket_path, worker
     assert first["parent"] == second["parent"] and first["own"] != second["own"]
 
 
+def test_no_two_workers_draw_the_same_ids(socket_path, worker):
+    first, second = (launch(socket_path, worker)[0]["drawn"] for _ in range(2))
+    assert len({*first, *second}) == 6
+
+
 def test_a_worker_is_a_plain_one_where_no_server_answers(tmp_path, worker):
     found, errors, status = launch(str(tmp_path / "nothing"), worker, "--language=PYTHON", "a", MARK="m")
     assert (found["arguments"], found["mark"], found["has torch"]) == (["a"], "m", False)
     assert (errors, status) == ("an error\n", 0)
 
 
-def test_a_worker_with_an_environment_of_its_own_is_set_up_by_ray(socket_path, worker):
+def test_a_forked_worker_has_the_variables_of_its_own_environment(socket_path, worker):
+    context = {"command_prefix": [], "env_vars": {"MARK": "own"}, "py_executable": sys.executable, "java_jars": []}
+    own = f"--serialized-runtime-env-context={json.dumps(context)}"
+    found, _, _ = launch(socket_path, worker, own, "--language=PYTHON", "a", MARK="the raylet's")
+    assert (found["arguments"], found["mark"], found["has torch"]) == (["a"], "own", True)
+
+
+@pytest.mark.parametrize("program", [{"command_prefix": ["nice"]}, {"py_executable": "another"}])
+def test_a_worker_with_a_program_of_its_own_is_set_up_by_ray(socket_path, worker, program):
     command = [sys.executable, "-I", "-S", str(fork_server._LAUNCHER), socket_path, str(worker), "default_worker.py"]
-    own = "--serialized-runtime-env-context={}"
+    own = f"--serialized-runtime-env-context={json.dumps(program)}"
     done = subprocess.run([*command, own, "--language=PYTHON"], capture_output=True, text=True, timeout=100)
     assert json.loads(done.stdout)["arguments"] == ["default_worker.py", own, "--language=PYTHON"]
 
