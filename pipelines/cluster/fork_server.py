@@ -89,8 +89,9 @@ def fork_server(with_vllm: bool) -> Iterator[str]:
         try:
             yield path
         finally:
-            server.stdin.close()
+            server.terminate()
             server.wait()
+            server.stdin.close()
 
 
 @contextmanager

@@ -1,11 +1,16 @@
 """One local Ray for all tests of this folder that may share it: to start one costs ten seconds of two cores."""
 
 import os
+from contextlib import ExitStack
 
 import pytest
 import ray
 
+from pipelines.cluster.fork_server import fork_server, workers_forked
 from pipelines.cluster.session import LOCAL, QUIET, TRAIN_TAB
+
+#: What the shared Ray's workers are forked from, for as long as that Ray lasts.
+FORKS = ExitStack()
 
 
 @pytest.fixture(scope="module")
@@ -13,6 +18,7 @@ def shared_ray():
     """The Ray of this process, started as a run starts it; ``engine.run`` joins it. It stays for the next test."""
     if not ray.is_initialized():
         os.environ.update({**QUIET, **LOCAL, TRAIN_TAB: "0"})
+        FORKS.enter_context(workers_forked(FORKS.enter_context(fork_server(with_vllm=True))))
         ray.init(
             address="local",
             num_cpus=12,
@@ -27,6 +33,18 @@ def shared_ray():
 @pytest.fixture
 def no_ray():
     """No Ray in this process, before and after: the test starts its own."""
-    ray.shutdown()
+    end_ray()
     yield
+    end_ray()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_ends():
+    """The shared Ray ends before what its workers are forked from."""
+    yield
+    end_ray()
+
+
+def end_ray() -> None:
     ray.shutdown()
+    FORKS.close()
