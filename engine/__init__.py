@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pipelines.planning.check import check
     from pipelines.planning.plan import Plan, plan
     from pipelines.run.report import report
-    from pipelines.run.runner import evaluate, run
+    from pipelines.run.runner import evaluate
+    from pipelines.run.start import run
 
 __all__ = ["FusionError", "FusionSpec", "Plan", "RunResult", "check", "evaluate", "load_spec", "plan", "report", "run"]
 
@@ -33,7 +34,7 @@ _HOME = {
     "load_spec": "engine.spec.loading",
     "plan": "pipelines.planning.plan",
     "report": "pipelines.run.report",
-    "run": "pipelines.run.runner",
+    "run": "pipelines.run.start",
 }
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import fsspec
 
 from engine.history.result import EvaluationResult
-from engine.reporting.evaluation_plot import bits_per_byte_png
 from engine.spec import FusionSpec
 
 JSON_FILE, PLOT_FILE = "evaluation.json", "evaluation.png"
@@ -28,6 +27,8 @@ def write_evaluation(spec: FusionSpec, evaluation: EvaluationResult) -> list[str
     """
     content: dict[str, bytes] = {JSON_FILE: evaluation_json(spec, evaluation).encode("utf8")}
     if evaluation.bits_per_byte:
+        from engine.reporting.evaluation_plot import bits_per_byte_png  # matplotlib takes seconds to load
+
         content[PLOT_FILE] = bits_per_byte_png(evaluation.bits_per_byte)
     filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
     filesystem.makedirs(folder, exist_ok=True)

@@ -30,8 +30,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
-import numpy as np
-
 from pipelines.cluster.forked_worker import DIGITS
 
 #: What the workers of every run need and what does not import Ray.
@@ -224,6 +222,7 @@ def _import_vllm() -> None:
 
 def _become_worker(request: Request) -> None:
     """Run a worker of Ray's in this process, and end with it."""
+    import numpy as np
     from ray._private.utils import update_envs
 
     status = 1

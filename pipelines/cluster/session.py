@@ -22,6 +22,7 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from engine.errors import Fault, PreflightError, first_line
 from engine.spec import FusionSpec
 from pipelines.cluster.fork_server import workers_forked
+from pipelines.cluster.local_ray import starts_local_ray
 from pipelines.cluster.placement import nodes_asked_for, place_faults
 from pipelines.cluster.waiting import wait_for_room, warn
 
@@ -93,11 +94,6 @@ def ray_session(
     finally:
         if owns_connection:
             ray.shutdown()
-
-
-def starts_local_ray() -> bool:
-    """Whether ``ray_session`` would start a Ray of its own here."""
-    return not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 def spilled_bytes() -> int:

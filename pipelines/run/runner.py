@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,8 @@ from engine.reporting.watch import Watch
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
 from pipelines.cluster.failures import readable_errors
-from pipelines.cluster.fork_server import fork_server
 from pipelines.cluster.ray_metrics import RayMetrics
-from pipelines.cluster.session import ray_session, spilled_bytes, starts_local_ray
+from pipelines.cluster.session import ray_session, spilled_bytes
 from pipelines.evaluation.evaluate import evaluate_models
 from pipelines.evaluation.models import comparison_faults
 from pipelines.run.lease import lease
@@ -42,47 +40,26 @@ from pipelines.stream.sizes import FlowPlan, derive_flow
 from pipelines.stream.training import train
 
 
-def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
-    """Fuse the source models into the target model: score, align, fuse, train, export, evaluate, report.
-
-    Returns when the run has ended. Joins the Ray of a submitted job or starts a local one. A run that was stopped goes
-    on from its last checkpoint when it is started again with the same spec.
+def run_located(spec: FusionSpec, started: float, forks: str) -> RunResult:
+    """A run of a spec whose paths are absolute; see ``pipelines.run.start.run``.
 
     Args:
-        spec: a spec, a mapping, or the path of a YAML file.
-
-    Raises:
-        SpecError: the spec is wrong; nothing was started.
-        PreflightError: files, models or the cluster do not allow the run; lists all faults.
-        FusionError: the run failed; says at which stage and why.
+        spec: of the run.
+        started: the monotonic clock when it started.
+        forks: socket of a fork server for the workers of a local Ray; empty for none.
     """
-    started = time.monotonic()
-    spec = as_located_spec(spec)
-    with _fork_server(spec) as forks:  # it imports while the preflight reads
-        flow = preflight(spec)
-        with lease(spec.run.output_dir), LivePage(spec) as page:
-            write_spec(spec, flow)
-            with ray_session(spec, flow.logical_cpus, flow.gpus, whole_stream=True, forks=forks), readable_errors():
-                check_nodes(spec)
-                result = _train_and_evaluate(spec, flow, page)
-            result = replace(result, wall_seconds=result.wall_seconds + time.monotonic() - started)
-            write_evaluation(spec, result.evaluation)
-            write_model_card(spec, result)
-            page.finish(result)
+    flow = preflight(spec)
+    with lease(spec.run.output_dir), LivePage(spec) as page:
+        write_spec(spec, flow)
+        with ray_session(spec, flow.logical_cpus, flow.gpus, whole_stream=True, forks=forks), readable_errors():
+            check_nodes(spec)
+            result = _train_and_evaluate(spec, flow, page)
+        result = replace(result, wall_seconds=result.wall_seconds + time.monotonic() - started)
+        write_evaluation(spec, result.evaluation)
+        write_model_card(spec, result)
+        page.finish(result)
     show_summary(result)
     return result
-
-
-def _fork_server(spec: FusionSpec) -> AbstractContextManager[str]:
-    """A fork server for a local Ray's workers; none where another Ray is joined.
-
-    Nor is there one where a stage has a GPU: what the libraries find out about GPUs at their import must be found out
-    in the process that uses them.
-    """
-    uses_gpus = spec.training.num_gpus_per_worker or any(source.num_gpus for source in spec.source_models)
-    if uses_gpus or not starts_local_ray():
-        return nullcontext("")
-    return fork_server(with_vllm=any(source.backend == "vllm" for source in spec.source_models))
 
 
 def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> EvaluationResult:

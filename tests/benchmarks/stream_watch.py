@@ -79,11 +79,11 @@ class LooksKept:
 
 def watched_run(spec: FusionSpec) -> tuple[RunResult, list[Look]]:
     """``engine.run``, looked at."""
-    from pipelines.run import runner
+    from pipelines.run import runner, start
 
     kept = LooksKept()
     with mock.patch.object(runner, "chosen_trackers", lambda spec: [kept]):
-        return runner.run(spec), kept.looks
+        return start.run(spec), kept.looks
 
 
 def window(looks: Sequence[Look], spec: FusionSpec) -> tuple[Look, Look]:
