@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from engine.method.inspection import as_text, chosen_answers, inspect
 from engine.method.rows import FusedRows, SourceRows
 from engine.method.vocabulary import UNMAPPED
 from engine.model_files.checkpoint import Checkpoint
-from engine.records import FUSED_PASSAGE, PASSAGE, check, schema, source_columns
+from engine.records import FUSED_PASSAGE, PASSAGE, check, schema, source_columns, without_rows
 from engine.spec import AlignmentSpec, FusionRuleSpec
 from engine.text.tokenization import PassageTokenizer
 
@@ -51,6 +51,7 @@ class Aligner:
         fusion, alignment: sections of the spec.
         sample: passages of the corpus, for a statistical vocabulary mapping.
         meter: of the stage ``align and fuse``.
+        retired: names of sources that are asked no more: they have no columns, and fusion goes on with the others.
         conversations: whether the corpus is one of conversations; their answers are aligned by byte offsets.
 
     Raises:
@@ -65,6 +66,7 @@ class Aligner:
         alignment: AlignmentSpec,
         sample: Sequence[str],
         meter: Meter,
+        retired: Collection[str] = (),
         conversations: bool = False,
     ):
         meter.start_or_refuse()
@@ -72,6 +74,7 @@ class Aligner:
         self._target = Reading(target, target.adds_bos)
         self._vocabulary = target.vocab_size
         self._names = [name for name, _ in sources]
+        self._retired = retired
         self._sources = [
             SourceAlignment(PassageTokenizer.load(checkpoint), target, alignment, sample, conversations)
             for _, checkpoint in sources
@@ -88,7 +91,7 @@ class Aligner:
         self._batches = 0  # only decides at what the report looks
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """``records.PASSAGE`` and the columns of all sources to ``records.FUSED_PASSAGE``.
+        """``records.PASSAGE`` and the columns of all sources but the retired ones to ``records.FUSED_PASSAGE``.
 
         A source without rows for a passage is left out there.
 
@@ -97,6 +100,8 @@ class Aligner:
                 source keeps maps nowhere.
         """
         started = time.perf_counter()
+        for name in self._retired:
+            batch = without_rows(batch, name)
         check(batch, [*PASSAGE, *(column for name in self._names for column in source_columns(name))], "align")
         passages = passages_of(batch)
         renderings = [self._target.read(passage, passage.ends_document) for passage in passages]

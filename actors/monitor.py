@@ -56,6 +56,7 @@ class RunMonitor:
         self._lost_nodes: set[str] = set()
         self._reasons: dict[str, list[tuple[str, bool]]] = {}
         self._streams = 0
+        self._retired: tuple[str, ...] = ()
         self._earlier: set[tuple[str, str]] = set()
         self._steps: dict[int, StepRecord] = {}
         self._skipped: dict[tuple[str, int], SkippedRow] = {}
@@ -64,9 +65,12 @@ class RunMonitor:
         self._checkpoints: deque[Committed] = deque(maxlen=MOST_CHECKPOINTS)
         self._num_not_finite = 0
 
-    def begin_stream(self) -> None:
-        """Note that a stream begins, with new replicas: the first, or one after a restart of the training workers."""
-        self._streams += 1
+    def begin_stream(self, retired: tuple[str, ...] = ()) -> None:
+        """Note that a stream begins, with new replicas: the first, one after a restart of the training workers, or one
+        without a source model that was ``retired``, which is no restart."""
+        if retired == self._retired or not self._streams:
+            self._streams += 1
+        self._retired = retired
         self._earlier = {key for processes in self._processes.values() for key in processes}
 
     def report(self, replica: str, process: str, totals: StageTotals) -> None:
@@ -156,6 +160,7 @@ class RunMonitor:
             num_left_out=len(self._left_out),
             checkpoints=tuple(self._checkpoints),
             num_not_finite=self._num_not_finite,
+            retired=self._retired,
         )
 
     def _own_deaths(self, stage: str, replica: str) -> int:

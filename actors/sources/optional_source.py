@@ -7,7 +7,7 @@ import pyarrow as pa
 from actors.monitor import Meter
 from actors.sources.source_model import SourceModel
 from engine.errors import FusionError, SourceModelError
-from engine.records import source_columns
+from engine.records import without_rows
 from engine.spec import SourceModelSpec
 
 
@@ -41,7 +41,4 @@ class OptionalSource:
 
     def _left_out(self, batch: pa.Table, reason: str) -> pa.Table:
         self._meter.leave_out([str(passage_id) for passage_id in batch["passage_id"]], reason)
-        for column in source_columns(self._name):
-            empty = pa.array([[]] * len(batch), column.dtype)
-            batch = batch.append_column(column.name, empty)
-        return batch
+        return without_rows(batch, self._name)

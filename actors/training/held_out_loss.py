@@ -79,7 +79,7 @@ def _nats(target: TargetModel, blocks: HeldOutBlocks, micro_batch_blocks: int) -
     largest_share = -(-len(blocks.input_ids) // workers)
     mine = _as_training_blocks(blocks, dist.get_rank(), workers, target.device)
     for index in range(-(-largest_share // micro_batch_blocks)):
-        _, sums, _ = target.model(mine.micro_batch(index, micro_batch_blocks), 1.0, 0.0)
+        _, sums, _, _ = target.model(mine.micro_batch(index, micro_batch_blocks), 1.0, 0.0)
         total += sums[0]
     return total
 
@@ -92,5 +92,11 @@ def _as_training_blocks(blocks: HeldOutBlocks, rank: int, workers: int, device: 
     input_ids, position_ids, labels = share
     fused_ids = torch.full((*labels.shape, 1), NO_TOKEN, device=device)
     return Blocks(
-        input_ids, position_ids, labels, fused_ids, torch.zeros_like(fused_ids).float(), torch.zeros_like(labels).bool()
+        input_ids,
+        position_ids,
+        labels,
+        fused_ids,
+        fused_probs=torch.zeros_like(fused_ids).float(),
+        fusion_mask=torch.zeros_like(labels).bool(),
+        domains=torch.zeros_like(labels[:, 0]),
     )

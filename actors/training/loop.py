@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from actors.training.target_model import TargetModel
 from engine.errors import TrainingError
 from engine.history.ledger import ENTRY_NUMBERS
 from engine.history.result import StepRecord
+from engine.history.retirement import to_retire
 from engine.history.stopping import best_step, reached
 from engine.model_files.checkpoint import Checkpoint
 from engine.records import flat_values
@@ -40,7 +42,9 @@ def train_worker(
     shares: Iterable[pa.Table],
     held_out_domains: Callable[[], Mapping[str, HeldOutBlocks]],
 ) -> tuple[StepRecord, ...]:
-    """Train the target model to the end of the run; all workers do the same steps at the same time.
+    """Train the target model to the end of the run, or to the checkpoint at which a source model is retired.
+
+    All workers do the same steps at the same time.
 
     Args:
         spec: of the run.
@@ -55,7 +59,8 @@ def train_worker(
     torch.set_num_threads(threads)
     torch.manual_seed(spec.run.seed)  # adapters begin at random
     device = ray.train.torch.get_device()
-    target = TargetModel(spec.target_model, spec.training, spec.objective, spec.fusion.top_k, device)
+    sections, num_domains = (spec.target_model, spec.training, spec.objective), len(spec.corpus.domains)
+    target = TargetModel(*sections, spec.fusion.top_k, device, num_domains)
     journal = restore(target, spec.run.output_dir)
     folder, training = checkpoints_folder(spec.run.output_dir), spec.training
     reports = StepReports(monitor, len(journal.history))
@@ -71,9 +76,16 @@ def train_worker(
         if held_out and target.step % spec.evaluation.every_steps == 0:
             _evaluate(target, spec, held_out, journal)
         # With held-out text the last step waits: the run's last one is evaluated too, as soon as it is known as such.
+        is_due = target.step % training.checkpoint_every_steps == 0
+        if is_due and reached(spec, journal.history) is None:
+            journal.history[-1] = replace(journal.history[-1], retired=to_retire(spec, journal.history))
         reports.send(journal.history[:-1] if held_out else journal.history)
-        if notices.is_new() or target.step % training.checkpoint_every_steps == 0:
+        if notices.is_new() or is_due:
             commit(target, journal, writer)
+        if journal.history[-1].retired:
+            writer.finish()
+            reports.send(journal.history)
+            return tuple(journal.history)
     if held_out and journal.history and not journal.history[-1].held_out:
         _evaluate(target, spec, held_out, journal)
     reports.send(journal.history)

@@ -9,8 +9,7 @@ import pyarrow as pa
 import torch
 
 from actors.training.collectives import of_all_workers
-from actors.training.target_model import StepLosses
-from engine.corpus.domains import domains_of
+from actors.training.target_model import StepLosses, domains_of_blocks
 from engine.history.result import StepRecord
 from engine.records import flat_values
 
@@ -93,9 +92,8 @@ def count(table: pa.Table | None, num_sources: int, num_domains: int = 0) -> Ste
 
 def _domains_of_passages(table: pa.Table) -> np.ndarray:
     """The index of the domain of each passage, int64 [P]."""
-    (numbers, _), (_, offsets) = (flat_values(table[name]) for name in ("ledger_entry", "passage_bytes"))
-    shards = numbers.reshape(len(table), -1)[:, 0]  # the first number of an ``Entry``
-    return np.repeat(domains_of(shards), np.diff(offsets))
+    _, offsets = flat_values(table["passage_bytes"])
+    return np.repeat(domains_of_blocks(table), np.diff(offsets))
 
 
 def _shapes(num_sources: int, num_domains: int) -> tuple[tuple[type, tuple[int, ...]], ...]:
@@ -153,6 +151,7 @@ def step_record(
         domain_tokens=_integers(domains.tokens),
         domain_passages=_integers(domains.passages),
         domain_bytes=_integers(domains.bytes),
+        domain_lm_nats=losses.domain_lm_nats,
         domain_source_nats=_floats(by_domain.nats.ravel()),
         domain_source_bytes=_integers(by_domain.bytes.ravel()),
         domain_source_wins=_floats(by_domain.wins.ravel()),

@@ -17,6 +17,7 @@ from actors.training.attention import attention_implementation, in_one_row, pass
 from actors.training.collectives import of_all_workers
 from actors.training.loading import empty_causal_lm, fill, read_causal_lm
 from actors.training.sharding import compile_blocks, recompute_activations, shard
+from engine.corpus.domains import domains_of
 from engine.errors import TrainingError
 from engine.history.totals import ratio
 from engine.method.gain import counted_rows, label_gains, passage_weights
@@ -35,8 +36,8 @@ LOGIT_TOLERANCE = 1e-3
 class StepLosses(NamedTuple):
     """Losses of one optimizer step over all workers; see ``history.result.StepRecord``.
 
-    ``fusion_loss``, ``fusion_gain`` and ``fusion_weight`` are NaN in a step without fused rows. ``own``: the target's
-    rows where this worker was asked for them.
+    ``fusion_loss``, ``fusion_gain`` and ``fusion_weight`` are NaN in a step without fused rows. ``domain_lm_nats``: the
+    LM loss summed over the rows of each domain. ``own``: the target's rows where this worker was asked for them.
     """
 
     loss: float
@@ -48,6 +49,7 @@ class StepLosses(NamedTuple):
     fused_rows: int
     fusion_gain: float
     fusion_weight: float
+    domain_lm_nats: tuple[float, ...] = ()
     own: OwnRows | None = None
 
 
@@ -55,6 +57,7 @@ class Blocks(NamedTuple):
     """Training blocks as tensors; see ``records.TRAINING_BLOCK``.
 
     ``position_ids`` begin at 0 in every passage and are 0 in padding, which may be longer than the model's context.
+    ``domains``: the index of each block's domain of the corpus, int64 [M]; 0 without domains.
     """
 
     input_ids: torch.Tensor
@@ -63,6 +66,7 @@ class Blocks(NamedTuple):
     fused_ids: torch.Tensor
     fused_probs: torch.Tensor
     fusion_mask: torch.Tensor
+    domains: torch.Tensor
 
     def micro_batch(self, index: int, size: int) -> Blocks:
         """The ``index``-th ``size`` blocks; one block without weight if there are no more."""
@@ -97,7 +101,7 @@ class _TargetWithLoss(nn.Module):
         self.logit_shape = LogitShape(multiplier / divisor, getattr(config, "final_logit_softcapping", None) or 0.0)
 
     def forward(self, blocks: Blocks, lm_scale: float, fusion_scale: float, asked: torch.Tensor | None = None):
-        """The scaled loss of some blocks; float64 [5], sums over their rows; and the ``asked`` rows or None.
+        """The scaled loss of some blocks, sums over their rows, float64 [5], each block's LM loss, the ``asked`` rows.
 
         The sums: both losses as ``losses.objective`` returns them, the gains, the rows that have a gain, the weights.
         """
@@ -121,11 +125,17 @@ class _TargetWithLoss(nn.Module):
             gain_sums = torch.stack([gains.sum(), counts.sum()])
         scales = (lm_scale, fusion_scale)
         kind = self.objective.divergence
-        loss, loss_sums = objective(states, head.weight, bias, targets, *scales, self.logit_shape, kind)
+        loss, loss_sums, label_nats = objective(states, head.weight, bias, targets, *scales, self.logit_shape, kind)
         sums = torch.cat([loss_sums, gain_sums, targets.fusion_weights.sum()[None]])
+        of_blocks = label_nats.view_as(blocks.labels).sum(1)
         if asked is None:
-            return loss, sums, None
-        return loss, sums, own_rows(states[asked].detach(), head.weight, bias, targets.at(asked), self.logit_shape)
+            return loss, sums, of_blocks, None
+        return (
+            loss,
+            sums,
+            of_blocks,
+            own_rows(states[asked].detach(), head.weight, bias, targets.at(asked), self.logit_shape),
+        )
 
     def hidden_states(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """The last hidden states, [B,L,D]; attention stays inside each passage.
@@ -150,6 +160,7 @@ class TargetModel:
         spec, training, objective: sections of the run's spec; ``spec`` is its ``target_model``.
         top_k: K of the fused distributions.
         device: of this worker.
+        num_domains: D, domains of the corpus.
 
     Attributes:
         model: the sharded module; parameters are float32.
@@ -171,8 +182,10 @@ class TargetModel:
         objective: ObjectiveSpec,
         top_k: int,
         device: torch.device,
+        num_domains: int = 0,
     ):
         self.device = device
+        self._num_domains = num_domains
         self.step = 0
         self.block_length = training.block_length
         self._training = training
@@ -212,16 +225,20 @@ class TargetModel:
         lm_scale = self._lm_loss_weight / max(lm_rows, 1) * dist.get_world_size()  # FSDP averages over the workers
         fusion_scale = (1.0 - self._lm_loss_weight) / max(fused_rows, 1) * dist.get_world_size()
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        domain_sums = torch.zeros(self._num_domains, dtype=torch.float64, device=self.device)
         own: list[OwnRows] = []
         for index in range(micro_batches):
             is_last = index == micro_batches - 1
             self.model.set_requires_gradient_sync(is_last or training.sync_gradients == "every_micro_batch")
             part = blocks.micro_batch(index, training.micro_batch_blocks).on(self.device)
-            loss, loss_sums, rows = self.model(part, lm_scale, fusion_scale, self._asked_of(index, asked))
+            loss, loss_sums, of_blocks, rows = self.model(part, lm_scale, fusion_scale, self._asked_of(index, asked))
             own += [] if rows is None else [rows]
             loss.backward()
             sums += loss_sums
+            if self._num_domains:
+                domain_sums.index_add_(0, part.domains, of_blocks)
         is_finite = sums.isfinite().all()  # of this worker: the sum over all workers does not show whose were not
+        sums = torch.cat([sums, domain_sums])
         dist.all_reduce(sums)
         lm_loss = float(sums[0]) / max(lm_rows, 1)
         fusion_loss = float(sums[1]) / fused_rows if fused_rows else math.nan
@@ -232,11 +249,12 @@ class TargetModel:
             self.optimizer.zero_grad()
             raise TrainingError(self._not_finite(table, bool(is_finite), lm_loss, fusion_loss, grad_norm))
         learning_rate = self._update()
-        gain, gain_rows, weight = sums[2:].tolist()
+        gain, gain_rows, weight, *domain_lm_nats = sums[2:].tolist()
         return StepLosses(
             *(loss, lm_loss, fusion_loss, grad_norm, learning_rate, lm_rows, fused_rows),
             fusion_gain=ratio(gain, gain_rows),
             fusion_weight=ratio(weight, fused_rows),
+            domain_lm_nats=tuple(domain_lm_nats),
             own=OwnRows(*map(torch.cat, zip(*own, strict=True))) if own else None,
         )
 
@@ -271,7 +289,8 @@ class TargetModel:
         if table is None or not len(table):
             empty = torch.zeros(1, length, dtype=torch.long)
             wide = torch.zeros(1, length, top_k)
-            return Blocks(empty, empty, empty, wide.long() - 1, wide, empty.bool()).without_weight()
+            blocks = Blocks(empty, empty, empty, wide.long() - 1, wide, empty.bool(), empty[:, 0])
+            return blocks.without_weight()
 
         def column(name: str, *shape: int) -> torch.Tensor:
             return torch.from_numpy(flat_values(table[name])[0].reshape(-1, *shape).copy())
@@ -286,6 +305,7 @@ class TargetModel:
             fused_ids=column("fused_ids", length, top_k).long(),
             fused_probs=column("fused_probs", length, top_k).float(),
             fusion_mask=column("fusion_mask", length),
+            domains=torch.from_numpy(domains_of_blocks(table)),
         )
 
     def _not_finite(
@@ -321,6 +341,12 @@ def learning_rate_at(step: int, training: TrainingSpec) -> float:
     done = (step - optimizer.warmup_steps) / max(1, training.max_steps - optimizer.warmup_steps)
     shape = 1.0 - done if optimizer.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
     return optimizer.learning_rate * (FINAL_SHARE + (1.0 - FINAL_SHARE) * max(shape, 0.0))
+
+
+def domains_of_blocks(table: pa.Table) -> np.ndarray:
+    """The index of the domain of each training block, int64 [M]."""
+    shards = flat_values(table["ledger_entry"])[0].reshape(len(table), -1)[:, 0]  # the first number of an ``Entry``
+    return domains_of(shards)
 
 
 def _positions(segment_ids: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,7 @@ class StepRecord:
             passages scored; wins: shares of passages; left out: passages that the source has not scored).
         domain_tokens, domain_passages, domain_bytes: as ``tokens``, for each domain of the corpus in the order of
             ``CorpusSpec.domain_names``; empty without domains.
+        domain_lm_nats: the causal LM loss summed over the rows of each domain, in nats.
         domain_source_nats, domain_source_bytes, domain_source_wins, domain_source_covered_rows: as ``source_nats``,
             domain by domain for each source model.
         fused_rows: target rows with a fused distribution.
@@ -47,6 +48,7 @@ class StepRecord:
         held_out: domain to bits per byte of the target after this step; empty where it was not evaluated, NaN in a
             domain without a byte to score.
         held_out_seconds: time of that evaluation, which ``seconds`` does not include.
+        retired: source models that the run goes on without after this step (``engine.history.retirement``).
     """
 
     step: int
@@ -70,6 +72,7 @@ class StepRecord:
     domain_tokens: tuple[int, ...] = ()
     domain_passages: tuple[int, ...] = ()
     domain_bytes: tuple[int, ...] = ()
+    domain_lm_nats: tuple[float, ...] = ()
     domain_source_nats: tuple[float, ...] = ()
     domain_source_bytes: tuple[int, ...] = ()
     domain_source_wins: tuple[float, ...] = ()
@@ -79,6 +82,7 @@ class StepRecord:
     elapsed_seconds: float = 0.0
     held_out: dict[str, float] = field(default_factory=dict)
     held_out_seconds: float = 0.0
+    retired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ class Progress:
         num_not_finite: steps that were not taken, since their loss or gradient was not finite.
         looks: passages that a page shows token by token, those of the steps since the snapshot before
             (``engine.method.inspection``, ``actors.training.looks``).
+        retired: source models that the stream does without.
     """
 
     stages: tuple[StageTotals, ...] = ()
@@ -151,6 +156,7 @@ class Progress:
     checkpoints: tuple[Committed, ...] = ()
     num_not_finite: int = 0
     looks: tuple[dict[str, Any], ...] = ()
+    retired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,8 @@ class SourceTotals:
         coverage: share of target rows for which it has a row, in [0, 1].
         left_out: passages that it has not scored; they were fused without it.
         gains: nats per byte by which it predicts the text better than the target does before learning it, over the
-            first and over the last tenth of the steps.
+            first and over the last tenth of the steps; NaN where it has scored nothing.
+        retired_after: the step after which the run has gone on without it; 0: it has stayed.
     """
 
     name: str
@@ -173,6 +180,7 @@ class SourceTotals:
     coverage: float
     left_out: int = 0
     gains: tuple[float, float] = (math.nan, math.nan)
+    retired_after: int = 0
 
 
 @dataclass(frozen=True)
@@ -183,7 +191,7 @@ class DomainTotals:
         tokens, passages, bytes: learned.
         share: of all learned bytes, in [0, 1]; NaN before the first.
         weight: its share by the spec, in [0, 1].
-        sources: cross-entropy, win rate and coverage of each source model in this domain.
+        sources: cross-entropy, win rate, coverage and gains of each source model in this domain.
         held_out: latest bits per byte of the target during training in the held-out domain of the same name; NaN
             without one.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -77,6 +78,20 @@ class DomainSums:
         )
 
 
+def domain_totals(spec: FusionSpec, history: Sequence[StepRecord]) -> tuple[DomainTotals, ...]:
+    """The totals of each domain over all learned passages, with the sources' gains."""
+    return tuple(
+        replace(
+            totals,
+            sources=tuple(
+                replace(source, gains=first_and_last_gain(history, index, domain))
+                for index, source in enumerate(totals.sources)
+            ),
+        )
+        for domain, totals in enumerate(DomainSums(spec).add(history).totals())
+    )
+
+
 def source_totals(spec: FusionSpec, history: Sequence[StepRecord]) -> tuple[SourceTotals, ...]:
     """The rates of each source model over all learned passages, in the spec's order."""
     return tuple(_source_totals(spec, history, index) for index in range(len(spec.source_models)))
@@ -88,29 +103,47 @@ def _source_totals(spec: FusionSpec, history: Sequence[StepRecord], index: int) 
     nats = sum(record.source_nats[index] for record in history)
     wins = sum(record.source_wins[index] for record in history)
     covered_rows = sum(record.source_covered_rows[index] for record in history)
-    tenth = max(1, len(history) // 10)
     return SourceTotals(
         name=spec.source_models[index].name,
         cross_entropy=ratio(nats, sum(record.source_bytes[index] for record in history)),
         win_rate=ratio(wins, passages) if spec.fusion.rule == "min_ce" else math.nan,
         coverage=ratio(covered_rows, rows),
         left_out=sum(record.source_left_out[index] for record in history),
-        gains=(_mean_gain(history[:tenth], index), _mean_gain(history[-tenth:], index)),
+        gains=first_and_last_gain(history, index),
+        retired_after=next((record.step for record in history if spec.source_models[index].name in record.retired), 0),
     )
 
 
-def source_gain(record: StepRecord, index: int) -> float:
+def source_gain(record: StepRecord, index: int, domain: int | None = None) -> float:
     """Nats per byte by which a source predicts a step's text better than the target does before it learns that text.
 
     The target's include the end of documents, which the sources' do not.
+
+    Args:
+        record: of the step.
+        index: of the source model in the spec.
+        domain: index of the one whose text counts; None: all text.
     """
-    target = ratio(record.lm_loss * (record.tokens - record.passages), record.bytes)
-    return target - ratio(record.source_nats[index], record.source_bytes[index])
+    if domain is None:
+        target = ratio(record.lm_loss * (record.tokens - record.passages), record.bytes)
+        return target - ratio(record.source_nats[index], record.source_bytes[index])
+    if not record.domain_lm_nats:
+        return math.nan  # a checkpoint of before there were domains' losses
+    place = domain * len(record.source_nats) + index
+    target = ratio(record.domain_lm_nats[domain], record.domain_bytes[domain])
+    return target - ratio(record.domain_source_nats[place], record.domain_source_bytes[place])
 
 
-def _mean_gain(history: Sequence[StepRecord], index: int) -> float:
-    gains = [gain for record in history if math.isfinite(gain := source_gain(record, index))]
+def mean_gain(history: Sequence[StepRecord], index: int, domain: int | None = None) -> float:
+    """The mean of ``source_gain`` over the steps that have one; NaN if none has."""
+    gains = [gain for record in history if math.isfinite(gain := source_gain(record, index, domain))]
     return ratio(sum(gains), len(gains))
+
+
+def first_and_last_gain(history: Sequence[StepRecord], index: int, domain: int | None = None) -> tuple[float, float]:
+    """``mean_gain`` over the first and over the last tenth of the steps."""
+    tenth = max(1, len(history) // 10)
+    return mean_gain(history[:tenth], index, domain), mean_gain(history[-tenth:], index, domain)
 
 
 def seconds_of_earlier_starts(history: Sequence[StepRecord], progress: Progress) -> float:

@@ -36,8 +36,10 @@ def losses_and_gradient(
     fusion_scale: float,
     shape: LogitShape,
     kind: Divergence,
-) -> torch.Tensor:
-    """Write the scaled objective's gradient over a chunk's raw logits; return the sums of both losses, float64 [2].
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write the scaled objective's gradient over a chunk's raw logits; return the losses.
+
+    They are the LM loss of each row, float64 [R], and the sum of the fusion loss.
 
     Args:
         logits: [R,V], any float type, rows one after the other in memory; overwritten.
@@ -75,7 +77,7 @@ def losses_and_gradient(
     label_gradients = ((label_logits - largest).double().exp() * factor - lm_weight) * label_slope
     lone_labels = torch.where(has_label & ~is_label.any(-1, keepdim=True), labels, NO_TOKEN)
     _put_gradient(logits, (largest, factor), (ids, kept_gradients), (lone_labels, label_gradients), shape)
-    return torch.stack([lm.sum(), (fusion * targets.fusion_weights).sum()])
+    return lm[:, 0], (fusion * targets.fusion_weights).sum()
 
 
 def _shaped(raw: torch.Tensor, shape: LogitShape) -> tuple[torch.Tensor, torch.Tensor | float]:

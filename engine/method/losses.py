@@ -98,7 +98,7 @@ def objective(
     fusion_scale: float,
     shape: LogitShape = PLAIN,
     kind: Divergence = "forward_kl",
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The weighted sum of both losses over all rows, differentiable in ``hidden``, ``lm_head`` and ``bias``.
 
     Logits are made in the type of ``lm_head``, as in the model's own forward pass; all that follows is float32, inside
@@ -113,8 +113,8 @@ def objective(
         kind: of divergence that is the fusion loss.
 
     Returns:
-        The scaled loss, a float32 scalar whose backward pass may run once; and float64 [2], the sums in nats of the
-        LM loss and of the weighted fusion loss.
+        The scaled loss, a float32 scalar whose backward pass may run once; float64 [2], the sums in nats of the LM loss
+        and of the weighted fusion loss; and float64 [R], the LM loss of each row, 0 without a label.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         return _ChunkedObjective.apply(hidden, lm_head, bias, targets, (lm_scale, fusion_scale), shape, kind)
@@ -129,6 +129,7 @@ class _ChunkedObjective(torch.autograd.Function):
         head_gradient = torch.zeros_like(lm_head, dtype=torch.float32)
         bias_gradient = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         sums = torch.zeros(2, dtype=torch.float64, device=hidden.device)
+        label_nats = torch.empty(len(hidden), dtype=torch.float64, device=hidden.device)
         device = hidden.device.type
         chunks = (_GpuChunks if device == "cuda" else _Chunks)(
             lm_head, max(1, min(len(hidden), CHUNK_LOGITS[device] // len(lm_head)))
@@ -137,18 +138,19 @@ class _ChunkedObjective(torch.autograd.Function):
             end = min(start + chunks.rows, len(hidden))
             rows = hidden[start:end].to(lm_head.dtype)
             part = targets.rows(start, end)
-            chunk_sums, gradient = chunks.losses_and_gradient(rows, bias, part, scales, shape, kind, bias_gradient)
-            sums += chunk_sums
+            (lm, fusion), gradient = chunks.losses_and_gradient(rows, bias, part, scales, shape, kind, bias_gradient)
+            sums += torch.stack([lm.sum(), fusion])
+            label_nats[start:end] = lm
             hidden_gradient[start:end] = gradient @ lm_head
             _add_product(head_gradient, gradient, rows)
         context.has_bias = bias is not None
         gradients = [hidden_gradient, head_gradient.to(lm_head.dtype)]
         context.save_for_backward(*gradients, *([bias_gradient.to(bias.dtype)] if context.has_bias else []))
-        context.mark_non_differentiable(sums)
-        return (sums[0] * scales[0] + sums[1] * scales[1]).float(), sums
+        context.mark_non_differentiable(sums, label_nats)
+        return (sums[0] * scales[0] + sums[1] * scales[1]).float(), sums, label_nats
 
     @staticmethod
-    def backward(context, loss_gradient, _sums_gradient):
+    def backward(context, loss_gradient, *_of_sums):
         # In place: [V,D] is too large for a second copy. Autograd notices should anyone come for them twice.
         hidden, lm_head, *bias = (gradient.mul_(loss_gradient) for gradient in context.saved_tensors)
         return hidden, lm_head, bias[0] if context.has_bias else None, None, None, None, None
@@ -170,17 +172,18 @@ class _Chunks:
         self._exact = self._own if lm_head.dtype == torch.float32 else torch.empty_like(self._own, dtype=torch.float32)
 
     def losses_and_gradient(self, rows, bias, targets, scales, shape, kind, bias_gradient):
-        """Add the bias's gradient; return the losses' sums, float64 [2], and the gradient by the logits, [R,V].
+        """Add the bias's gradient; return the losses and the gradient by the logits, [R,V].
 
-        The gradient has the type of the lm_head and is there until the next chunk's.
+        The losses are the LM loss of each row, float64 [R], and the sum of the fusion loss. The gradient has the type
+        of the lm_head and is there until the next chunk's.
         """
         raw = raw_logits(rows, self._lm_head, bias, out=self._own[: len(rows)])
         logits, slope = shaped(raw if self._exact is self._own else self._exact[: len(rows)].copy_(raw), shape)
-        sums, gradient = _losses_and_gradient(logits, targets, *scales, kind)
+        losses, gradient = _losses_and_gradient(logits, targets, *scales, kind)
         gradient = gradient if slope is None else gradient.mul_(slope)
         if bias_gradient is not None:
             bias_gradient += gradient.sum(0)
-        return sums, gradient if self._exact is self._own else raw.copy_(gradient)
+        return losses, gradient if self._exact is self._own else raw.copy_(gradient)
 
 
 class _GpuChunks:
@@ -200,10 +203,10 @@ class _GpuChunks:
         from engine.method import loss_kernels  # Triton, which a CPU does not need
 
         logits = raw_logits(rows, self._lm_head, bias, out=self._own[: len(rows)])
-        sums = loss_kernels.losses_and_gradient(logits, targets, *scales, shape, kind)
+        losses = loss_kernels.losses_and_gradient(logits, targets, *scales, shape, kind)
         if bias_gradient is not None:
             bias_gradient += logits.sum(0, dtype=torch.float32)
-        return sums, logits
+        return losses, logits
 
 
 def raw_logits(
@@ -239,8 +242,8 @@ def _add_product(total: torch.Tensor, gradient: torch.Tensor, rows: torch.Tensor
 
 def _losses_and_gradient(
     logits: torch.Tensor, targets: Targets, lm_scale: float, fusion_scale: float, kind: Divergence
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sums of both losses over a chunk, float64 [2], and the scaled objective's gradient by the logits.
+) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The LM loss of each row and the sum of the fusion loss of a chunk, and the scaled objective's gradient by logits.
 
     Args:
         logits: float32 [R,V]; overwritten, the gradient lies in the same memory.
@@ -272,8 +275,8 @@ def _losses_and_gradient(
     lm_share = lm_weight / normalizer
     gradient = exponentials.mul_((lm_share + slopes[:, -1:] / rest).float())
     gradient.scatter_add_(-1, ids, (masses[:, :-1] * lm_share + slopes[:, :-1]).float())
-    sums = torch.stack([lm.sum(), (fusion * targets.fusion_weights).sum()])
-    return sums, gradient.scatter_add_(-1, labels, -lm_weight)
+    losses = lm[:, 0], (fusion * targets.fusion_weights).sum()
+    return losses, gradient.scatter_add_(-1, labels, -lm_weight)
 
 
 def fused_buckets(targets: Targets, kept: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from engine.records.columns import (
     check,
     schema,
     source_columns,
+    without_rows,
 )
 from engine.records.ragged import as_list, flat_values, of_list, ragged, rows_of
 
@@ -28,4 +29,5 @@ __all__ = [
     "rows_of",
     "schema",
     "source_columns",
+    "without_rows",
 ]

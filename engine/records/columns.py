@@ -90,6 +90,13 @@ def source_columns(source_name: str) -> tuple[Column, ...]:
     )
 
 
+def without_rows(batch: pa.Table, source_name: str) -> pa.Table:
+    """The batch with a source model's columns, in which it has no rows: a source that has not scored the passages."""
+    for column in source_columns(source_name):
+        batch = batch.append_column(column.name, pa.array([[]] * len(batch), column.dtype))
+    return batch
+
+
 FUSED_PASSAGE = (
     Column("passage_id", pa.string(), "", "as in the passage"),
     Column("num_bytes", pa.int32(), "", "as in the passage, less its context"),

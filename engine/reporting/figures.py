@@ -7,7 +7,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.history.result import TRAIN, RunResult, StageTotals, StepRecord, StopReason
+from engine.history.result import (
+    TRAIN,
+    DomainTotals,
+    RunResult,
+    SourceTotals,
+    StageTotals,
+    StepRecord,
+    StopReason,
+)
 from engine.history.totals import ratio
 from engine.reporting.starvation import Load, starvation
 
@@ -52,15 +60,32 @@ def run_figures(result: RunResult) -> Rows:
     if restarts := training_restarts(result.stages):
         figures["training restarts"] = f"{restarts}, each from the last checkpoint"
     figures["skipped rows"] = f"{len(result.skipped):,}"
-    if result.stopped_by and (caught_up := [source.name for source in result.sources if source.gains[1] <= 0.0]):
+    if retired := [
+        f"{source.name} after step {source.retired_after:,}" for source in result.sources if source.retired_after
+    ]:
+        figures["retired"] = f"{', '.join(retired)}: the target predicted the text as well"
+    if result.stopped_by and (caught_up := _caught_up(result)):
         figures["caught up"] = (
             f"at the end the target predicts the text as well as {', '.join(caught_up)}: no longer worth the work, "
-            f"leave it out of a longer run"
+            f"leave it out of a longer run, or set its retire"
         )
     if result.left_out:
         figures["without a source"] = f"{len(result.left_out):,} passages, last: {result.left_out[-1].reason}"
     figures["spilled to disk"] = f"{result.spilled_bytes:,} bytes"
     return Rows("Run", ("", result.name), tuple(figures.items()))
+
+
+def _caught_up(result: RunResult) -> list[str]:
+    """The source models that stayed and no longer pay: the target predicts the text of every domain as well."""
+    gains = {source.name: [source.gains[1]] for source in result.sources if not source.retired_after}
+    if result.domains:
+        gains = {name: [_last_gain(domain, name) for domain in result.domains] for name in gains}
+    finite = {name: [gain for gain in values if math.isfinite(gain)] for name, values in gains.items()}
+    return [name for name, values in finite.items() if values and max(values) <= 0.0]
+
+
+def _last_gain(domain: DomainTotals, name: str) -> float:
+    return next(source.gains[1] for source in domain.sources if source.name == name)
 
 
 def source_rows(result: RunResult) -> Rows:
@@ -73,7 +98,7 @@ def source_rows(result: RunResult) -> Rows:
             number(source.cross_entropy / math.log(2), ".4f"),
             share(source.win_rate),
             share(source.coverage),
-            " -> ".join(number(gain, ".3f") for gain in source.gains),
+            _gains(source),
             f"{source.left_out:,}",
         )
         for source in result.sources
@@ -101,8 +126,8 @@ def domain_rows(result: RunResult) -> Rows:
 
 
 def domain_source_rows(result: RunResult) -> Rows:
-    """Each source model in each domain, measured on the learned passages."""
-    columns = ("domain", "source model", "nats per byte", "win rate", "coverage")
+    """Each source model in each domain, measured on the learned passages; the gain as in ``source_rows``."""
+    columns = ("domain", "source model", "nats per byte", "win rate", "coverage", "gain")
     rows = tuple(
         (
             domain.name,
@@ -110,11 +135,16 @@ def domain_source_rows(result: RunResult) -> Rows:
             number(source.cross_entropy, ".4f"),
             share(source.win_rate),
             share(source.coverage),
+            _gains(source),
         )
         for domain in result.domains
         for source in domain.sources
     )
     return Rows("Source models by domain", columns, rows)
+
+
+def _gains(source: SourceTotals) -> str:
+    return " -> ".join(number(gain, ".3f") for gain in source.gains)
 
 
 def stage_rows(result: RunResult) -> Rows:

@@ -38,11 +38,13 @@ STEP_FAMILIES = {
     "fusion_gain": Family("Nats per row by which the fused distributions beat the target on the labels"),
     "fusion_weight": Family("Mean weight of the fused rows in the fusion loss, 0 to 1"),
     "source_gain": Family("Nats per byte by which a source model beats the target on the step's text", "source"),
+    "source_retired": Family("Step after which the run has gone on without a source model", "source"),
     "source_nats_per_byte": Family("Cross-entropy of a source model on the passages of the last step", "source"),
     "source_win_rate": Family("Share of the last step's passages that a source model won, 0 to 1", "source"),
     "source_coverage": Family("Share of target rows with a row of the source model, 0 to 1", "source"),
     "domain_share": Family("Share of the last step's bytes that are of a domain of the corpus, 0 to 1", "domain"),
     "domain_source_nats_per_byte": Family("source_nats_per_byte in one domain of the corpus", "domain/source"),
+    "domain_source_gain": Family("source_gain in one domain of the corpus", "domain/source"),
     "domain_source_win_rate": Family("source_win_rate in one domain of the corpus", "domain/source"),
     "domain_source_coverage": Family("source_coverage in one domain of the corpus", "domain/source"),
     "held_out_bits_per_byte": Family("Held-out bits per byte of the target model during training", "domain"),
@@ -83,12 +85,15 @@ def _all_measurements(spec: FusionSpec, record: StepRecord) -> Iterator[Measurem
         if spec.fusion.rule == "min_ce":
             yield Measurement("source_win_rate", source.name, ratio(record.source_wins[index], record.passages))
         yield Measurement("source_coverage", source.name, ratio(record.source_covered_rows[index], rows))
-    for totals in DomainSums(spec).add([record]).totals():
+    for name in record.retired:
+        yield Measurement("source_retired", name, record.step)
+    for domain, totals in enumerate(DomainSums(spec).add([record]).totals()):
         yield Measurement("domain_share", totals.name, totals.share)
-        for source in totals.sources:
+        for index, source in enumerate(totals.sources):
             label = f"{totals.name}/{source.name}"
             yield Measurement("domain_source_nats_per_byte", label, source.cross_entropy)
+            yield Measurement("domain_source_gain", label, source_gain(record, index, domain))
             yield Measurement("domain_source_win_rate", label, source.win_rate)
             yield Measurement("domain_source_coverage", label, source.coverage)
-    for domain, bits_per_byte in record.held_out.items():
-        yield Measurement("held_out_bits_per_byte", domain, bits_per_byte)
+    for held_out, bits_per_byte in record.held_out.items():
+        yield Measurement("held_out_bits_per_byte", held_out, bits_per_byte)

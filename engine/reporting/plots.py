@@ -21,7 +21,7 @@ def plots(result: RunResult) -> dict[str, str]:
     if history:
         found["Loss, nats per row. Faint: every step; strong: moving average."] = _losses(history)
         found |= _held_out_plot(history)
-        found |= _source_plots(history, names)
+        found |= _source_plots(history, names, [domain.name for domain in result.domains])
         found |= _optimizer(history)
         found["Where the time of a step goes: seconds of work, and exposed wait for data."] = _waits(history)
     if result.bits_per_byte:
@@ -50,8 +50,8 @@ def _held_out_plot(history: Sequence[StepRecord]) -> dict[str, str]:
     return {"Held-out bits per byte of the target during training.": _curves(found, curves, "bits per byte")}
 
 
-def _source_plots(history: Sequence[StepRecord], names: Sequence[str]) -> dict[str, str]:
-    """Cross-entropy, wins and coverage of the source models over the steps; empty without source models."""
+def _source_plots(history: Sequence[StepRecord], names: Sequence[str], domains: Sequence[str]) -> dict[str, str]:
+    """Cross-entropy, gain, wins and coverage of the source models over the steps; empty without source models."""
     if not names:
         return {}
     nats = _of_each(history, names, lambda r: r.source_nats, lambda r, index: r.source_bytes[index])
@@ -72,7 +72,22 @@ def _source_plots(history: Sequence[StepRecord], names: Sequence[str]) -> dict[s
         "% of target rows",
         None,
     )
+    found |= _domain_gains(history, names, domains)
     return {caption: _curves(history, *plot) for caption, plot in found.items()}
+
+
+def _domain_gains(
+    history: Sequence[StepRecord], names: Sequence[str], domains: Sequence[str]
+) -> dict[str, tuple[dict[str, list[float]], str, None]]:
+    """The gain of every source model in each domain of the corpus."""
+    return {
+        f"Gain in the domain {domain}: nats per byte, as above.": (
+            {name: [source_gain(record, index, place) for record in history] for index, name in enumerate(names)},
+            "nats per byte",
+            None,
+        )
+        for place, domain in enumerate(domains)
+    }
 
 
 def _of_each(

@@ -144,7 +144,8 @@ class RunState:
         """The current activity of the run, in one sentence."""
         if self.step is not None:
             return self.rates.bottleneck()
-        sources = [source.name for source in self.spec.source_models]
+        names = (source.name for source in self.spec.source_models)
+        sources = [name for name in names if name not in self.picture.retired]
         passages = {stage.name: stage.passages for stage in self.picture.stages}
         loading = [f"{name} {self._seconds_since_start(name)}" for name in sources if passages.get(name) == 0]
         if loading:
@@ -256,6 +257,7 @@ def _remarks(state: RunState) -> list[str]:
         remarks.append(
             f"{picture.num_left_out:,} passages fused without a source, first {first.source}: {first.reason}"
         )
+    remarks += [f"{name} retired: the target predicts the text as well" for name in picture.retired]
     if restarts := training_restarts(state.picture.stages):
         remarks.append(f"training was restarted {restarts} time{'s' * (restarts > 1)}, from its last checkpoint")
     return remarks

@@ -36,6 +36,7 @@ def cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
         yield from _not_for_conversations(sections["corpus"], sections.get("alignment"))
     if sources is not None and "fusion" in sections:
         yield from _single_source(sources, sections["fusion"])
+        yield from _incomparable_gain(sources, sections["fusion"].arithmetic)
     if sources is not None and "alignment" in sections and "fusion" in sections:
         yield from _methods_apart(sources, sections["alignment"], sections["fusion"])
 
@@ -100,6 +101,15 @@ def _single_source(sources: Sequence[Any], fusion: Any) -> Iterator[Fault]:
         )
     if fusion.rule != "single" and fusion.single_source:
         yield Fault("fusion.single_source", f"is set, but fusion.rule is {fusion.rule}", "set fusion.rule to single")
+
+
+def _incomparable_gain(sources: Sequence[Any], arithmetic: str) -> Iterator[Fault]:
+    for index, source in enumerate(sources):
+        if source.retire and arithmetic == "fusellm":
+            reason = (
+                "is true, but fusion.arithmetic fusellm compares nats per own token, not with the target's per byte"
+            )
+            yield Fault(f"source_models.{index}.retire", reason, "set it to false, or arithmetic to exact")
 
 
 def _methods_apart(sources: Sequence[Any], alignment: Any, fusion: Any) -> Iterator[Fault]:

@@ -172,6 +172,10 @@ class SourceModelSpec(Section):
     required: bool = True
     """Whether the run stops when this source fails for good; if not, fusion continues with the others, and the report
     lists the passages without it."""
+    retire: bool = False
+    """Whether the run goes on without this source once it no longer pays: at a checkpoint, if since the one before it
+    has predicted the text of no domain of the corpus better than the target did before learning it. Its processes end;
+    those of the others start again from the checkpoint, which takes as long as a restart."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """Number of deaths of one replica between two checkpoints that are replaced; the next one is a failure for good.
     Deaths with a lost node do not count. Any error but the engine's own, such as a GPU out of memory, ends a replica's

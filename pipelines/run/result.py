@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from engine.history.result import Progress, RunResult, StepRecord, StopReason
 from engine.history.stopping import exported_step
-from engine.history.totals import DomainSums, source_totals
+from engine.history.totals import domain_totals, source_totals
 from engine.reporting.rates import in_stream_order
 from engine.spec import FusionSpec
 from pipelines.evaluation.models import export_dir
@@ -46,7 +46,7 @@ def result_of(
         stopped_by=stopped_by,
         exported_step=exported_step(spec, history),
         sources=source_totals(spec, history),
-        domains=DomainSums(spec).add(history).totals(),
+        domains=domain_totals(spec, history),
         history=tuple(history),
         stages=tuple(in_stream_order(picture.stages, spec)),
         skipped=picture.skipped,

@@ -28,13 +28,16 @@ from engine.corpus.cutting import Cutter
 from engine.corpus.domains import Domain, shard_numbers
 from engine.corpus.shards import Shard, in_passes
 from engine.history.ledger import Ledger
+from engine.history.result import StepRecord
+from engine.history.retirement import retired_sources
+from engine.history.totals import bytes_by_domain
 from engine.spec import CorpusSpec, FusionSpec
 from pipelines.stream.sizes import FlowPlan, mapping_sample
 from pipelines.stream.stages import ONE_BATCH, AlignerStage, PassageReaderStage, SourceModelStage, pool, reader_pool
 
 
 def fused_blocks(
-    spec: FusionSpec, flow: FlowPlan, learned: Ledger, learned_bytes: Sequence[int], monitor: ActorHandle
+    spec: FusionSpec, flow: FlowPlan, learned: Ledger, history: Sequence[StepRecord], monitor: ActorHandle
 ) -> Dataset:
     """The stream of training blocks (``records.TRAINING_BLOCK``); a row is what one worker learns of a batch.
 
@@ -42,11 +45,12 @@ def fused_blocks(
         spec: of the run.
         flow: the sizes that ``pipelines.stream.sizes`` has derived from it.
         learned: training blocks that are never learned again, and where the reading of the others begins.
-        learned_bytes: of each domain of the corpus.
+        history: of the steps so far, for the bytes of each domain and the retired source models.
         monitor: the run's ``RunMonitor`` actor.
     """
+    retired = retired_sources(history)
     if spec.corpus.domains:
-        tasks, reader = _mixed_reading(spec, flow, learned, learned_bytes)
+        tasks, reader = _mixed_reading(spec, flow, learned, bytes_by_domain(spec, history))
     else:
         tasks, reader = _reading(spec, flow, learned)
     stream = ray.data.from_items(tasks, override_num_blocks=len(tasks))
@@ -66,6 +70,8 @@ def fused_blocks(
         compute=reader_pool(flow.reader_replicas),
     )
     for source in spec.source_models:
+        if source.name in retired:
+            continue
         stream = stream.map_batches(
             SourceModelStage,
             fn_constructor_kwargs={
@@ -90,6 +96,7 @@ def fused_blocks(
             "alignment": spec.alignment,
             "sample": mapping_sample(spec, flow),
             "conversations": bool(spec.corpus.messages_column),
+            "retired": tuple(retired),
             "meter": Meter("align and fuse", monitor, spec.training.max_restarts),
             "pack": Packer(spec.training.block_length, spec.fusion.top_k),
             "share_out_among": spec.training.num_workers,

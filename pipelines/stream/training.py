@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.training.checkpoint_index import learned_blocks, recorded_steps
 from engine.history.result import StepRecord
-from engine.history.totals import bytes_by_domain
+from engine.history.retirement import retired_sources
 from engine.spec import FusionSpec
 from pipelines.stream.fused_blocks import fused_blocks
 from pipelines.stream.scheduling import Unhurried
@@ -37,6 +37,9 @@ MEMORY_PRESSURE = 0.5
 def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepRecord, ...]:
     """Run the stream into the training workers until the last step or the end of the corpus.
 
+    Workers that retire a source model end at that checkpoint. Training goes on from there with a stream without it, so
+    that its GPUs are free, and so that a resumed run is the same.
+
     Returns:
         The records of all steps.
 
@@ -44,17 +47,27 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         KeyboardInterrupt: by Ctrl-C; the workers have ended.
         Exception: an error of Ray's with that of a stage or worker inside; see ``pipelines.cluster.failures``.
     """
+    while True:
+        retired = retired_sources(recorded_steps(spec.run.output_dir))
+        with _interruptible():
+            history = _trainer(spec, flow, monitor).fit().return_value
+        if retired_sources(history) == retired:
+            return history
+
+
+def _trainer(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> TorchTrainer:
+    """Ray Train's trainer for the run from its last checkpoint on."""
 
     def stream() -> Dataset:
         """The stream; Ray Train's controller calls this at the start and after every restart of the workers."""
         tune(DataContext.get_current())  # the driver's context does not reach the controller
-        monitor.begin_stream.remote()
-        learned_bytes = bytes_by_domain(spec, recorded_steps(spec.run.output_dir)) if spec.corpus.domains else ()
-        return fused_blocks(spec, flow, learned_blocks(spec.run.output_dir), learned_bytes, monitor)
+        history = recorded_steps(spec.run.output_dir)
+        monitor.begin_stream.remote(tuple(retired_sources(history)))
+        return fused_blocks(spec, flow, learned_blocks(spec.run.output_dir), history, monitor)
 
     training = spec.training
     filesystem, state_folder = fsspec.core.url_to_fs(os.path.join(spec.run.output_dir, "logs"))
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_share,
         train_loop_config={"spec": spec, "monitor": monitor},
         torch_config=TorchConfig(
@@ -78,8 +91,6 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         datasets={"train": stream},
         dataset_config=SharedStream(preserve_order=spec.run.deterministic),
     )
-    with _interruptible():
-        return trainer.fit().return_value
 
 
 def tune(context: DataContext) -> None:

@@ -55,7 +55,7 @@ def fusion_loss(ids: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
         torch.ones(count),
     )
     hidden = torch.tensor(STUDENT[:count])
-    _, (_, total) = objective(hidden, torch.eye(4), None, targets, 0.0, 1.0 / count)
+    _, (_, total), _ = objective(hidden, torch.eye(4), None, targets, 0.0, 1.0 / count)
     kept = probs[probs > 0].astype(np.float64)
     entropy = -(kept * np.log(kept)).sum()
     return (total.item() + entropy) / count, total.item() / count

@@ -43,23 +43,25 @@ def edit(file, **values):
 
 
 def write_spec(folder, target, **sections):
-    """A tiny target and one tiny source on a corpus of three passes, about nine steps each."""
+    """A tiny target, itself as two sources, on a corpus of three passes, about nine steps each."""
     rows = [json.dumps({"text": f"document {row} has some words of its own, {row * 7919}"}) for row in range(120)]
     (folder / "corpus.jsonl").write_text("\n".join(rows))
     held_out = [json.dumps({"text": f"document {row} has other words, {row * 7907}"}) for row in range(24)]
     (folder / "held_out.jsonl").write_text("\n".join(held_out))
     source = {"name": "source", "checkpoint": target, "backend": "transformers", "probe": "off"}
+    no_better = source | {"name": "no-better", "retire": True}
     spec = {
         "run": {"name": "conditions", "output_dir": str(folder / "out"), "deterministic": True},
         "corpus": {"paths": [str(folder / "corpus.jsonl")], "passes": 3},
         "target_model": {"checkpoint": target},
-        "source_models": [source],
+        "source_models": [source, no_better],
         "objective": {"lm_loss_weight": 0.9},
         "fusion": {"rule": "min_ce", "top_k": 8},
         "alignment": {"cache_dir": str(folder / "tables")},
         "training": {
             "block_length": 128,
             "global_batch_blocks": 4,
+            "checkpoint_every_steps": 4,
             "export_dtype": "float32",  # the export is compared with the target in training
             "optimizer": {"learning_rate": 0.03},
         },
@@ -107,6 +109,7 @@ def test_limits_count_over_all_starts_and_the_best_weights_are_exported(tmp_path
     assert result.passages < 3 * 120, "in the middle of the passes"
     check_free_cluster()
     check_times(first, result)
+    check_retirement(result)
     check_best_weights(result)
     check_bos(result)
     check_lines(result, capsys.readouterr().out)
@@ -119,6 +122,17 @@ def check_times(first, result):
     assert times == sorted(times)
     assert times[0] == first.metrics.elapsed_seconds
     assert times[-1] < result.wall_seconds
+
+
+def check_retirement(result):
+    """The target has caught up with what it was, and the stream goes on without that."""
+    before, after = result.history[:4], result.history[4:]
+    assert [record.retired for record in result.history if record.retired] == [("no-better",)] and before[3].retired
+    assert all(record.source_left_out == (0, 0) for record in before)
+    assert after and all(record.source_left_out == (0, record.passages) for record in after)
+    assert all(record.fused_rows for record in result.history), "by the other one"
+    assert [source.retired_after for source in result.sources] == [0, 4]
+    assert {stage.name: stage.starts for stage in result.stages}["train"] == 1, "no restart"
 
 
 def check_best_weights(result):
@@ -138,6 +152,8 @@ def check_bos(result):
 
 def check_lines(result, text):
     assert "no improvement: the held-out loss" in text
+    assert "no-better retired: the target predicts the text as well" in text
+    assert "no-better after step 4" in text
     assert f"weights of step {result.exported_step}" in text
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| conditions \| step \d+/1000 \| ", text, re.MULTILINE)
 
@@ -157,6 +173,7 @@ def check_served_metrics(result):
     assert found["loss", ("part", "fusion"), run_label] == pytest.approx(last.fusion_loss)
     assert found["gradient_norm", run_label] == pytest.approx(last.grad_norm)
     assert found["source_win_rate", run_label, ("source", "source")] == 1.0
+    assert found["source_retired", run_label, ("source", "no-better")] == 4
     assert found["held_out_bits_per_byte", ("domain", "own"), run_label] == pytest.approx(last.held_out["own"])
     assert found["stage_passages_total", run_label, ("stage", "source")] >= result.passages
 

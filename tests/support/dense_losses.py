@@ -77,12 +77,15 @@ def assert_equals_oracle(
 ) -> None:
     """Check sums, loss and gradients of ``objective`` against autograd through the dense float64 sums."""
     leaves = [tensor.requires_grad_() for tensor in (hidden, lm_head, bias) if tensor is not None]
-    loss, sums = objective(hidden, lm_head, bias, targets, *scales, shape, kind)
+    loss, sums, label_nats = objective(hidden, lm_head, bias, targets, *scales, shape, kind)
     gradients = torch.autograd.grad(loss * 2.0, leaves)
     lm, fusion = dense_sums(dense_logits(hidden, lm_head, bias, shape), targets, kind)
     expected_loss = scales[0] * lm + scales[1] * fusion
     expected = torch.autograd.grad(expected_loss * 2.0, leaves)
     np.testing.assert_allclose(sums.tolist(), [lm.item(), fusion.item()], rtol=tolerance, atol=1e-7)
+    labels, log_p = targets.labels, dense_logits(hidden, lm_head, bias, shape).log_softmax(-1)
+    of_labels = -log_p.gather(-1, labels.clamp(min=0)[:, None])[:, 0] * (labels != NO_LABEL)
+    np.testing.assert_allclose(label_nats.tolist(), of_labels.tolist(), rtol=tolerance, atol=1e-5)
     assert loss.item() == pytest.approx(expected_loss.item(), rel=tolerance, abs=1e-7)
     for gradient, right in zip(gradients, expected, strict=True):
         assert gradient.isfinite().all()

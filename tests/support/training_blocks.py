@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from engine.blocks.arrangement import best_fit
 from engine.blocks.packing import Packer
+from engine.corpus.domains import DOMAIN_RANGE
 from engine.history.ledger import Cursor, Entry
-from engine.records import FUSED_PASSAGE, NO_TOKEN, TRAINING_BLOCK, flat_values, ragged, schema
+from engine.records import FUSED_PASSAGE, NO_TOKEN, TRAINING_BLOCK, flat_values, ragged, rows_of, schema
 
 LENGTH, TOP_K, VOCABULARY = 32, 3, 400
 
@@ -41,6 +42,15 @@ def training_blocks(seed: int, lengths: Sequence[int] = (20, 30, 12, 25, 16, 9))
         Entry(seed, block, block + 1, Cursor(block + 1, 0, 0, 0, 0)).numbers() for block in range(max(places) + 1)
     ]
     return Packer(LENGTH, TOP_K)(pa.table(columns, schema(FUSED_PASSAGE)), places, np.array(entries))
+
+
+def of_domain(table: pa.Table, domain: int) -> pa.Table:
+    """The same blocks, of shards of a domain."""
+    entries = [entry.copy() for entry in rows_of(table["ledger_entry"])]
+    for entry in entries:
+        entry[0] = domain * DOMAIN_RANGE + 7
+    place = table.column_names.index("ledger_entry")
+    return table.set_column(place, "ledger_entry", ragged(entries, pa.int64()))
 
 
 def with_bad_probability(table: pa.Table) -> pa.Table:

@@ -95,6 +95,7 @@ def aligner(
     tmp_path: Path,
     fusion: FusionRuleSpec = MIN_CE,
     bos: Bos = "tokenizer",
+    retired: tuple[str, ...] = (),
     **alignment,
 ) -> Aligner:
     return Aligner(
@@ -104,6 +105,7 @@ def aligner(
         AlignmentSpec(cache_dir=str(tmp_path), **alignment),
         SAMPLE,
         NoMeter(),
+        retired,
     )
 
 
@@ -186,6 +188,21 @@ def asked(align: Aligner) -> Callable[[int, int], bool]:
         return canonical.may_follow(before, token, *tables) == canonical.POSSIBLE
 
     return may_follow
+
+
+@pytest.mark.timeout(60)
+def test_a_retired_source_has_no_columns_and_the_others_are_fused_as_without_it(folders, tmp_path):
+    first, retired, third = NAMES
+    batch = passages()
+    for name in (first, third):
+        batch = scored(batch, name, folders[name])
+    table = aligner(folders, first, NAMES, tmp_path, retired=(retired,))(batch)
+    alone = aligner(folders, first, [first, third], tmp_path)(batch)
+    for column in ("token_ids", "fused_ids", "fused_probs", "is_fused"):
+        assert table[column].equals(alone[column]), column
+    for row in range(len(batch)):
+        assert rows_of(table["covered_rows"])[row][1] == 0
+        assert math.isnan(rows_of(table["cross_entropy"])[row][1])
 
 
 @pytest.mark.timeout(60)

@@ -119,6 +119,16 @@ def test_training_that_starts_again_is_counted():
     assert (train.replicas, train.starts, train.tokens) == (1, 2, 100)
 
 
+def test_a_stream_without_a_retired_source_is_no_restart_of_training():
+    monitor = RunMonitor()
+    for retired in ((), ("gpt2-code",), ("gpt2-code",)):
+        monitor.begin_stream(retired)
+        monitor.step(step_record())
+    picture = monitor.snapshot()
+    assert picture.retired == ("gpt2-code",)
+    assert picture.stages[0].starts == 2
+
+
 def test_a_stage_whose_replicas_die_too_often_is_refused():
     class Restarted(Meter):
         def start(self) -> Deaths:

@@ -1,5 +1,6 @@
 """The training loop of one worker: what it reports and saves, and how long a step took."""
 
+import math
 import os
 from itertools import repeat
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 from ray.train import PreemptionInfo
 
 from actors.training import loop
+from actors.training.checkpoint_index import recorded_steps
 from actors.training.held_out_loss import HeldOutBlocks
 from actors.training.journal import Journal
 from actors.training.looks import Looks
@@ -17,6 +19,7 @@ from actors.training.loop import StepReports, learn, train_worker
 from actors.training.step_counts import StepCounts
 from actors.training.target_model import StepLosses
 from engine.errors import TrainingError
+from engine.history import retirement
 from engine.method.losses import NO_LABEL
 from engine.records.batches import shares
 from engine.records.ragged import of_list
@@ -85,12 +88,12 @@ def held_out_domains():
     return {"own": HeldOutBlocks(ids, positions, labels, scored_bytes=100)}
 
 
-def work(spec, monkeypatch, steps=STEPS, notices=repeat(None)):  # noqa: B008
+def work(spec, monkeypatch, steps=STEPS, notices=repeat(None), first_step=1):  # noqa: B008
     """Run the loop over so many steps, each with a notice of Ray Train; what it has reported to, and its history."""
     monkeypatch.setattr(loop.ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(loop.ray.train, "get_preemption_info", lambda: next(notices))
     monitor = Monitor()
-    shares = [training_blocks(seed) for seed in range(2, steps + 2)]
+    shares = [training_blocks(seed) for seed in range(first_step + 1, first_step + 1 + steps)]
     history = train_worker(spec, monitor, 1, shares, held_out_domains)
     return monitor, history
 
@@ -145,6 +148,26 @@ def test_a_step_that_is_not_finite_is_reported(spec):
         waited = (training_blocks(seed=1), 0.0)
         learn(Target(), waited, spec, Journal(), Looks(is_wanted=False), StepReports(monitor, 0))
     assert monitor.refused == 1
+
+
+def test_a_source_that_no_longer_pays_ends_the_workers_at_a_checkpoint(spec, monkeypatch):
+    """The others go on from there; this source is named once, though nothing is known of it any more."""
+    sources = [spec.source_models[0].model_copy(update={"retire": True}), spec.source_models[1]]
+    training = spec.training.model_copy(update={"checkpoint_every_steps": 2})
+    retiring = spec.model_copy(update={"source_models": tuple(sources), "training": training})
+    monkeypatch.setattr(retirement, "mean_gain", lambda window, index, _: 0.25 if window[-1].step == 2 else 0.0)
+    monitor, history = work(retiring, monkeypatch, steps=7)
+    assert [record.retired for record in history] == [()] * 3 + [("one",)], "in the middle of the corpus"
+    assert tuple(monitor.records) == history
+    assert monitor.checkpoints == [2, 4]
+    assert sorted(os.listdir(os.path.join(spec.run.output_dir, "checkpoints")))[-1] == "step-00000004"
+    assert not os.path.exists(os.path.join(spec.run.output_dir, "export")), "the run has not ended"
+    assert recorded_steps(spec.run.output_dir)[-1].retired == ("one",)
+    monkeypatch.setattr(retirement, "mean_gain", lambda *_: math.nan)
+    monitor, history = work(retiring, monkeypatch, steps=2, first_step=5)
+    assert [record.step for record in monitor.records] == [5, 6]
+    assert retirement.retired_sources(history) == {"one": 4}
+    assert os.path.exists(os.path.join(spec.run.output_dir, "export"))
 
 
 def test_a_step_that_waits_for_the_data_of_another_worker_counts_the_wait_once(spec, monkeypatch):

@@ -6,20 +6,10 @@ import pytest
 
 from actors.training.step_counts import count, over_workers, step_record
 from actors.training.target_model import StepLosses
-from engine.corpus.domains import DOMAIN_RANGE
-from engine.records import flat_values, ragged, rows_of
-from tests.support.training_blocks import training_blocks
+from engine.records import flat_values
+from tests.support.training_blocks import of_domain, training_blocks
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("process_group")]
-
-
-def of_domain(table: pa.Table, domain: int) -> pa.Table:
-    """The same blocks, of shards of a domain."""
-    entries = [entry.copy() for entry in rows_of(table["ledger_entry"])]
-    for entry in entries:
-        entry[0] = domain * DOMAIN_RANGE + 7
-    place = table.column_names.index("ledger_entry")
-    return table.set_column(place, "ledger_entry", ragged(entries, pa.int64()))
 
 
 def test_the_counts_of_domains_add_up_to_those_of_the_step():
@@ -38,10 +28,12 @@ def test_the_counts_of_domains_add_up_to_those_of_the_step():
 
 def test_a_record_has_the_figures_domain_by_domain():
     counts = count(of_domain(training_blocks(seed=2), 1), 2, num_domains=2)
-    record = step_record(1, StepLosses(*[1.0] * len(StepLosses._fields)), counts, 1.0, 0.0, 1.0)
+    losses = StepLosses(*[1.0] * len(StepLosses._fields))._replace(domain_lm_nats=(0.0, 80.0))
+    record = step_record(1, losses, counts, 1.0, 0.0, 1.0)
     covered = flat_values(training_blocks(seed=2)["covered_rows"])[0].reshape(-1, 2).sum(0)
     assert record.domain_source_covered_rows == (0, 0, *covered)
     assert record.domain_bytes == (0, record.bytes)
+    assert record.domain_lm_nats == (0.0, 80.0)
 
 
 def test_a_corpus_without_domains_and_a_worker_without_blocks_count_none():

@@ -24,7 +24,7 @@ from engine.spec import LoraSpec, ObjectiveSpec, OptimizerSpec, TargetModelSpec,
 from tests.oracles import label_gain
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import byte_level_with_bos
-from tests.support.training_blocks import LENGTH, TOP_K, VOCABULARY, training_blocks, with_bad_probability
+from tests.support.training_blocks import LENGTH, TOP_K, VOCABULARY, of_domain, training_blocks, with_bad_probability
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("process_group")]
 
@@ -40,9 +40,14 @@ TRAINING = TrainingSpec(
 WHOLE = LoraSpec()
 
 
-def target(checkpoint: str, training: TrainingSpec = TRAINING, lora: LoraSpec = WHOLE) -> TargetModel:
-    section = TargetModelSpec(checkpoint=checkpoint, lora=lora)
-    return TargetModel(section, training, ObjectiveSpec(lm_loss_weight=0.5, full_gain=0.0), TOP_K, torch.device("cpu"))
+def target(
+    checkpoint: str, training: TrainingSpec = TRAINING, lora: LoraSpec = WHOLE, num_domains: int = 0
+) -> TargetModel:
+    section, objective = (
+        TargetModelSpec(checkpoint=checkpoint, lora=lora),
+        ObjectiveSpec(lm_loss_weight=0.5, full_gain=0.0),
+    )
+    return TargetModel(section, training, objective, TOP_K, torch.device("cpu"), num_domains)
 
 
 def test_positions_start_again_in_every_segment():
@@ -67,8 +72,19 @@ def test_padding_may_be_longer_than_the_models_context(tmp_path):
             nats += float(alone(input_ids=passage[None], labels=passage[None]).loss) * (len(passage) - 1)
     assert found.lm_rows == sum(lengths) - 2
     assert found.lm_loss == pytest.approx(nats / found.lm_rows, rel=1e-6)
-    _, of_a_worker_without_blocks, _ = model.model(model._blocks(None), 1.0, 1.0)
-    assert of_a_worker_without_blocks.tolist() == [0.0] * 5
+    _, of_a_worker_without_blocks, nats, _ = model.model(model._blocks(None), 1.0, 1.0)
+    assert (of_a_worker_without_blocks.tolist(), nats.tolist()) == ([0.0] * 5, [0.0])
+
+
+def test_the_causal_lm_loss_of_a_step_is_summed_domain_by_domain(tmp_path):
+    """Each domain's nats are those of a step on its blocks alone."""
+    checkpoint = tiny_checkpoint(tmp_path, "llama")
+    parts = {domain: of_domain(training_blocks(seed), domain) for domain, seed in ((0, 2), (2, 3))}
+    both = target(checkpoint, num_domains=3).train_step(pa.concat_tables(parts.values()))
+    alone = {domain: target(checkpoint).train_step(table) for domain, table in parts.items()}
+    expected = [alone[domain].lm_loss * alone[domain].lm_rows if domain in alone else 0.0 for domain in range(3)]
+    assert both.domain_lm_nats == pytest.approx(expected, rel=1e-6)
+    assert alone[0].domain_lm_nats == ()
 
 
 def test_a_gpu_copies_blocks_by_itself_and_a_cpu_copies_nothing():

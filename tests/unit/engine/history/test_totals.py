@@ -1,10 +1,11 @@
 """Totals of a run: the gain of a source at the beginning and at the end of it, and the sentence when there is none."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from engine.history.result import RunResult
+from engine.history.result import DomainTotals, RunResult, SourceTotals
 from engine.history.totals import source_gain, source_totals
 from engine.reporting.figures import run_figures, source_rows
 from engine.spec.loading import parse
@@ -35,6 +36,22 @@ def test_a_source_that_the_target_has_caught_up_with_is_named():
     figures = dict(run_figures(result).rows)
     assert "as well as llama: no longer worth the work" in figures["caught up"]
     assert source_rows(result).rows[0][5] == "0.200 -> -0.040"
+
+
+def test_a_retired_source_is_named_with_its_last_step_and_not_as_caught_up():
+    history = [step(1, lm_loss=5.0), replace(step(2, lm_loss=4.0), retired=("llama",))]
+    result = RunResult(*["trial"] * 5, 2, 8, 200, 800, 4.0, 0, sources=source_totals(parse(SPEC), history))
+    figures = dict(run_figures(result).rows)
+    assert figures["retired"] == "llama after step 2: the target predicted the text as well"
+    assert "caught up" not in figures
+
+
+def test_a_source_that_leads_in_one_domain_has_not_been_caught_up_with():
+    found = {"sources": (SourceTotals("llama", 1.0, math.nan, 1.0, gains=(0.5, -0.1)),)}
+    for gain, is_named in ((0.2, False), (-0.2, True)):
+        of_domain = DomainTotals("code", 1, 1, 1, 1.0, 1.0, (replace(found["sources"][0], gains=(0.5, gain)),))
+        result = RunResult(*["trial"] * 5, 2, 8, 200, 800, 4.0, 0, domains=(of_domain,), **found)
+        assert ("caught up" in dict(run_figures(result).rows)) == is_named
 
 
 def test_a_run_has_the_gains_of_its_first_and_last_tenth():

@@ -127,7 +127,7 @@ def test_rows_without_anything_give_zero_loss_and_zero_gradient(kind):
     nothing = replace(
         some, labels=torch.full_like(some.labels, NO_LABEL), fusion_mask=torch.zeros_like(some.fusion_mask)
     )
-    loss, sums = objective(hidden, lm_head, None, nothing, 1.0, 1.0, kind=kind)
+    loss, sums, _ = objective(hidden, lm_head, None, nothing, 1.0, 1.0, kind=kind)
     loss.backward()
     assert loss.item() == 0.0 and sums.tolist() == [0.0, 0.0]
     assert not hidden.grad.any() and not lm_head.grad.any()
@@ -137,7 +137,7 @@ def test_rows_without_anything_give_zero_loss_and_zero_gradient(kind):
 @pytest.mark.usefixtures("both_ways")
 def test_a_fused_row_that_keeps_nothing_asks_for_nothing(kind):
     hidden, lm_head = torch.randn(1, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
-    loss, sums = objective(hidden, lm_head, None, one_row([NO_TOKEN] * 3, [0.0] * 3), 1.0, 1.0, kind=kind)
+    loss, sums, _ = objective(hidden, lm_head, None, one_row([NO_TOKEN] * 3, [0.0] * 3), 1.0, 1.0, kind=kind)
     loss.backward()
     assert sums.tolist() == [0.0, 0.0]
     assert hidden.grad.abs().max() < 1e-6
@@ -158,7 +158,7 @@ def test_a_target_without_any_rest_stays_finite():
     logits = torch.zeros(1, 8)
     logits[0, 2] = 500.0
     hidden, lm_head = logits.requires_grad_(), torch.eye(8).requires_grad_()
-    loss, _ = objective(hidden, lm_head, None, one_row([2], [0.75]), 1.0, 1.0)
+    loss, _, _ = objective(hidden, lm_head, None, one_row([2], [0.75]), 1.0, 1.0)
     loss.backward()
     assert loss.isfinite() and hidden.grad.isfinite().all()
     assert hidden.grad[0, 2] == pytest.approx(0.25)  # away from the certainty, by the missing mass
@@ -171,7 +171,7 @@ def test_the_divergence_of_equals_is_nothing(kind):
     probs, ids = (hidden @ lm_head.T).softmax(-1).topk(5)
     targets = Targets(torch.full((6,), NO_LABEL), ids, probs, torch.ones(6, dtype=torch.bool), torch.ones(6))
     hidden.requires_grad_()
-    loss, sums = objective(hidden, lm_head, None, targets, 1.0, 1.0, kind=kind)
+    loss, sums, _ = objective(hidden, lm_head, None, targets, 1.0, 1.0, kind=kind)
     loss.backward()
     assert abs(sums[1].item()) < 1e-5
     assert hidden.grad.abs().max() < 1e-5
@@ -182,7 +182,7 @@ def test_tied_weights_get_both_gradients(kind):
     torch.manual_seed(3)
     targets, tokens = random_targets(9, 40, 4), torch.randint(0, 40, (9,))
     weight = torch.randn(40, 8, requires_grad=True)
-    loss, _ = objective(torch.tanh(weight[tokens]), weight, None, targets, 0.5, 0.5, kind=kind)
+    loss, _, _ = objective(torch.tanh(weight[tokens]), weight, None, targets, 0.5, 0.5, kind=kind)
     lm, fusion = dense_sums(torch.tanh(weight[tokens].double()) @ weight.double().T, targets, kind)
     gradient, expected = (torch.autograd.grad(value, weight)[0] for value in (loss, 0.5 * (lm + fusion)))
     assert (gradient - expected).norm() <= 1e-5 * expected.norm()
@@ -205,7 +205,7 @@ def test_bfloat16_weights_lose_no_more_than_their_own_rounding(kind):
     torch.manual_seed(5)
     hidden, lm_head = torch.randn(32, 8).bfloat16().requires_grad_(), torch.randn(50, 8).bfloat16().requires_grad_()
     targets = random_targets(32, 50, 6)
-    loss, sums = objective(hidden, lm_head, None, targets, 0.5, 0.5, kind=kind)
+    loss, sums, _ = objective(hidden, lm_head, None, targets, 0.5, 0.5, kind=kind)
     loss.backward()
     lm, fusion = dense_sums((hidden @ lm_head.T).double(), targets, kind)
     np.testing.assert_allclose(sums.tolist(), [lm.item(), fusion.item()], rtol=1e-5)
@@ -232,7 +232,7 @@ def test_a_target_sure_of_what_the_sources_exclude_pays_a_finite_price(kind, gap
     logits = torch.zeros(1, 8)
     logits[0, 2] = gap
     hidden, lm_head = logits.requires_grad_(), torch.eye(8)
-    loss, sums = objective(hidden, lm_head, None, one_row([2, 3], [0.0, 1.0]), 0.0, 1.0, kind=kind)
+    loss, sums, _ = objective(hidden, lm_head, None, one_row([2, 3], [0.0, 1.0]), 0.0, 1.0, kind=kind)
     loss.backward()
     assert hidden.grad.isfinite().all()
     assert sums[1].item() == pytest.approx(-np.log(FLOOR) if kind == "reverse_kl" else np.log(2), rel=1e-5)
@@ -240,7 +240,7 @@ def test_a_target_sure_of_what_the_sources_exclude_pays_a_finite_price(kind, gap
 
 def test_a_second_backward_pass_is_refused_not_scaled_twice():
     hidden, lm_head = torch.randn(4, 8, requires_grad=True), torch.randn(50, 8)
-    loss, _ = objective(hidden, lm_head, None, random_targets(4, 50, 3), 1.0, 1.0)
+    loss, _, _ = objective(hidden, lm_head, None, random_targets(4, 50, 3), 1.0, 1.0)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
@@ -255,7 +255,7 @@ def test_the_target_model_learns_by_the_divergence_of_the_spec(tmp_path, kind):
         ObjectiveSpec(lm_loss_weight=0.5, divergence=kind, full_gain=0.0),
     )
     model = TargetModel(TargetModelSpec(checkpoint=checkpoint), *sections, TOP_K, torch.device("cpu"))
-    ids, positions, *targets = model._blocks(table)
+    ids, positions, *targets, _domains = model._blocks(table)
     with torch.no_grad():
         plain = AutoModelForCausalLM.from_pretrained(checkpoint)
         logits = plain(input_ids=ids, position_ids=positions, use_cache=False).logits.flatten(0, 1).double()

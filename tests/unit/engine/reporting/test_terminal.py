@@ -88,6 +88,7 @@ MIXED_STEP = replace(
     domain_tokens=(640, 360),
     domain_passages=(20, 20),
     domain_bytes=(2900, 1100),
+    domain_lm_nats=(2900.0, 990.0),
     domain_source_nats=(2030.0, 2900.0, 1100.0, 0.0),
     domain_source_bytes=(2900, 2900, 1100, 0),
     domain_source_wins=(0.0,) * 4,
@@ -106,6 +107,9 @@ def test_the_domains_of_a_mixture_are_shown_while_it_runs_and_at_its_end():
     assert line(state) == "trial | starting llama-docs, gpt2-code ... 0 s"
     for step in (1, 2):
         state.update(Progress(steps=(replace(MIXED_STEP, step=step),)), now=step)
+    assert "retired" not in line(state)
+    state.update(Progress(retired=("gpt2-code",)), now=3.0)
+    assert "gpt2-code retired: the target predicts the text as well" in line(state)
     assert "| learned bytes: code 72.5 %, prose 27.5 % |" in line(state)
     text = " ".join(shown(panel(state), 120).split())
     assert "code 5,800 72.5 % 0.700 1.000" in text
@@ -117,10 +121,10 @@ def test_the_domains_of_a_mixture_are_shown_while_it_runs_and_at_its_end():
         ("prose", "1,100", "27.5 %", "25.0 %", "360", "20", "-"),
     )
     assert domain_source_rows(result).rows == (
-        ("code", "llama-docs", "0.7000", "-", "50.0 %"),
-        ("code", "gpt2-code", "1.0000", "-", "100.0 %"),
-        ("prose", "llama-docs", "1.0000", "-", "50.0 %"),
-        ("prose", "gpt2-code", "-", "-", "0.0 %"),
+        ("code", "llama-docs", "0.7000", "-", "50.0 %", "0.300 -> 0.300"),
+        ("code", "gpt2-code", "1.0000", "-", "100.0 %", "0.000 -> 0.000"),
+        ("prose", "llama-docs", "1.0000", "-", "50.0 %", "-0.100 -> -0.100"),
+        ("prose", "gpt2-code", "-", "-", "0.0 %", "- -> -"),
     )
     page = render_report(MIXTURE, result, Status("done", 0.0))
     assert "<h2>Domains, learned</h2>" in page

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from engine import load_spec
 from pipelines.stream import training
 from pipelines.stream.sizes import derive_flow
 from pipelines.stream.training import _interruptible
+from tests.support.step_records import step_record
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -19,6 +21,19 @@ def test_ctrl_c_is_an_interrupt_and_python_has_its_handler_back():
         signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray Train does
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_retired_source_has_another_trainer_follow_until_one_retires_none(tmp_path, monkeypatch):
+    histories = [[step_record(1)], [step_record(1), step_record(2, retired=("gpt2-code",))]]
+    histories.append([*histories[-1], step_record(3, retired=("llama-docs",)), step_record(4)])
+    histories.append([*histories[-1], step_record(5)])
+    recorded, left = iter(histories), iter(histories[1:])
+    monkeypatch.setattr(training, "recorded_steps", lambda _: next(recorded))
+    trainer = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=tuple(next(left))))
+    monkeypatch.setattr(training, "_trainer", lambda *_: trainer)
+    spec = load_spec("pipelines/specs/quickstart.yaml", [f"run.output_dir={tmp_path}"])
+    assert training.train(spec, flow=None, monitor=None) == tuple(histories[-1])
+    assert list(left) == []
 
 
 @pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (1, "nccl")])
