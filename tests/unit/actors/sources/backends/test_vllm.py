@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 from collections import namedtuple
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -83,6 +84,22 @@ def test_engines_wait_for_those_on_the_same_shared_gpu_alone(monkeypatch, tmp_pa
         assert not starts_meanwhile("GPU-1", 0.5)
     assert starts_meanwhile("GPU-1", 0.5)
     assert all(name.startswith(f"knowledge-fusion-engine-{os.getuid()}-gpu-GPU-") for name in os.listdir(tmp_path))
+
+
+def test_a_model_is_downloaded_before_its_engine_waits_for_others(arguments, monkeypatch):
+    """Under the lock a download would let all engines of the GPU wait for the network."""
+    happened: list[str] = []
+
+    @contextmanager
+    def turn(share):
+        happened.append("turn")
+        yield
+
+    monkeypatch.setattr(backend, "local_checkpoint", lambda checkpoint: happened.append("copy") or str(MODEL))
+    monkeypatch.setattr(backend, "_download", lambda name: happened.append("download"))
+    monkeypatch.setattr(backend, "one_start_at_a_time", turn)
+    start(num_gpus=0.5)
+    assert happened == ["copy", "download", "turn"]
 
 
 #: The tensors of an engine as vLLM 0.25.1 names them, and as 0.32.0 does.
