@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import fsspec
 import ray
@@ -61,9 +62,10 @@ def faults_here(spec: FusionSpec, scores: bool, trains: bool, mark: bytes | None
     places = {**models, "run.output_dir": spec.run.output_dir, "alignment.cache_dir": spec.alignment.cache_dir}
     faults = [fault for where, place in places.items() for fault in _protocol_faults(where, place)]
     faults += [fault for where, path in models.items() for fault in _missing_model(where, path)]
-    caches = [spec.alignment.cache_dir, CACHE_DIR]
-    for folder in dict.fromkeys(folder for folder in caches if "://" not in folder):
-        faults += local_folder_faults("alignment.cache_dir", folder)
+    if "://" not in spec.alignment.cache_dir:
+        faults += local_folder_faults("alignment.cache_dir", spec.alignment.cache_dir)
+    remedy = "set HOME to a folder that can be written: checkpoints are copied there"
+    faults += [replace(fault, remedy=remedy) for fault in local_folder_faults("environment variable HOME", CACHE_DIR)]
     if trains and mark is not None and _mark(spec.run.output_dir) != mark:
         reason = f"{spec.run.output_dir} is not the folder that the driver writes"
         faults.append(Fault("run.output_dir", reason, "give a URL (s3://...), or a folder that all nodes share"))

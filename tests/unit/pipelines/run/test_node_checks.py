@@ -39,6 +39,14 @@ def test_a_protocol_without_its_package_is_named(spec):
     assert "nothing://models/x cannot be used: ValueError" in fault.what
 
 
+def test_a_home_folder_that_cannot_be_written_is_named_as_what_the_user_can_set(spec, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    (fault,) = faults_here(spec, scores=True, trains=False, mark=None)
+    assert (fault.where, fault.what.split(" ")[0]) == ("environment variable HOME", node_checks.CACHE_DIR)
+    assert fault.remedy.startswith("set HOME to a folder that can be written")
+
+
 def test_a_local_output_folder_must_be_the_drivers(spec, tmp_path):
     """The lease is renewed while the nodes are looked at; its token stays."""
     (tmp_path / "target").mkdir()
