@@ -1,6 +1,6 @@
 """What a run that goes on reads before its first new passage: a real run, stopped at three parts of a corpus.
 
-    python -m tests.benchmarks.resume
+    python -m tests.benchmarks.resume [--at 0.1 0.5 0.9]
 
 ``resume_run_bytes``: bytes of the lines that the reader of a start takes from the corpus until its first batch is
 there, against all bytes before the place where the start before it had stopped; ``lots`` is the same in lots of
@@ -11,6 +11,7 @@ shards of 4 MiB are few tokens.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -31,13 +32,21 @@ from tests.benchmarks.ledger import PARTS
 from tests.support.paths import ROOT
 from tests.support.tiny_models import single_layer_checkpoint
 
-WORDS, LETTERS, VOCABULARY = 100, 80, 10_000
-CORPUS_BYTES = 14 * 2**20
-BLOCK_LENGTH = 64
+WORDS, LETTERS, VOCABULARY = 100, 40, 6000
+CORPUS_BYTES = 10 * 2**20
+
+#: A batch is half a lot; with shorter blocks it would be more than one, and would have to be read whole.
+BLOCK_LENGTH = 256
+
+#: Of a step, whose checkpoint may lie in the middle of a lot.
+STEP_BLOCKS = PACKED_BLOCKS // 2
 
 
 def main() -> None:
     """Stop a run at each part of the corpus, and start it once more for a step."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--at", type=float, nargs="+", default=PARTS, help="parts of the corpus, in ascending order")
+    parts = parser.parse_args().at
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         (base / "figures").mkdir()
@@ -53,7 +62,7 @@ def main() -> None:
             logging_level="ERROR",
             runtime_env={"worker_process_setup_hook": "tests.benchmarks.bytes_read.count_first_reading"},
         )
-        stops = [int(tokens * part) for part in PARTS]
+        stops = [int(tokens * part) for part in parts]
         before, _ = start(base, stops[0])
         for max_tokens in (*stops[1:], stops[-1] + 1):
             after, read = start(base, max_tokens)
@@ -67,9 +76,9 @@ def report(before: RunResult, after: RunResult, read: int, corpus_bytes: int) ->
 
     Args:
         before: what had been learned until then.
-        after: what has been learned at its end; a step learns as many blocks as a lot has.
+        after: what has been learned at its end.
     """
-    lots = read / (after.bytes / after.steps)
+    lots = read / (after.bytes / after.steps * PACKED_BLOCKS / STEP_BLOCKS)
     say(
         "resume_run_bytes", read, "bytes read before the first new passage", "from the beginning", before.bytes / read,
         at=round(before.bytes / corpus_bytes, 2), lots=round(lots, 2), megabytes=round(corpus_bytes / 1e6, 1),
@@ -104,7 +113,7 @@ def start(base: Path, max_tokens: int) -> tuple[RunResult, int]:
     result = run(
         {
             "run": {"name": "resumed", "output_dir": str(base / "out")},
-            "corpus": {"paths": [str(base / "corpus.jsonl")]},
+            "corpus": {"paths": [str(base / "corpus.jsonl")], "shuffle_passages": 0},
             "target_model": {"checkpoint": str(base / "model")},
             "source_models": [
                 {"name": "source", "checkpoint": str(base / "model"), "backend": "transformers", "probe": "off"}
@@ -114,8 +123,8 @@ def start(base: Path, max_tokens: int) -> tuple[RunResult, int]:
             "training": {
                 "num_workers": 1,
                 "block_length": BLOCK_LENGTH,
-                "global_batch_blocks": PACKED_BLOCKS,
-                "micro_batch_blocks": 64,
+                "global_batch_blocks": STEP_BLOCKS,
+                "micro_batch_blocks": 16,
                 "max_steps": 1000,
                 "max_tokens": max_tokens,
             },
