@@ -1,5 +1,6 @@
-"""Three Ray nodes on one machine, the sources on two of them and training on the third, come late and die."""
+"""Three Ray nodes on one machine, the sources on two of them and training on the third, come late, lack and die."""
 
+import os
 import secrets
 from contextlib import suppress
 
@@ -9,7 +10,10 @@ import ray
 from ray._raylet import AuthenticationTokenLoader
 from ray.cluster_utils import Cluster
 
+from engine.errors import PreflightError
+from engine.spec import FusionSpec
 from pipelines.cluster.session import LOCAL, QUIET
+from pipelines.run.node_checks import check_nodes
 from tests.support.interrupted_runs import TRANSFORMERS, InterruptedRun
 
 pytestmark = pytest.mark.timeout(600)
@@ -37,9 +41,11 @@ class ThreeNodes:
         self.sources = [self.add("sources"), self.add("sources")]
         self.address = self._cluster.address
 
-    def add(self, pool: str):
-        """Start a node with a label."""
-        return self._cluster.add_node(num_cpus=CPUS, object_store_memory=STORE_BYTES, labels={"pool": pool})
+    def add(self, pool: str, **environment: str):
+        """Start a node with a label, and with other variables than this process has."""
+        return self._cluster.add_node(
+            num_cpus=CPUS, object_store_memory=STORE_BYTES, labels={"pool": pool}, env_vars=environment
+        )
 
     def processes(self, node, name: str) -> set[int]:
         """The ids of a node's processes whose title contains ``name``."""
@@ -108,3 +114,34 @@ def test_a_run_waits_for_a_late_node_and_outlives_two(tmp_path, nodes, undisturb
         run.check_exactly_once()
         assert run.curve == undisturbed_curve
         assert run.has_said("no stage has made progress for"), "models load longer than a stall of this run"
+
+
+def test_what_one_node_lacks_is_found_before_a_run_starts(tmp_path, nodes, monkeypatch):
+    """Its home folder is another one, in which there is no model and which cannot be written; s3fs does not load."""
+    for folder in ("home/target", "source", "packages/s3fs"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "no-folder").touch()
+    (tmp_path / "packages/s3fs/__init__.py").write_text("raise ImportError('not installed here')")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    spec = FusionSpec(
+        run={"name": "lacking", "output_dir": "s3://models/lacking"},
+        corpus={"paths": ["a.jsonl"]},
+        target_model={"checkpoint": "~/target"},
+        source_models=[{"name": "source", "checkpoint": str(tmp_path / "source")}],
+        alignment={"cache_dir": str(tmp_path / "tables")},
+        cluster={"source_model_labels": {"pool": "sources"}, "training_labels": {"pool": "training"}},
+    )
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+    try:
+        check_nodes(spec)  # the nodes for sources need no target
+        nodes.add("training", HOME=str(tmp_path / "no-folder"), PYTHONPATH=str(tmp_path / "packages"))
+        with pytest.raises(PreflightError) as refused:
+            check_nodes(spec)
+    finally:
+        ray.shutdown()
+    assert os.path.exists(os.path.expanduser(spec.target_model.checkpoint)), "the driver sees it"
+    found = {fault.where: fault.what for fault in refused.value.faults}
+    assert len(refused.value.faults) == len(found) == 3, refused.value
+    assert "there is no ~/target" in found["target_model.checkpoint"]
+    assert "s3://models/lacking cannot be used: ImportError" in found["run.output_dir"]
+    assert "~/.cache/knowledge-fusion-engine/checkpoints cannot be made" in found["environment variable HOME"]
