@@ -31,6 +31,7 @@ from pipelines.cluster.ray_metrics import RayMetrics
 from pipelines.cluster.session import ray_session, spilled_bytes
 from pipelines.evaluation.evaluate import evaluate_models
 from pipelines.evaluation.models import comparison_faults
+from pipelines.run.event_log import EventLog
 from pipelines.run.lease import lease
 from pipelines.run.live_page import LivePage
 from pipelines.run.node_checks import check_nodes
@@ -49,15 +50,16 @@ def run_located(spec: FusionSpec, started: float, forks: str) -> RunResult:
         forks: socket of a fork server for the workers of a local Ray; empty for none.
     """
     flow = preflight(spec)
-    with lease(spec.run.output_dir), LivePage(spec) as page:
+    with lease(spec.run.output_dir), LivePage(spec) as page, EventLog(spec) as events:
         write_spec(spec, flow)
         with ray_session(spec, flow.logical_cpus, flow.gpus, whole_stream=True, forks=forks), readable_errors():
             check_nodes(spec)
-            result = _train_and_evaluate(spec, flow, page)
+            result = _train_and_evaluate(spec, flow, page, events)
         result = replace(result, wall_seconds=result.wall_seconds + time.monotonic() - started)
         write_evaluation(spec, result.evaluation)
         write_model_card(spec, result)
         page.finish(result)
+        events.finish(result)
     show_summary(result)
     return result
 
@@ -85,7 +87,7 @@ def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> EvaluationRes
     return evaluation
 
 
-def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan, page: LivePage) -> RunResult:
+def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan, page: LivePage, events: EventLog) -> RunResult:
     """Stream the corpus through the source models into training, watched by all observers; then evaluate.
 
     Raises:
@@ -98,7 +100,7 @@ def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan, page: LivePage) -> Run
 
     display = ProgressDisplay(spec)
     stalls = StallAlarm(spec.cluster.stall_minutes, display.say)
-    observers = [display, page, stalls, RayMetrics(spec), *chosen_trackers(spec)]
+    observers = [display, page, events, stalls, RayMetrics(spec), *chosen_trackers(spec)]
     with Watch(snapshot, observers, display.say):
         history = train(spec, flow, monitor)
     progress = ray.get(monitor.snapshot.remote(0, most_rows=None))

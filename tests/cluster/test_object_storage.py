@@ -1,5 +1,6 @@
 """A run whose corpus, output, checkpoints, export and mapping tables are in object storage."""
 
+import json
 import os
 import signal
 
@@ -43,5 +44,8 @@ def test_a_run_in_object_storage_goes_on_after_its_driver_was_killed(tmp_path, s
     files.invalidate_cache()
     assert files.exists(f"{store}/out/export/model.safetensors")
     assert files.exists(f"{store}/out/report.html")
+    events = [json.loads(line) for line in files.cat_file(f"{store}/out/logs/events.jsonl").splitlines()]
+    starts = [event["step"] for event in events if event["event"] == "started"]
+    assert (starts, events[-1]["event"]) == ([0, before["step"]], "stopped"), "both starts are in one file"
     assert files.ls(f"{store}/tables")
     assert not files.exists(f"{store}/out/lease.json"), "the run has ended"

@@ -1,5 +1,6 @@
 """The quickstart, shortened, as a user runs it: what it returns, what it leaves on disk, and what it must not leave."""
 
+import json
 import math
 import os
 import pickle
@@ -145,6 +146,18 @@ def test_only_what_belongs_there_is_in_the_output_folder(outcome):
     stored = sum(path.stat().st_size for path in (outcome["output"] / "logs").rglob("*") if path.is_file())
     assert stored < 100_000
     assert {path.name for path in (outcome["output"] / "checkpoints").iterdir()} == {"step-00000020", "step-00000030"}
+
+
+def test_the_events_say_what_has_happened(outcome):
+    lines = (outcome["output"] / "logs" / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    working = {event["stage"] for event in events if event["event"] == "working"}
+    assert working == {stage.name for stage in outcome["result"].stages}
+    others = [(event["event"], event["step"]) for event in events if event["event"] not in ("working", "evaluated")]
+    assert others == [("started", 0), ("checkpoint", 20), ("checkpoint", STEPS), ("stopped", STEPS)]
+    assert events[-1]["reason"] == "steps"
+    assert events[-2]["bits_per_byte"]["fused target"].keys() == {"docs", "code"}
+    assert [event["time"] for event in events] == sorted(event["time"] for event in events)
 
 
 def test_ray_spilled_nothing(outcome):
