@@ -78,15 +78,15 @@ class EventLog:
         Raises:
             OSError: the events cannot be written.
         """
+        for checkpoint in picture.checkpoints:
+            if checkpoint.time > self._committed:
+                self._committed = checkpoint.time
+                self._add("checkpoint", checkpoint.time, checkpoint.step)
         self._note_stages(picture)
         for record in picture.steps:
             self._step = record.step
             if record.held_out:
                 self._add("evaluated", held_out_bits_per_byte=record.held_out, seconds=record.held_out_seconds)
-        for checkpoint in picture.checkpoints:
-            if checkpoint.time > self._committed:
-                self._committed = checkpoint.time
-                self._add("checkpoint", checkpoint.time, checkpoint.step)
         self._picture = picture
         if now >= self._next_count:
             self._next_count = now + SECONDS_BETWEEN_COUNTS * self._note_counts()

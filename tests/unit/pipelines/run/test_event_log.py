@@ -58,11 +58,11 @@ def test_a_run_from_its_start_to_its_end(spec):
         result = result_of(spec, [step_record(11)], picture(), 200.0, "steps")
         evaluation = EvaluationResult(bits_per_byte={"fused target": {"docs": math.nan}})
         log.finish(replace(result, evaluation=evaluation, steps=11))
-    while_it_worked = [("working", 0), ("evaluated", 10), ("replaced", 10), ("checkpoint", 10), ("checkpoint", 11)]
+    while_it_worked = [("working", 0), ("evaluated", 10), ("checkpoint", 10), ("replaced", 10), ("checkpoint", 11)]
     assert names_and_steps(spec) == [("started", 0), *while_it_worked, ("evaluated", 11), ("stopped", 11)]
     lines = events(spec)
-    assert lines[4]["time"] == "2027-01-15T08:00:02.000Z", "when the checkpoint was complete"
-    assert lines[3] | {"time": ""} == {
+    assert lines[3]["time"] == "2027-01-15T08:00:02.000Z", "when the checkpoint was complete"
+    assert lines[4] | {"time": ""} == {
         "time": "", "event": "replaced", "run": "trial", "step": 10, "stage": "gpt2", "count": 1,
     }  # fmt: skip
     assert (lines[-2]["bits_per_byte"], lines[-1]["reason"]) == ({"fused target": {"docs": None}}, "steps")
