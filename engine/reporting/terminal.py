@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from engine.history.result import DomainTotals, EvaluationResult, Progress, RunResult, StepRecord
+from engine.history.result import TRAIN, DomainTotals, EvaluationResult, Progress, RunResult, StepRecord
 from engine.history.totals import DomainSums, ratio
 from engine.reporting.evaluation_tables import ScoreTable, failure_lines, score_tables
 from engine.reporting.figures import (
@@ -105,6 +105,8 @@ class RunState:
         self._began = time.monotonic() if now is None else now
         self.elapsed_seconds = 0.0
         self._started: dict[str, float] = {}
+        self._loaded: dict[str, float] = {}
+        self._event, self._event_seconds = "", 0.0
 
     @property
     def last_step(self) -> int:
@@ -129,35 +131,69 @@ class RunState:
 
     def update(self, picture: Progress, now: float) -> None:
         """Take in a picture and the time of it."""
+        self.elapsed_seconds = now - self._began
+        self._note_events(picture)
         self.picture = picture
         self.step = picture.steps[-1] if picture.steps else self.step
         self.evaluated = next((record for record in reversed(picture.steps) if record.held_out), self.evaluated)
         self.tokens += sum(record.tokens for record in picture.steps)
         self._domains.add(picture.steps)
-        self.elapsed_seconds = now - self._began
         for stage in picture.stages:
             self._started.setdefault(stage.name, self.elapsed_seconds)
+            if stage.passages:
+                self._loaded.setdefault(stage.name, self.elapsed_seconds)
         self.rates.update(picture, self.last_step, now)
 
     @property
     def headline(self) -> str:
-        """The current activity of the run, in one sentence."""
+        """The current activity of the run; before the first step the phases of its start, each with its seconds."""
         if self.step is not None:
             return self.rates.bottleneck()
         names = (source.name for source in self.spec.source_models)
         sources = [name for name in names if name not in self.picture.retired]
-        passages = {stage.name: stage.passages for stage in self.picture.stages}
-        loading = [f"{name} {self._seconds_since_start(name)}" for name in sources if passages.get(name) == 0]
-        if loading:
-            return f"loading {', '.join(loading)}"
-        seconds = f"{self.elapsed_seconds:.0f} s"
-        missing = [name for name in sources if name not in passages]
-        if missing:
-            return f"starting {', '.join(missing)} ... {seconds}"
-        return f"waiting for the first step ... {seconds}"
+        loaded = [f"{name} {self.loading_time(name)}" for name in sources if name in self._loaded]
+        loading = [f"{name} {self.loading_time(name)}" for name in sources if self.is_loading(name)]
+        missing = [name for name in sources if name not in self._started]
+        phases = [f"loaded {', '.join(loaded)}"] if loaded else []
+        phases += [f"loading {', '.join(loading)}"] if loading else []
+        phases += [f"starting {', '.join(missing)} {_seconds(self.elapsed_seconds)}"] if missing else []
+        if not loading and not missing:
+            phases.append(f"waiting for the first step {_seconds(self.elapsed_seconds)}")
+        return "; ".join(phases)
 
-    def _seconds_since_start(self, stage: str) -> str:
-        return f"{self.elapsed_seconds - self._started[stage]:.0f} s"
+    def is_loading(self, stage: str) -> bool:
+        """Whether a stage has started, but has not done a passage yet."""
+        return stage in self._started and stage not in self._loaded
+
+    def loading_time(self, stage: str) -> str:
+        """Time from the start of a stage's first process to its first passages, or until now."""
+        return _seconds(self._loaded.get(stage, self.elapsed_seconds) - self._started[stage])
+
+    @property
+    def last_event(self) -> str:
+        """The last event and how long ago it was; empty before the first."""
+        return f"{self._event}, {_seconds(self.elapsed_seconds - self._event_seconds)} ago" if self._event else ""
+
+    def _note_events(self, picture: Progress) -> None:
+        """Note the last of the events that are new in a picture."""
+        replaced = {stage.name: stage.starts - stage.replicas for stage in self.picture.stages}
+        events = [
+            "training was restarted" if stage.name == TRAIN else f"{stage.name} lost a process, which was replaced"
+            for stage in picture.stages
+            if stage.starts - stage.replicas > max(0, replaced.get(stage.name, 0))
+        ]
+        if self.step is None and picture.steps:
+            events.append(f"first step, {_seconds(self.elapsed_seconds)} after the start")
+        events += [f"evaluated after step {record.step}" for record in picture.steps if record.held_out]
+        new = [checkpoint for checkpoint in picture.checkpoints if checkpoint not in self.picture.checkpoints]
+        events += [f"checkpoint of step {checkpoint.step}" for checkpoint in new]
+        if events:
+            self._event, self._event_seconds = events[-1], self.elapsed_seconds
+
+
+def _seconds(seconds: float) -> str:
+    """Whole seconds below a minute, then minutes or hours."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 
 
 def line(state: RunState) -> str:
@@ -171,18 +207,19 @@ def line(state: RunState) -> str:
             *_held_out(state),
             *_shares(state.domains),
         ]
-    return " | ".join([*parts, state.headline, *_remarks(state)])
+    return " | ".join([*parts, state.headline, *_remarks(state), *_last_event(state)])
 
 
 def panel(state: RunState) -> RenderableType:
-    """The state of a run as a panel of the terminal."""
+    """The state of a run as one block of the terminal."""
     parts: list[RenderableType] = []
     if state.step is not None:
         parts += [_bar(state), Text(_pace(state)), Text(losses(state.step)), *map(Text, _held_out(state))]
         parts += [_domain_table(state.domains)] if state.domains else []
     if state.picture.stages:
-        parts += [_stage_table(state.rates.stages())]
+        parts += [_stage_table(state)]
     parts += [Text(state.headline, style="bold"), *(Text(text, style="yellow") for text in _remarks(state))]
+    parts += [Text(text, style="dim") for text in _last_event(state)]
     return Panel(Group(*parts), title=Text(state.spec.run.name, style="bold"), title_align="left", padding=(0, 1))
 
 
@@ -229,19 +266,36 @@ def _bar(state: RunState) -> RenderableType:
 
 
 def _pace(state: RunState) -> str:
-    speed = number(state.rates.train_tokens_per_second, ",.0f")
+    speed = _speed(state.rates.train_tokens_per_second)
     return f"{speed} tokens/s, {duration(state.elapsed_seconds)}, at most {duration(state.seconds_left)} left"
 
 
-def _stage_table(rates: Sequence[StageRate]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+def _speed(tokens_per_second: float) -> str:
+    """A rate that is never rounded to 0."""
+    return number(tokens_per_second, ",.0f" if tokens_per_second >= 9.5 else ".2g")
+
+
+def _stage_table(state: RunState) -> Table:
+    """The stages, each with a bar of the time that it works; the rest of the bar is waiting."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
     table.add_column("stage")
-    for heading in ("passages", "tokens/s", "busy", "replicas"):
+    table.add_column("working, waiting", ratio=1, min_width=12)
+    for heading in ("busy", "tokens/s", "passages", "replicas"):
         table.add_column(heading, justify="right")
-    for rate in rates:
-        speed = number(rate.tokens_per_second, ",.0f")
-        table.add_row(rate.name, f"{rate.passages:,}", speed, share(rate.busy_share), rate.replicas)
+    for rate in state.rates.stages():
+        speed, passages = _speed(rate.tokens_per_second), f"{rate.passages:,}"
+        table.add_row(rate.name, _busy_bar(state, rate), share(rate.busy_share), speed, passages, rate.replicas)
     return table
+
+
+def _busy_bar(state: RunState, rate: StageRate) -> RenderableType:
+    if state.is_loading(rate.name):
+        return Text(f"loading {state.loading_time(rate.name)}", style="yellow")
+    return "" if math.isnan(rate.busy_share) else ProgressBar(total=1.0, completed=rate.busy_share)
+
+
+def _last_event(state: RunState) -> list[str]:
+    return [f"last event: {state.last_event}"] if state.last_event else []
 
 
 def _remarks(state: RunState) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from engine.history.result import (
+    Committed,
     EvaluationResult,
     Progress,
     RunResult,
@@ -104,7 +105,7 @@ MIXED_STEP = replace(
 
 def test_the_domains_of_a_mixture_are_shown_while_it_runs_and_at_its_end():
     state = RunState(MIXTURE, now=0.0)
-    assert line(state) == "trial | starting llama-docs, gpt2-code ... 0 s"
+    assert line(state) == "trial | starting llama-docs, gpt2-code 0 s"
     for step in (1, 2):
         state.update(Progress(steps=(replace(MIXED_STEP, step=step),)), now=step)
     assert "retired" not in line(state)
@@ -169,15 +170,21 @@ def test_no_stage_is_blamed_when_none_is_busy():
 def test_loading_is_shown_with_its_time():
     state = RunState(SPEC, now=0.0)
     state.update(Progress(), now=12.0)
-    assert line(state) == "trial | starting llama-docs, gpt2-code ... 12 s"
+    assert line(state) == "trial | starting llama-docs, gpt2-code 12 s"
     loading = (StageTotals("llama-docs", replicas=1, starts=1),)
     state.update(Progress(stages=loading), now=13.0)
     state.update(Progress(stages=loading), now=25.0)
-    assert line(state) == "trial | loading llama-docs 12 s"
-    state.update(Progress(stages=stages(8, llama_docs=(1.0, 0.0))), now=26.0)
-    assert "starting gpt2-code ... 26 s" in shown(panel(state))
-    state.update(Progress(stages=stages(8, llama_docs=(1.0, 0.0), gpt2_code=(1.0, 0.0))), now=27.0)
-    assert state.headline == "waiting for the first step ... 27 s"
+    assert line(state) == "trial | loading llama-docs 12 s; starting gpt2-code 25 s"
+    assert "llama-docs loading 12 s" in " ".join(shown(panel(state)).split()), "in the place of its bar"
+    (loaded,) = stages(8, llama_docs=(1.0, 0.0))
+    state.update(Progress(stages=(loaded, StageTotals("gpt2-code", replicas=1, starts=1))), now=26.0)
+    state.update(Progress(stages=(loaded, StageTotals("gpt2-code", replicas=1, starts=1))), now=86.0)
+    assert "loaded llama-docs 13 s; loading gpt2-code 1 min 00 s" in shown(panel(state))
+    state.update(Progress(stages=stages(8, llama_docs=(1.0, 0.0), gpt2_code=(1.0, 0.0))), now=87.0)
+    loaded_both = "loaded llama-docs 13 s, gpt2-code 1 min 01 s"
+    assert state.headline == f"{loaded_both}; waiting for the first step 1 min 27 s"
+    state.update(Progress(steps=(replace(STEP, step=1),)), now=90.0)
+    assert line(state).endswith("last event: first step, 1 min 30 s after the start, 0 s ago")
 
 
 def test_a_step_longer_than_the_window_has_a_rate():
@@ -190,6 +197,45 @@ def test_a_step_longer_than_the_window_has_a_rate():
     assert rates.seconds_per_step == pytest.approx(100.0)
     rates.update(Progress(stages=(StageTotals("train", tokens=1000),)), 2, 400.0)
     assert rates.train_tokens_per_second == pytest.approx(2.5), "the next step is late"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_each_stage_has_a_bar_of_its_working_time(state, width):
+    _, _, table = shown(panel(state), width).partition("working, waiting")
+    bars = {}
+    for text in table.splitlines()[1:4]:
+        name = text.strip("\u2502 ").split(" ")[0]
+        bars[name] = text.count("\u2501") + text.count("\u2578") / 2
+    assert list(bars) == ["llama-docs", "gpt2-code", "train"]
+    assert bars["gpt2-code"] > bars["llama-docs"] > 0
+    assert bars["gpt2-code"] >= (10 if width == 80 else 40)
+    assert bars["llama-docs"] / bars["gpt2-code"] == pytest.approx(5 / 19, abs=0.06)
+
+
+def test_the_last_event_is_shown_with_its_age(state):
+    assert "last event" not in line(RunState(SPEC, now=0.0))
+    assert line(state).endswith("last event: first step, 40 s after the start, 20 s ago")
+    died = (StageTotals("gpt2-code", 200, 20000, 49.0, 11.0, replicas=2, starts=3),)
+    state.update(Progress(stages=died), now=61.0)
+    assert state.last_event == "gpt2-code lost a process, which was replaced, 0 s ago"
+    saved = (Committed(20, 1.8e9),)
+    state.update(Progress(stages=died, checkpoints=saved), now=62.0)
+    state.update(Progress(stages=died, checkpoints=saved), now=68.0)
+    assert "last event: checkpoint of step 20, 6 s ago" in shown(panel(state), 80)
+    restarted = (*died, StageTotals("train", 200, 20000, 42.0, 18.0, replicas=1, starts=2))
+    state.update(Progress(stages=restarted, checkpoints=saved), now=70.0)
+    assert state.last_event == "training was restarted, 0 s ago"
+    state.update(Progress(stages=restarted, steps=(replace(STEP, step=21, held_out={"docs": 2.0}),)), now=71.0)
+    assert state.last_event == "evaluated after step 21, 0 s ago"
+
+
+def test_a_slow_rate_is_not_rounded_to_nothing():
+    state = RunState(SPEC, now=0.0)
+    for number, now in ((1, 100.0), (2, 400.0)):
+        train, record = StageTotals("train", 1, 100 * number), replace(STEP, step=number)
+        state.update(Progress(stages=(train,), steps=(record,)), now)
+    assert "| 0.33 tokens/s," in line(state)
+    assert " 0.33 " in shown(panel(state))
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
