@@ -49,6 +49,12 @@ def terminal() -> Console:
     return Console()
 
 
+def show_phase(what: str, seconds: float, console: Console | None = None) -> None:
+    """Print that a phase of a run's start is done, and the seconds since the run began."""
+    words = f"{time.strftime('%Y-%m-%d %H:%M:%S')} | {what}, {_seconds(seconds)} after the run began"
+    (console or terminal()).print(words, soft_wrap=True, markup=False, highlight=False)
+
+
 class ProgressDisplay:
     """An observer that shows a run on the console: a panel that is redrawn on a terminal, lines elsewhere.
 

@@ -21,7 +21,7 @@ from engine.reporting.evaluation_files import write_evaluation
 from engine.reporting.evaluation_tables import failure_lines
 from engine.reporting.model_card import write_model_card
 from engine.reporting.stalls import StallAlarm
-from engine.reporting.terminal import ProgressDisplay, show_evaluation, show_summary
+from engine.reporting.terminal import ProgressDisplay, show_evaluation, show_phase, show_summary
 from engine.reporting.trackers import chosen_trackers
 from engine.reporting.watch import Watch
 from engine.spec import FusionSpec
@@ -50,10 +50,12 @@ def run_located(spec: FusionSpec, started: float, forks: str) -> RunResult:
         forks: socket of a fork server for the workers of a local Ray; empty for none.
     """
     flow = preflight(spec)
+    show_phase("checked the spec, its files and models", time.monotonic() - started)
     with lease(spec.run.output_dir), LivePage(spec) as page, EventLog(spec) as events:
         write_spec(spec, flow)
         with ray_session(spec, flow.logical_cpus, flow.gpus, whole_stream=True, forks=forks), readable_errors():
             check_nodes(spec)
+            show_phase("Ray is ready", time.monotonic() - started)
             result = _train_and_evaluate(spec, flow, page, events)
         result = replace(result, wall_seconds=result.wall_seconds + time.monotonic() - started)
         write_evaluation(spec, result.evaluation)

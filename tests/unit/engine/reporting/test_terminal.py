@@ -24,7 +24,7 @@ from engine.history.result import (
 from engine.reporting.figures import domain_rows, domain_source_rows, duration, run_figures, share, stage_rows
 from engine.reporting.page import Status, render_report
 from engine.reporting.rates import FlowRates
-from engine.reporting.terminal import ProgressDisplay, RunState, line, panel, show_evaluation, show_summary
+from engine.reporting.terminal import ProgressDisplay, RunState, line, panel, show_evaluation, show_phase, show_summary
 from engine.spec import CorpusSpec, EvaluationSpec
 from engine.spec.loading import parse
 from pipelines.run.result import result_of
@@ -185,6 +185,12 @@ def test_loading_is_shown_with_its_time():
     assert state.headline == f"{loaded_both}; waiting for the first step 1 min 27 s"
     state.update(Progress(steps=(replace(STEP, step=1),)), now=90.0)
     assert line(state).endswith("last event: first step, 1 min 30 s after the start, 0 s ago")
+
+
+def test_a_phase_before_the_stream_is_shown_with_its_seconds():
+    console = Console(file=io.StringIO(), width=20)
+    show_phase("Ray is ready", 12.3, console)
+    assert console.file.getvalue().endswith(" | Ray is ready, 12 s after the run began\n")
 
 
 def test_a_step_longer_than_the_window_has_a_rate():
