@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,16 +33,16 @@ class EventFile:
         self._lines = self._whole_lines()
         self._num_written = 0  # the first writing leaves out half a line that a crash has left
 
-    def add(self, event: str, seconds: float, run: str, step: int, **fields: Any) -> None:
+    def add(self, event: str, at: float, run: str, step: int, fields: Mapping[str, Any]) -> None:
         """Add an event to those to be written.
 
         Args:
             event: its name.
-            seconds: when it happened, since 1970.
+            at: when it happened, seconds since 1970.
             run, step: name of the run, and the step after which it happened.
             fields: of JSON; numbers that are not finite become null.
         """
-        time = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        time = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         values = {"time": time, "event": event, "run": run, "step": step, **fields}
         self._lines.append(json.dumps(_finite(values), ensure_ascii=False))
         if len(self._lines) > MOST_LINES:

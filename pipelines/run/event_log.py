@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from types import TracebackType
@@ -81,10 +81,12 @@ class EventLog:
         for checkpoint in picture.checkpoints:
             if checkpoint.time > self._committed:
                 self._committed = checkpoint.time
-                self._add("checkpoint", checkpoint.time, checkpoint.step)
+                self._add_at("checkpoint", checkpoint.time, checkpoint.step, {})
         self._note_stages(picture)
         for record in picture.steps:
             self._step = record.step
+            if record.retired:
+                self._add("retired", sources=record.retired)
             if record.held_out:
                 self._add("evaluated", held_out_bits_per_byte=record.held_out, seconds=record.held_out_seconds)
         self._picture = picture
@@ -128,10 +130,13 @@ class EventLog:
             self._add("left_out", count=picture.num_left_out, first=_bounded(picture.left_out[0]))
         return self._counts != before
 
-    def _add(self, event: str, seconds: float | None = None, step: int | None = None, **fields: Any) -> None:
+    def _add(self, event: str, **fields: Any) -> None:
+        """Add an event of this moment, after the last step."""
+        self._add_at(event, self._clock(), self._step, fields)
+
+    def _add_at(self, event: str, at: float, step: int, fields: Mapping[str, Any]) -> None:
         if self._file is not None:
-            seconds, step = self._clock() if seconds is None else seconds, self._step if step is None else step
-            self._file.add(event, seconds, self._spec.run.name, step, **fields)
+            self._file.add(event, at, self._spec.run.name, step, fields)
 
     def _write(self) -> None:
         with suppress(Exception):  # the run's own error is the one to report

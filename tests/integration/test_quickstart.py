@@ -156,6 +156,7 @@ def test_the_events_say_what_has_happened(outcome):
     others = [(event["event"], event["step"]) for event in events if event["event"] not in ("working", "evaluated")]
     assert others == [("started", 0), ("checkpoint", 20), ("checkpoint", STEPS), ("stopped", STEPS)]
     assert events[-1]["reason"] == "steps"
+    assert all(events[0]["time"] <= event["time"] <= events[-1]["time"] for event in events)
     assert events[-2]["bits_per_byte"]["fused target"].keys() == {"docs", "code"}
 
 

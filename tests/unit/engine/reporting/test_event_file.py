@@ -29,7 +29,7 @@ def test_events_of_all_starts_are_kept_in_order(url):
     for start in range(2):
         file = EventFile(url)
         for step in range(3):
-            file.add("step", 1.8e9 + step, "trial", step, start=start, values=(1.5, math.nan))
+            file.add("step", 1.8e9 + step, "trial", step, {"start": start, "seconds": 2.5, "values": (1.5, math.nan)})
             assert not file.is_written
             file.write()
             assert file.is_written
@@ -41,6 +41,7 @@ def test_events_of_all_starts_are_kept_in_order(url):
         "run": "trial",
         "step": 1,
         "start": 0,
+        "seconds": 2.5,
         "values": [1.5, None],
     }
 
@@ -49,7 +50,7 @@ def test_half_a_line_of_a_crash_is_dropped(url):
     with fsspec.open(url, "w", encoding="utf8") as file:
         file.write('{"event": "started"}\n{"event": "che')
     file = EventFile(url)
-    file.add("started", 0.0, "trial", 0)
+    file.add("started", 0.0, "trial", 0, {})
     file.write()
     assert [event["event"] for event in events(url)] == ["started", "started"]
 
@@ -59,7 +60,7 @@ def test_the_file_is_bounded(url, monkeypatch):
     for _ in range(2):
         file = EventFile(url)
         for step in range(18):
-            file.add("step", 0.0, "trial", step)
+            file.add("step", 0.0, "trial", step, {})
             file.write()
             assert len(events(url)) <= 10
     assert [event["step"] for event in events(url)][-3:] == [15, 16, 17]
@@ -68,10 +69,10 @@ def test_the_file_is_bounded(url, monkeypatch):
 def test_a_disk_is_appended_to(tmp_path):
     path = tmp_path / "e.jsonl"
     file = EventFile(str(path))
-    file.add("started", 0.0, "trial", 0)
+    file.add("started", 0.0, "trial", 0, {})
     file.write()
     with open(path) as reader:
         reader.readline()
-        file.add("checkpoint", 1.0, "trial", 10)
+        file.add("checkpoint", 1.0, "trial", 10, {})
         file.write()
         assert json.loads(reader.readline())["event"] == "checkpoint", "a program that follows the file sees it"

@@ -61,6 +61,8 @@ def test_a_run_from_its_start_to_its_end(spec):
     while_it_worked = [("working", 0), ("evaluated", 10), ("checkpoint", 10), ("replaced", 10), ("checkpoint", 11)]
     assert names_and_steps(spec) == [("started", 0), *while_it_worked, ("evaluated", 11), ("stopped", 11)]
     lines = events(spec)
+    assert {event["time"] for event in lines if event["event"] != "checkpoint"} == {"2027-01-15T08:00:00.000Z"}
+    assert lines[1]["seconds"] == 0.0
     assert lines[3]["time"] == "2027-01-15T08:00:02.000Z", "when the checkpoint was complete"
     assert lines[4] | {"time": ""} == {
         "time": "", "event": "replaced", "run": "trial", "step": 10, "stage": "gpt2", "count": 1,
