@@ -96,11 +96,13 @@ def scraped(families):
 
 def test_limits_count_over_all_starts_and_the_best_weights_are_exported(tmp_path, target, capsys):
     evaluation = {"corpora": {"own": [str(tmp_path / "held_out.jsonl")]}, "every_steps": 2, "patience": 2}
-    first = run(write_spec(tmp_path, target, training={"max_hours": 1e-9}, evaluation=evaluation))
+    corpus = {"paths": [], "domains": {"own": {"paths": [str(tmp_path / "corpus.jsonl")]}}}
+    first = run(write_spec(tmp_path, target, corpus=corpus, training={"max_hours": 1e-9}, evaluation=evaluation))
     assert (first.stopped_by, first.steps) == ("time", 1)
     assert (tmp_path / "out" / "checkpoints" / "step-00000001" / "state.json").exists()
     training = {"max_hours": 1.0, "num_workers": 2}
-    spec = write_spec(tmp_path, target, run={"tensorboard": True}, training=training, evaluation=evaluation)
+    sections = {"corpus": corpus, "training": training, "evaluation": evaluation}
+    spec = write_spec(tmp_path, target, run={"tensorboard": True}, **sections)
     with scraping(tmp_path) as server:
         result = run(spec)
         check_dashboard(server)
@@ -174,6 +176,7 @@ def check_served_metrics(result):
     assert found["gradient_norm", run_label] == pytest.approx(last.grad_norm)
     assert found["source_win_rate", run_label, ("source", "source")] == 1.0
     assert found["source_retired", run_label, ("source", "no-better")] == 4
+    assert found["domain_source_win_rate", ("domain", "own"), run_label, ("source", "source")] == 1.0
     assert found["held_out_bits_per_byte", ("domain", "own"), run_label] == pytest.approx(last.held_out["own"])
     assert found["stage_passages_total", run_label, ("stage", "source")] >= result.passages
 
