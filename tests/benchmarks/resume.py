@@ -64,8 +64,8 @@ def main() -> None:
         )
         stops = [int(tokens * part) for part in parts]
         before, _ = start(base, stops[0])
-        for max_tokens in (*stops[1:], stops[-1] + 1):
-            after, read = start(base, max_tokens)
+        for stop in (*stops[1:], 0):
+            after, read = start(base, max(stop, before.tokens + 1))  # a step further at least
             report(before, after, read, (base / "corpus.jsonl").stat().st_size)
             before = after
         ray.shutdown()
@@ -78,7 +78,7 @@ def report(before: RunResult, after: RunResult, read: int, corpus_bytes: int) ->
         before: what had been learned until then.
         after: what has been learned at its end.
     """
-    lots = read / (after.bytes / after.steps * PACKED_BLOCKS / STEP_BLOCKS)
+    lots = read / (PACKED_BLOCKS * BLOCK_LENGTH * after.bytes / after.tokens)  # a lot is filled with tokens
     say(
         "resume_run_bytes", read, "bytes read before the first new passage", "from the beginning", before.bytes / read,
         at=round(before.bytes / corpus_bytes, 2), lots=round(lots, 2), megabytes=round(corpus_bytes / 1e6, 1),
