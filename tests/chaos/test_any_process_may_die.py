@@ -94,18 +94,22 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path):
         check_stopped(run)
 
 
-def test_ctrl_c_then_the_driver_then_all_that_are_replaced(tmp_path, undisturbed):
+def test_ctrl_c_then_the_driver_then_the_fork_server_and_all_that_are_replaced(tmp_path, undisturbed):
     with InterruptedRun(tmp_path, TRANSFORMERS).start() as run:
         run.wait_for_step(4)
         interrupt(run)
         run.start().wait_for_step(10)
+        run.wait_for(lambda: "running, step" in run.report)
         os.kill(run.process.pid, signal.SIGKILL)
         run.process.wait()
         before = run.state
+        assert re.search(r"running, step \d+ .*last written \d", run.report, re.DOTALL), "a killed run's page opens"
         run.start("source_models.0.replicas=2")
-        for moment, victim in enumerate(("source replica", "aligner")):
-            wait_for_moment(run, victim, moment)
-            earlier = kill_one(run, victim)
+        wait_for_moment(run, "source replica", 0)
+        kill_one(run, "source replica")
+        wait_for_moment(run, "aligner", 1)
+        os.kill(run.processes("fork_server")[0].pid, signal.SIGKILL)  # all that start from here on start without it
+        earlier = kill_one(run, "aligner")
         wait_for_replacement(run, "aligner", earlier)  # a dead worker ends the stream, and who dies with it is lost
         run.wait_for_step(before["step"] + 4)
         kill_one(run, "training worker")
