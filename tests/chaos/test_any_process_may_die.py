@@ -105,14 +105,14 @@ def test_ctrl_c_then_the_driver_then_the_fork_server_and_all_that_are_replaced(t
         before = run.state
         assert re.search(r"running, step \d+ .*last written \d", run.report, re.DOTALL), "a killed run's page opens"
         run.start("source_models.0.replicas=2")
-        wait_for_moment(run, "source replica", 0)
-        kill_one(run, "source replica")
-        wait_for_moment(run, "aligner", 1)
-        os.kill(run.processes("fork_server")[0].pid, signal.SIGKILL)  # all that start from here on start without it
-        earlier = kill_one(run, "aligner")
+        for moment, victim in enumerate(("source replica", "aligner")):
+            wait_for_moment(run, victim, moment)
+            earlier = kill_one(run, victim)
         wait_for_replacement(run, "aligner", earlier)  # a dead worker ends the stream, and who dies with it is lost
         run.wait_for_step(before["step"] + 4)
+        forks = run.processes("fork_server")[0].pid
         kill_one(run, "training worker")
+        os.kill(forks, signal.SIGKILL)  # those that start from here on start without it
         assert run.wait() == 0, run.log
         assert 10 <= before["step"] < run.state["step"]
         assert run.state["history"][: before["step"]] == before["history"]
