@@ -27,7 +27,7 @@ REPLACED = {
 }
 
 #: Seconds from their start, loading included, within which they surely live.
-SOON_DONE = {"reader": 3.0, "source replica": 10.0, "aligner": 10.0}
+SOON_DONE = {"reader": 1.0, "source replica": 4.0, "aligner": 4.0}
 
 pytestmark = pytest.mark.timeout(1200)
 
