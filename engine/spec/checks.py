@@ -37,6 +37,8 @@ def cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
     if sources is not None and "fusion" in sections:
         yield from _single_source(sources, sections["fusion"])
         yield from _incomparable_gain(sources, sections["fusion"].arithmetic)
+    if sources is not None and sections.get("pairwise") is not None:
+        yield from _unusable_pairs(len(sources), sections["pairwise"], sections.get("fusion"))
     if sources is not None and "alignment" in sections and "fusion" in sections:
         yield from _methods_apart(sources, sections["alignment"], sections["fusion"])
 
@@ -169,20 +171,37 @@ def _shared_gpu(training: Any) -> Iterator[Fault]:
 def _unusable_merges(merges: Mapping[str, Any]) -> Iterator[Fault]:
     for label, merge in merges.items():
         where = f"evaluation.merges.{label}"
-        method, adds_changes = merge.method, merge.method in ("ties", "dare", "sce")
-        if adds_changes and not merge.base:
+        method = merge.method
+        if merge.adds_changes and not merge.base:
             reason = f"{method} adds changes to a base: name the model before the changes"
             yield Fault(f"{where}.base", "is missing", reason)
-        if method in ("slerp", "sce") and merge.weights:
-            yield Fault(f"{where}.weights", f"are set, but {method} has none", "remove them, or set method to linear")
-        if not adds_changes and merge.base:
+        if not merge.adds_changes and merge.base:
             yield Fault(f"{where}.base", f"is set, but {method} has none", "add it to models, or set method to ties")
         if method == "slerp" and len(merge.models) != 2:
             reason = f"has {len(merge.models)} models, slerp takes two"
             yield Fault(f"{where}.models", reason, "name two, or set method to linear")
-        if merge.weights and (len(merge.weights) != len(merge.models) or not sum(merge.weights)):
-            reason = f"{list(merge.weights)} cannot weigh {len(merge.models)} models"
-            yield Fault(f"{where}.weights", reason, "give one for each model, not all 0")
+        yield from _unusable_weights(where, merge, len(merge.models))
+
+
+def _unusable_weights(where: str, merge: Any, num_models: int) -> Iterator[Fault]:
+    method, weights = merge.method, list(merge.weights)
+    if method in ("slerp", "sce") and weights:
+        yield Fault(f"{where}.weights", f"are set, but {method} has none", "remove them, or set method to linear")
+    if weights and (len(weights) != num_models or not sum(weights)):
+        yield Fault(
+            f"{where}.weights", f"{weights} cannot weigh {num_models} models", "give one for each model, not all 0"
+        )
+
+
+def _unusable_pairs(num_sources: int, merge: Any, fusion: Any) -> Iterator[Fault]:
+    if num_sources < 2:
+        yield Fault("pairwise", f"is set for {num_sources} source models", "name two or more, or set it to null")
+    elif merge.method == "slerp" and num_sources != 2:
+        yield Fault("pairwise.method", f"slerp merges two, there are {num_sources} source models", "set it to linear")
+    if fusion is not None and fusion.rule == "single":
+        reason = "is single, but under pairwise each source model is the only one of its run"
+        yield Fault("fusion.rule", reason, "set it to uniform, or pairwise to null")
+    yield from _unusable_weights("pairwise", merge, num_sources)
 
 
 def _repeated_labels(evaluation: Any) -> Iterator[Fault]:

@@ -345,18 +345,13 @@ class TrainingSpec(Section):
     """AdamW and its schedule."""
 
 
-class MergeSpec(Section):
+class MergeMethodSpec(Section):
     method: Literal["linear", "slerp", "ties", "dare", "sce"]
     """linear: the weighted mean of all parameters; slerp: a point on the arc between two models; ties: the mean of the
     largest changes that agree with the majority's sign; dare: the mean of changes that a draw leaves over, enlarged for
     those it drops; sce: FuseChat's merge of the elements that vary most."""
-    models: Annotated[tuple[Text, ...], Field(min_length=1)]
-    """Labels of the evaluation (``target before``, ``source NAME``, ``fused target``, a key of evaluation.models) or
-    checkpoints, all of one architecture, one size and one vocabulary."""
     weights: tuple[Annotated[float, Field(ge=0.0)], ...] = ()
     """linear, ties, dare: one for each model, divided by their sum; empty: equal weights."""
-    base: str = ""
-    """ties, dare, sce: label or checkpoint of the model from which the others were trained."""
     place: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """slerp: 0 is the first model, 1 the second."""
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
@@ -369,6 +364,19 @@ class MergeSpec(Section):
     arithmetic: Literal["paper", "published_code"] = "paper"
     """sce: paper adds the selected changes; published_code takes weights from them and adds all changes, as the
     authors' code does."""
+
+    @property
+    def adds_changes(self) -> bool:
+        """Whether it adds the models' changes to a base."""
+        return self.method in ("ties", "dare", "sce")
+
+
+class MergeSpec(MergeMethodSpec):
+    models: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Labels of the evaluation (``target before``, ``source NAME``, ``fused target``, a key of evaluation.models) or
+    checkpoints, all of one architecture, one size and one vocabulary."""
+    base: str = ""
+    """ties, dare, sce: label or checkpoint of the model from which the others were trained."""
 
 
 class EvaluationSpec(Section):
@@ -434,6 +442,9 @@ class FusionSpec(Section):
     target_model: TargetModelSpec
     source_models: tuple[SourceModelSpec, ...] = ()
     """The models to fuse. An empty list makes the run plain continued training, the CLM baseline."""
+    pairwise: MergeMethodSpec | None = None
+    """FuseChat's recipe: the target is fused with each source model alone, and these targets are merged so; null: it is
+    fused with all of them at once."""
     alignment: AlignmentSpec = AlignmentSpec()
     fusion: FusionRuleSpec = FusionRuleSpec()
     objective: ObjectiveSpec = ObjectiveSpec()

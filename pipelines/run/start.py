@@ -33,6 +33,10 @@ def run(spec: FusionSpec | Mapping[str, Any] | str | Path) -> RunResult:
     """
     started = time.monotonic()
     spec = as_located_spec(spec)
+    if spec.pairwise is not None:
+        from pipelines.run.pairwise import run_pairwise
+
+        return run_pairwise(spec, run)
     with _fork_server(spec) as forks:
         # Ray, torch and all else take seconds, in which the server imports as well.
         from pipelines.run.runner import run_located

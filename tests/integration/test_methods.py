@@ -3,7 +3,8 @@
 import math
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine import run
 
@@ -52,6 +53,21 @@ def test_a_run_of_two_steps(tmp_path, method):
     assert (share == 1.0) == (method != "by token")
     tokenizer = AutoTokenizer.from_pretrained(result.export_dir)
     assert tokenizer("def f(x):")["input_ids"][0] == tokenizer.bos_token_id, "as the model was trained"
+
+
+def test_the_target_is_fused_with_each_source_alone_and_the_results_are_merged(tmp_path):
+    spec = engine_spec(tmp_path, ["pairwise={method: linear}", "training.max_steps=1", "objective.lm_loss_weight=0.5"])
+    spec = spec.model_copy(update={"source_models": spec.source_models[:2]})
+    result = run(spec)
+    assert [source.name for source in result.sources] == [source.name for source in spec.source_models]
+    assert result.steps == 2, "one of each pair"
+    folders = [tmp_path / "out" / "pairs" / source.name / "export" for source in spec.source_models]
+    first, second, merged = (
+        AutoModelForCausalLM.from_pretrained(place).get_output_embeddings().weight
+        for place in (*folders, result.export_dir)
+    )
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(merged, (first + second) / 2, rtol=1e-5, atol=1e-6)
 
 
 def engine_spec(tmp_path, overrides: list[str]):
