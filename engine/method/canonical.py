@@ -8,8 +8,7 @@ no text is split between them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -82,19 +81,20 @@ class CanonicalPairs:
     """
 
     def __init__(self, tokenizer: PassageTokenizer):
-        model = model_layout(tokenizer)
-        self.is_known = _is_plain_bpe(model)
+        self.is_known = are_known(tokenizer)
         self.pairs = NO_PAIRS
         if self.is_known:
             self._splits = Splits(tokenizer)
-            self.pairs = build_pairs(read_merges(tokenizer, model), self._splits)
+            self.pairs = build_pairs(read_merges(tokenizer, model_layout(tokenizer)), self._splits)
 
     def answer(self) -> bool:
         """Ask the pre-tokenizer what ``may_follow`` wanted; whether it wanted anything."""
         return self.is_known and self._splits.answer()
 
 
-def _is_plain_bpe(model: Mapping[str, Any]) -> bool:
+def are_known(tokenizer: PassageTokenizer) -> bool:
+    """Whether it is known which tokens a tokenizer never writes one after another: byte-pair models without affixes."""
+    model = model_layout(tokenizer)
     affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
     return model["type"] == "BPE" and not model.get("dropout") and not affixes
 

@@ -12,6 +12,7 @@ from engine.errors import Fault
 from engine.reporting.page import write_page
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
+from engine.text.tokenization import PassageTokenizer
 from pipelines.evaluation.models import comparison_faults
 from pipelines.planning.comparison import Comparison, compare
 from pipelines.planning.costs import ModelCost, model_costs
@@ -24,6 +25,7 @@ from pipelines.planning.plan_text import (
     cost_lines,
     fusion_line,
     length_line,
+    pairs_line,
     survey_lines,
     table_lines,
 )
@@ -43,6 +45,7 @@ class Plan:
         comparison: of ways to fuse, where it was asked for.
         domains: the survey of each domain of the corpus; empty without domains.
         scored: the passages that the models have scored; None without scoring.
+        pairs: a sentence where impossible pairs of the target's tokens are not known, else empty.
     """
 
     spec: FusionSpec
@@ -52,6 +55,7 @@ class Plan:
     comparison: Comparison | None = None
     domains: tuple[DomainSurvey, ...] = ()
     scored: ScoredSample | None = None
+    pairs: str = ""
 
     @property
     def refusals(self) -> tuple[Fault, ...]:
@@ -79,6 +83,7 @@ class Plan:
             "corpus": corpus_line(flow, spec.corpus.passes),
             "windows": f"{windows} text tokens a passage",
             "fusion": fusion_line(spec),
+            **({"pairs": self.pairs} if self.pairs else {}),
             "batch": f"passages of {flow.batch_blocks} blocks in a call of a source model",
             "step": f"{training.global_batch_blocks} blocks of {training.block_length} = {step_tokens:,} tokens, "
             f"{training.global_batch_blocks // training.num_workers} blocks a worker on {training.num_workers} workers",
@@ -131,4 +136,5 @@ def plan(
     comparison = None if scored is None or mappings is None else compare(located, flow, scored, mappings)
     costs = model_costs(located, [passage.text for passage in passages])
     domains = survey_domains(located, flow, passages, scored)
-    return Plan(located, flow, survey(located, flow, scored), costs, comparison, domains, scored)
+    pairs = pairs_line(located, PassageTokenizer.load(flow.checkpoints[0]))
+    return Plan(located, flow, survey(located, flow, scored), costs, comparison, domains, scored, pairs)

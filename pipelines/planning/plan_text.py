@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from actors.sources.backends.step_size import PLANNED_GPU_BYTES
 from engine.corpus.shards import LARGEST_SHARD
+from engine.method.canonical import are_known
 from engine.reporting.figures import MISSING, Rows
 from engine.spec import FusionSpec, TrainingSpec
+from engine.text.tokenization import PassageTokenizer
 from pipelines.planning.comparison import Comparison
 from pipelines.planning.costs import ModelCost
 from pipelines.planning.scored_sample import TARGET, Scores
@@ -112,6 +114,16 @@ def fusion_line(spec: FusionSpec) -> str:
     return (
         f"{fusion.rule} per {fusion.granularity} of {len(spec.source_models)} source models, top {fusion.top_k}; "
         f"loss = {weight:g} x causal LM + {1 - weight:g} x fusion"
+    )
+
+
+def pairs_line(spec: FusionSpec, target: PassageTokenizer) -> str:
+    """That tokens which the target never writes one after another are not left out; empty where they are."""
+    if spec.alignment.tokens != "bytes" or not spec.source_models or are_known(target):
+        return ""
+    return (
+        f"the target's tokenizer is {target.model_type}: tokens that it never writes one after another are not left "
+        f"out, as they are for byte-pair tokenizers"
     )
 
 

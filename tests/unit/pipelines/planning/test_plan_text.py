@@ -1,6 +1,8 @@
 """The plan says in words what reading and training will do."""
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,7 +10,7 @@ from engine import load_spec
 from engine.corpus.domains import Domain
 from engine.corpus.files import CorpusUnit
 from engine.spec import TrainingSpec
-from pipelines.planning.plan_text import attention_line, corpus_line
+from pipelines.planning.plan_text import attention_line, corpus_line, pairs_line
 from pipelines.stream.sizes import derive_flow
 
 pytestmark = pytest.mark.timeout(60)
@@ -44,3 +46,18 @@ def test_files_that_only_one_reader_can_read_are_named():
         "3 units in 3 shards x 1 passes; 2 row groups or compressed files are large and cannot be split: one reader "
         "each (s3://a/1.jsonl.gz, 300 MB)"
     )
+
+
+def test_a_target_whose_pairs_of_tokens_are_not_known_is_named():
+    spec = load_spec("pipelines/specs/quickstart.yaml")
+    assert pairs_line(spec, of_type("BPE")) == ""
+    assert pairs_line(spec, of_type("Unigram")).startswith("the target's tokenizer is Unigram:")
+    assert pairs_line(spec, of_type("WordPiece")).startswith("the target's tokenizer is WordPiece:")
+    by_offset = load_spec("pipelines/specs/quickstart.yaml", ["alignment.tokens=byte_offset"])
+    assert pairs_line(by_offset, of_type("Unigram")) == ""
+
+
+def of_type(model_type):
+    """What a tokenizer of a type says of itself."""
+    layout = json.dumps({"model": {"type": model_type}})
+    return SimpleNamespace(backend=SimpleNamespace(to_str=lambda: layout), model_type=model_type)
