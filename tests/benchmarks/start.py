@@ -97,7 +97,7 @@ def report(starts: dict[Path, list[Start]], trees: Sequence[Path]) -> None:
 
     def figure(name: str, unit: str, values: dict[Path, list[float]]) -> None:
         middle = {tree: median(values[tree]) for tree in trees}
-        each = {("this" if tree == ROOT else "against"): [round(value, 2) for value in values[tree]] for tree in trees}
+        each = {("this" if tree == ROOT else "before"): [round(value, 2) for value in values[tree]] for tree in trees}
         say(name, middle[trees[-1]], unit, str(trees[0]), middle[trees[0]] / middle[trees[-1]], **each)
 
     figure("start_first_step", "s", {tree: [one.first_step for one in starts[tree]] for tree in trees})
