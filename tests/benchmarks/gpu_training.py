@@ -21,6 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM
 
 from actors.training.target_model import TargetModel
+from engine.history.ledger import Cursor, Entry
 from engine.records import TRAINING_BLOCK, ragged, schema
 from engine.spec import ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingSpec
 from tests.benchmarks.figures import say
@@ -111,8 +112,12 @@ def random_blocks(length: int, vocabulary: int) -> pa.Table:
     }
     fields = [field for field in schema(TRAINING_BLOCK) if field.name in values]
     columns = [ragged(list(values[field.name].reshape(STEP_BLOCKS, -1)), field.type.value_type) for field in fields]
-    names = pa.array([[f"0/benchmark:{block}:0"] for block in range(STEP_BLOCKS)])
-    return pa.table([*columns, names], names=[*(field.name for field in fields), "passage_ids"])
+    entries = [Entry(0, block, block + 1, Cursor(block + 1, 0, 0, 0, 0)).numbers() for block in range(STEP_BLOCKS)]
+    others = {
+        "ledger_entry": ragged([np.array(entry) for entry in entries], pa.int64()),
+        "passage_ids": pa.array([[f"0/benchmark:{block}:0"] for block in range(STEP_BLOCKS)]),
+    }
+    return pa.table([*columns, *others.values()], names=[*(field.name for field in fields), *others])
 
 
 class PlainStep:
