@@ -172,7 +172,7 @@ def test_a_missing_column_names_the_columns_there(tmp_path):
 @pytest.mark.parametrize(
     ("data", "suffix", "words"),
     [
-        (gzip.compress(b"{}"), "jsonl", "gzip does, whose files end in .gz"),
+        (gzip.compress(b"{}", mtime=0), "jsonl", "gzip does, whose files end in .gz"),
         (pa.compress(b"{}", "zstd", asbytes=True), "txt", "zstd does, whose files end in .zst"),
         ('{"text": "é"}'.encode("utf16"), "jsonl", "UTF-16 does; save it as UTF-8"),
         (b"PAR1\x15\xff", "txt", "Parquet does, whose files end in .parquet"),
