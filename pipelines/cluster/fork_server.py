@@ -175,14 +175,27 @@ def _import(names: Sequence[str]) -> None:
 
 def _next_request(listening: socket.socket) -> Request | None:
     """Wait for a request; None when the driver has ended."""
-    readable, _, _ = select.select([listening, sys.stdin], [], [])
-    if sys.stdin in readable:
-        return None
-    connection, _ = listening.accept()
+    while True:
+        readable, _, _ = select.select([listening, sys.stdin], [], [])
+        if sys.stdin in readable:
+            return None
+        connection, _ = listening.accept()
+        request = _read_request(connection)
+        if request is not None:
+            return request
+
+
+def _read_request(connection: socket.socket) -> Request | None:
+    """Read a request; None if its launcher was killed in the middle of it."""
     head, files, _, _ = socket.recv_fds(connection, DIGITS, 3)
-    left, text = int(head), b""
-    while len(text) < left:
-        text += connection.recv(left - len(text))
+    text, length = b"", int(head or b"0")
+    while len(text) < length and (part := connection.recv(length - len(text))):
+        text += part
+    if not text or len(text) < length:
+        for file in files:
+            os.close(file)
+        connection.close()
+        return None
     folder, added, *rest = text.decode("utf8", "surrogateescape").split("\0")
     gap = rest.index("")
     environment = dict(entry.split("=", 1) for entry in rest[gap + 1 :])

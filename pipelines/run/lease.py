@@ -74,7 +74,9 @@ def lease(output_dir: str) -> Iterator[None]:
     mine = Lease(socket.gethostname(), os.getpid(), _started(os.getpid()), time.time(), uuid.uuid4().hex)
     try:
         _take(output_dir, mine)
-    except OSError as error:
+    except PreflightError:
+        raise
+    except Exception as error:  # of the disk, or of a store's client, which has kinds of its own
         reason = f"{output_dir} cannot be written: {type(error).__name__}: {error}"
         raise PreflightError([Fault("run.output_dir", reason, "choose another folder")]) from error
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -94,7 +96,7 @@ def lease(output_dir: str) -> Iterator[None]:
     finally:
         done.set()
         renewal.join()
-        with suppress(OSError):  # a lease that cannot be deleted expires
+        with suppress(Exception):  # a lease that cannot be deleted expires
             _give_up(output_dir, mine)
 
 
@@ -126,7 +128,7 @@ def _renew(output_dir: str, mine: Lease, done: threading.Event, lost: threading.
                 os.kill(os.getpid(), signal.SIGINT)
                 return
             _write(output_dir, Lease(**{**asdict(mine), "renewed": time.time()}))
-        except OSError:  # a store that is out of reach for a moment; the next renewal tries again
+        except Exception:  # a store out of reach for a moment, whose errors are of many kinds; the next renewal follows
             continue
 
 

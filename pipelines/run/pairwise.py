@@ -11,7 +11,7 @@ from engine.spec import FusionSpec, MergeSpec, SourceModelSpec
 from pipelines.run.preflight import SPEC_FILE, preflight, write_spec
 from pipelines.run.report import report
 from pipelines.run.result import REPORT_FILE
-from pipelines.run.runner import evaluate
+from pipelines.run.runner import evaluate_located
 
 #: Label of the merged target in the evaluation, and the name of its folder below ``output_dir/merges``.
 MERGED = "pairwise"
@@ -35,7 +35,7 @@ def run_pairwise(spec: FusionSpec, run: Callable[[FusionSpec], RunResult]) -> Ru
     started, folder = time.monotonic(), spec.run.output_dir
     write_spec(spec, preflight(spec))
     pairs = [run(pair_spec(spec, source)) for source in spec.source_models]
-    evaluation = evaluate(with_merge(spec))
+    evaluation = evaluate_located(with_merge(spec))
     return RunResult(
         name=spec.run.name,
         output_dir=folder,

@@ -76,7 +76,14 @@ def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> EvaluationRes
     Raises:
         SpecError, PreflightError, FusionError: as in ``run``.
     """
-    spec = as_located_spec(spec)
+    evaluation = evaluate_located(as_located_spec(spec))
+    if evaluation.failures:
+        raise FusionError("; ".join(failure_lines(evaluation)))
+    return evaluation
+
+
+def evaluate_located(spec: FusionSpec) -> EvaluationResult:
+    """As ``evaluate``, of a spec whose paths are absolute; the result says what could not be measured."""
     derive_flow(spec)
     faults = comparison_faults(spec, trains_first=False)
     if faults:
@@ -84,8 +91,6 @@ def evaluate(spec: FusionSpec | Mapping[str, Any] | str | Path) -> EvaluationRes
     with ray_session(spec, logical_cpus=1, gpus=spec.training.num_gpus_per_worker), readable_errors():
         evaluation = evaluate_models(spec)
     show_evaluation(evaluation, write_evaluation(spec, evaluation))
-    if evaluation.failures:
-        raise FusionError("; ".join(failure_lines(evaluation)))
     return evaluation
 
 

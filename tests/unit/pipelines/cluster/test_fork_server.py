@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -40,7 +41,17 @@ print("an error", file=sys.stderr, flush=True)
 def socket_path():
     """The socket of a server whose first worker was of job 01."""
     with fork_server.fork_server(with_vllm=False) as path:
+        wait_for(path)
         yield path
+
+
+def wait_for(path):
+    """Wait until a server listens."""
+    for _ in range(600):
+        if os.path.exists(path):
+            break
+        time.sleep(0.1)
+    assert os.path.exists(path)
 
 
 @pytest.fixture
@@ -105,13 +116,17 @@ def test_a_worker_with_a_program_of_its_own_is_set_up_by_ray(socket_path, worker
     assert json.loads(done.stdout)["arguments"] == ["default_worker.py", own, "--language=PYTHON"]
 
 
+@pytest.mark.parametrize("beginning", [b"", b"00000100", b"00000100half of a request"])
+def test_a_launcher_that_dies_in_the_middle_of_its_request_harms_no_other(socket_path, worker, beginning):
+    with socket.socket(socket.AF_UNIX) as dying:
+        dying.connect(socket_path)
+        dying.sendall(beginning)
+    assert launch(socket_path, worker, "a")[0]["has torch"]
+
+
 def test_the_server_ends_with_its_block():
     with fork_server.fork_server(with_vllm=False) as path:
-        for _ in range(600):
-            if os.path.exists(path):
-                break
-            time.sleep(0.1)
-        assert os.path.exists(path)
+        wait_for(path)
     assert not os.path.exists(os.path.dirname(path))
 
 

@@ -86,6 +86,25 @@ def test_the_owner_renews_its_lease(tmp_path):
         assert json.loads((tmp_path / LEASE_FILE).read_text())["renewed"] > before
 
 
+def test_a_store_that_is_out_of_reach_for_a_moment_ends_no_renewal(tmp_path, monkeypatch):
+    """The errors of a store's client need not be OSErrors."""
+    failed = []
+
+    def fails_twice(output_dir):
+        if len(failed) < 2:
+            failed.append(output_dir)
+            raise RuntimeError("connection closed")
+        return read(output_dir)
+
+    read = leases._read
+    with lease(str(tmp_path)):
+        monkeypatch.setattr(leases, "_read", fails_twice)
+        before = json.loads((tmp_path / LEASE_FILE).read_text())["renewed"]
+        time.sleep(1.0)
+        assert len(failed) == 2
+        assert json.loads((tmp_path / LEASE_FILE).read_text())["renewed"] > before
+
+
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
 def test_an_owner_whose_folder_was_taken_over_stops(tmp_path, handler):
     """In the background of a script too, where the shell makes programs ignore Ctrl-C."""
