@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.monitor import Meter, NoMeter
-from actors.sources.backends import Backend, PromptRows
+from actors.sources.backends import Backend, PromptRows, device_of
 from actors.sources.backends.in_thread import BackendInThread
 from actors.sources.probe import (
     Probe,
@@ -196,6 +196,11 @@ def _read_checkpoint(source: SourceModelSpec) -> tuple[PassageTokenizer, Any]:
 
 
 def _load_backend(source: SourceModelSpec, top_k: int, context: int) -> Backend:
+    """The model, in the thread that calls it. A forked worker has torch already, which asks Ray no more for threads."""
+    import torch
+
+    if device_of(source) == "cpu":
+        torch.set_num_threads(max(1, int(source.num_cpus)))
     if source.backend == "vllm":
         from actors.sources.backends.vllm import VllmBackend
 

@@ -234,3 +234,9 @@ def test_the_context_is_found_under_the_names_of_other_architectures(config):
 
 def _minus_one(rows: int) -> PromptRows:
     return PromptRows(np.zeros((rows, TOP_K), np.int32), np.full((rows, TOP_K), -1.0), np.full(rows, -1.0))
+
+
+def test_a_model_on_cpus_has_as_many_threads_as_its_replica_has_cpus(checkpoint):
+    for cpus, threads in ((0.5, 1), (2.0, 2)):
+        source = SourceModel(section(checkpoint, num_cpus=cpus), TOP_K)
+        assert source._backend._thread.submit(torch.get_num_threads).result() == threads
