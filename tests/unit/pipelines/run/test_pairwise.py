@@ -62,7 +62,7 @@ def test_the_targets_of_the_pairs_are_merged_into_the_export(tmp_path, monkeypat
             write_merge(merge, [named(models, part) for part in parts_of(merge)], place)
         return EvaluationResult(checkpoints={label: str(model) for label, model in models.items()})
 
-    monkeypatch.setattr(pairwise, "evaluate", evaluate)
+    monkeypatch.setattr(pairwise, "evaluate_located", evaluate)
     monkeypatch.setattr(pairwise, "report", lambda folders, url: f"{len(folders)} runs in {url}")
     result = run_pairwise(spec, run)
     names = [source.name for source in spec.source_models]
