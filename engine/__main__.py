@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 the run failed or was stopped (Ctrl-C, SIGTERM), 2 the spe
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import os
 import signal
@@ -137,4 +138,6 @@ def _carry_out(parsed: argparse.Namespace, spec: engine.FusionSpec) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # else Python looks at every object of torch and Ray once more, for a second, before it ends
+    sys.exit(code)

@@ -12,7 +12,7 @@ from functools import partial
 
 import grpc
 import ray
-from ray._private import services
+from ray._private import services, worker
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from ray._raylet import AuthenticationTokenLoader
@@ -92,8 +92,18 @@ def ray_session(
             wait_for_room(logical_cpus, gpus, minutes, partial(place_faults, spec) if whole_stream else list, warn)
             yield
     finally:
+        if starts_ray:
+            _end_helpers()
         if owns_connection:
             ray.shutdown()
+
+
+def _end_helpers() -> None:
+    """End those processes of a local Ray that only look at it; Ray would wait a second for each that is slow to end."""
+    node = worker._global_node
+    if node is not None:  # Ray has ended, with the cluster or by the user
+        for end in (node.kill_monitor, node.kill_log_monitor, node.kill_dashboard):
+            end(check_alive=False)
 
 
 def spilled_bytes() -> int:

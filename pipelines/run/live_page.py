@@ -77,14 +77,16 @@ class LivePage:
         if self._steps and now >= self._next_writing:
             if self._looks and not self._token_bytes:
                 self._token_bytes = self._read_tokens()
+            self._next_writing = now + self._seconds_between
             started = time.thread_time()
             self._write(self._words_of_progress(), self._seconds_between)
             self._seconds_between = max(SECONDS_BETWEEN, (time.thread_time() - started) / MOST_CPU_SHARE)
             self._next_writing = now + self._seconds_between
 
     def close(self) -> None:
-        """Write that training has ended; the evaluation follows, unless the run has failed."""
-        if self._steps:
+        """Write that training has ended, if an evaluation follows; a run that has failed writes how."""
+        evaluation = self._spec.evaluation
+        if self._steps and (evaluation.corpora or evaluation.tasks or evaluation.merges):
             self._write(f"trained for {self._state.last_step:,} steps, evaluating", self._seconds_between)
 
     def finish(self, result: RunResult) -> None:

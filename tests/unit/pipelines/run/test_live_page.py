@@ -6,6 +6,7 @@ import pytest
 
 from engine.errors import FusionError
 from engine.history.result import Progress, StageTotals
+from engine.spec import EvaluationSpec
 from engine.spec.loading import parse
 from pipelines.run import live_page
 from pipelines.run.live_page import LivePage
@@ -24,6 +25,7 @@ def spec(tmp_path):
             "target_model": {"checkpoint": "models/target"},
             "objective": {"lm_loss_weight": 1.0},
             "training": {"max_steps": 6250},
+            "evaluation": {"corpora": {"docs": ["held-out.jsonl"]}},
         }
     )
 
@@ -55,6 +57,13 @@ def test_the_page_is_written_from_the_first_step_on_and_every_half_minute(spec):
     text = page_of(spec).read_text()
     assert "done: 1 steps in 3 min 20 s" in text
     assert 'data-next="0"' in text
+
+
+def test_a_run_that_is_not_evaluated_has_no_page_of_its_evaluation(spec):
+    with LivePage(spec.model_copy(update={"evaluation": EvaluationSpec()})) as page:
+        page.see(picture(1), now=0.0)
+        page.close()
+    assert "running, step 1 of" in page_of(spec).read_text(), "the page of its end follows at once"
 
 
 def test_a_page_that_costs_much_is_written_less_often(spec, monkeypatch):
