@@ -13,6 +13,9 @@ from engine.history.result import Progress
 
 SECONDS_BETWEEN_PICTURES = 1.0
 
+#: Between two lines about an observer that fails.
+SECONDS_BETWEEN_LINES = 600.0
+
 #: The longest wait for the last picture: an unreachable cluster must not delay the error that reports it.
 MOST_SECONDS_TO_END = 5.0
 
@@ -30,7 +33,8 @@ class Observer(Protocol):
 class Watch:
     """A context that shows a run to observers, its end included. It never stops the run.
 
-    An observer that raises is reported and dropped. If no picture can be taken, watching ends.
+    An observer that raises is reported and sees the next picture all the same: a store or a server that is away for a
+    minute comes back. If no picture can be taken, watching ends.
 
     Args:
         snapshot: takes a picture: all totals, and the steps after the given one.
@@ -40,7 +44,8 @@ class Watch:
 
     def __init__(self, snapshot: Callable[[int], Progress], observers: Sequence[Observer], say: Callable[[str], None]):
         self._snapshot = snapshot
-        self._observers = list(observers)
+        self._observers = observers
+        self._next_lines: dict[int, float] = {}
         self._say = say
         self._last_step = 0
         self._left = threading.Event()
@@ -55,8 +60,8 @@ class Watch:
     ) -> None:
         self._left.set()
         self._watcher.join(timeout=MOST_SECONDS_TO_END)
-        for observer in list(self._observers):
-            self._try(observer, observer.close)
+        for place, observer in enumerate(self._observers):
+            self._try(place, observer.close)
 
     def _watch(self) -> None:
         """Take and show pictures until the context is left, and one more then."""
@@ -69,15 +74,18 @@ class Watch:
                 return
             self._last_step = picture.steps[-1].step if picture.steps else self._last_step
             now = time.monotonic()
-            for observer in list(self._observers):
-                self._try(observer, partial(observer.see, picture, now))
+            for place, observer in enumerate(self._observers):
+                self._try(place, partial(observer.see, picture, now))
             if is_last:
                 return
             self._left.wait(SECONDS_BETWEEN_PICTURES)
 
-    def _try(self, observer: Observer, call: Callable[[], None]) -> None:
+    def _try(self, place: int, call: Callable[[], None]) -> None:
+        """Call an observer; ``place``: among all."""
         try:
             call()
         except Exception as error:  # a full disk or an unreachable server must not end a run
-            self._observers.remove(observer)
-            self._say(f"{type(observer).__name__} stopped: {type(error).__name__}: {error}")
+            now = time.monotonic()
+            if now >= self._next_lines.get(place, now):
+                self._next_lines[place] = now + SECONDS_BETWEEN_LINES
+                self._say(f"{type(self._observers[place]).__name__} has failed: {type(error).__name__}: {error}")

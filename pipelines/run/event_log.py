@@ -93,8 +93,8 @@ class EventLog:
         if now >= self._next_count:
             self._next_count = now + SECONDS_BETWEEN_COUNTS * self._note_counts()
         if self._file is not None and not self._file.is_written and now >= self._next_writing:
-            self._file.write()
             self._next_writing = now if self._file.is_on_disk else now + SECONDS_BETWEEN_WRITINGS
+            self._file.write()
 
     def close(self) -> None:
         """Write what the pictures have shown; the evaluation follows, unless the run has failed."""
