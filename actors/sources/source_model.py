@@ -62,7 +62,8 @@ class SourceModel:
         self._source = source
         self._meter = meter or NoMeter()
         self._meter.start_or_refuse()
-        self._tokenizer, config = _read_checkpoint(source)
+        with self._alive_or_dead():
+            self._tokenizer, config = _read_checkpoint(source)
         self._adds_bos = self._tokenizer.adds_bos
         vocab_size = config.get_text_config().vocab_size
         if vocab_size < top_k:
@@ -185,14 +186,22 @@ def tempered(logprobs: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _read_checkpoint(source: SourceModelSpec) -> tuple[PassageTokenizer, Any]:
-    """The checkpoint's tokenizer and transformers configuration."""
+    """The checkpoint's tokenizer and transformers configuration.
+
+    Raises:
+        SourceModelError: there is no such checkpoint, or it cannot be used.
+        OSError: it cannot be read now; a store that is away for a minute comes back.
+    """
     checkpoint = Checkpoint.of(source)
     try:
-        return PassageTokenizer.load(checkpoint), load_configuration(checkpoint)
+        config = load_configuration(checkpoint)  # says of a folder that it is not there; the tokenizer would not
+        return PassageTokenizer.load(checkpoint), config
     except TokenizerError as error:
         raise SourceModelError(f"{source.name}: {error}") from error
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise SourceModelError(f"{source.name}: {source.checkpoint} cannot be loaded: {error}") from error
+    except OSError as error:
+        raise OSError(f"{source.checkpoint} cannot be loaded: {error}") from error
 
 
 def _load_backend(source: SourceModelSpec, top_k: int, context: int) -> Backend:

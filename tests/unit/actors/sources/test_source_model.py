@@ -104,6 +104,27 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
         SourceModel(section(str(tmp_path / "nowhere")), TOP_K)
 
 
+def test_a_checkpoint_that_cannot_be_read_now_ends_the_process_so_that_another_tries_again(tmp_path, monkeypatch):
+    class Ended(Exception):
+        """Instead of the end of the process."""
+
+    class Meter:
+        """Keeps why the process ends."""
+
+        def start_or_refuse(self):
+            pass
+
+        def end_process(self, error, reason, out_of_memory):
+            raise Ended(reason)
+
+    def away(checkpoint):
+        raise OSError("the store does not answer")
+
+    monkeypatch.setattr("actors.sources.source_model.load_configuration", away)
+    with pytest.raises(Ended, match="OSError: s3://models/one cannot be loaded: the store does not answer"):
+        SourceModel(section("s3://models/one"), TOP_K, Meter())
+
+
 def test_the_meter_counts_passages_and_own_tokens(checkpoint):
     class Kept:
         """Keeps the last call."""
