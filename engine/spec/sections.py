@@ -333,9 +333,8 @@ class TrainingSpec(Section):
     checkpoint_every_steps: Annotated[int, Field(ge=1)] = 500
     """Steps between checkpoints; the last step always writes one."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How many times training may restart from its last checkpoint after the death of a worker. Each reader and aligner
-    may be replaced equally often between two checkpoints; deaths with a lost node do not count. Source models have a
-    limit of their own."""
+    """How many times, between two checkpoints, training may restart after the failure of a worker, and each reader and
+    aligner may be replaced. Deaths with a lost node do not count. Source models have a limit of their own."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """Older checkpoints are deleted."""
     export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -28,7 +28,7 @@ from engine.spec import FusionSpec
 from pipelines.stream.fused_blocks import fused_blocks
 from pipelines.stream.scheduling import Unhurried
 from pipelines.stream.sizes import FlowPlan
-from pipelines.stream.workers import SharedStream, StopAtFusionError, train_share
+from pipelines.stream.workers import RestartLimit, SharedStream, train_share
 
 #: Share of the shared memory in use from which an idle stage may take more than its own part of it.
 MEMORY_PRESSURE = 0.5
@@ -85,8 +85,8 @@ def _trainer(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> TorchTra
             # By fsspec, like all that a run writes: one set of credentials, and every store that fsspec knows.
             storage_filesystem=PyFileSystem(FSSpecHandler(filesystem)),
             storage_path=state_folder,
-            failure_config=ray.train.FailureConfig(max_failures=training.max_restarts),
-            callbacks=[StopAtFusionError()],
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # the callback counts
+            callbacks=[RestartLimit(spec.run.output_dir, training.max_restarts)],
         ),
         datasets={"train": stream},
         dataset_config=SharedStream(preserve_order=spec.run.deterministic),

@@ -170,7 +170,7 @@ def test_the_training_controller(tmp_path, undisturbed):
         wait_for_moment(run, "controller", 0)
         os.kill(run.wait_for(lambda: run.processes("TrainController"))[0].pid, signal.SIGKILL)
         assert run.wait() == 1, run.log
-        assert "the run failed" in run.log
+        assert "training.max_restarts is 0" in run.log
         assert run.start().wait() == 0, run.log
         run.check_exactly_once()
         assert run.curve == undisturbed(TRANSFORMERS)
