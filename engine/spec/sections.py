@@ -331,7 +331,8 @@ class TrainingSpec(Section):
     """The run ends with the step that exceeds this wall time, summed over all its starts; export and evaluation come on
     top. 0: no limit."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] = 500
-    """Steps between checkpoints; the last step always writes one."""
+    """Steps between checkpoints; the last step always writes one. May change when a run goes on, unless a source has
+    retire."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """How many times, between two checkpoints, training may restart after the failure of a worker, and each reader and
     aligner may be replaced. Deaths with a lost node do not count. Source models have a limit of their own."""

@@ -24,6 +24,9 @@ SPEC_FILE = "spec.yaml"
 #: Names the shards that the ledger counts.
 CORPUS_FILE = "corpus.json"
 
+#: Decides when a source model with ``retire`` is judged, and by which steps: there it may not change either.
+_RETIRE_STEPS = "training.checkpoint_every_steps"
+
 #: Fields that may change between two starts of a run: where and how fast it works, not what it computes.
 PLACEMENT: dict[str, Any] = {
     "cluster": True,
@@ -93,8 +96,11 @@ def _occupied(spec: FusionSpec) -> list[Fault]:
         return [Fault("run.output_dir", reason, "choose another folder")]
     if _essence(earlier) == _essence(spec) or latest(checkpoints_folder(spec.run.output_dir)) is None:
         return []
-    reason = f"{spec.run.output_dir} holds another run ({_first_difference(earlier, spec)})"
-    return [Fault("run.output_dir", reason, "choose another folder, or remove that run")]
+    difference = _first_difference(earlier, spec)
+    if difference.startswith(f"its {_RETIRE_STEPS}"):
+        difference += ": a source with retire is judged at each checkpoint, by the steps since the one before"
+    reason = f"{spec.run.output_dir} holds another run ({difference})"
+    return [Fault("run.output_dir", reason, "set it back, choose another folder, or remove that run")]
 
 
 def _other_corpus(spec: FusionSpec, flow: FlowPlan) -> list[Fault]:
@@ -125,7 +131,11 @@ def _yaml(data: bytes) -> dict[str, Any]:
 
 
 def _essence(spec: FusionSpec) -> dict[str, Any]:
-    return spec.model_dump(mode="json", exclude=PLACEMENT)
+    """The fields that must stay as they are while a run goes on."""
+    essence = spec.model_dump(mode="json", exclude=PLACEMENT)
+    if any(source.retire for source in spec.source_models):
+        essence["training"]["checkpoint_every_steps"] = spec.training.checkpoint_every_steps
+    return essence
 
 
 def _first_difference(earlier: FusionSpec, spec: FusionSpec) -> str:

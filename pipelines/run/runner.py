@@ -54,7 +54,7 @@ def run_located(spec: FusionSpec, started: float, forks: str) -> RunResult:
     with lease(spec.run.output_dir), LivePage(spec) as page, EventLog(spec) as events:
         write_spec(spec, flow)
         with ray_session(spec, flow.logical_cpus, flow.gpus, whole_stream=True, forks=forks), readable_errors():
-            check_nodes(spec)
+            check_nodes(spec, flow)
             show_phase("Ray is ready", time.monotonic() - started)
             result = _train_and_evaluate(spec, flow, page, events)
         result = replace(result, wall_seconds=result.wall_seconds + time.monotonic() - started)

@@ -3,6 +3,7 @@
 import os
 import secrets
 from contextlib import suppress
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -10,6 +11,8 @@ import ray
 from ray._raylet import AuthenticationTokenLoader
 from ray.cluster_utils import Cluster
 
+from engine.corpus.domains import Domain
+from engine.corpus.files import CorpusUnit
 from engine.errors import PreflightError
 from engine.spec import FusionSpec
 from pipelines.cluster.session import LOCAL, QUIET
@@ -120,28 +123,35 @@ def test_what_one_node_lacks_is_found_before_a_run_starts(tmp_path, nodes, monke
     """Its home folder is another one, in which there is no model and which cannot be written; s3fs does not load."""
     for folder in ("home/target", "source", "packages/s3fs"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "no-folder").touch()
+    for file in ("no-folder", "home/a.jsonl"):
+        (tmp_path / file).touch()
     (tmp_path / "packages/s3fs/__init__.py").write_text("raise ImportError('not installed here')")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     spec = FusionSpec(
-        run={"name": "lacking", "output_dir": "s3://models/lacking"},
-        corpus={"paths": ["a.jsonl"]},
+        run={"name": "lacking", "output_dir": str(tmp_path / "out")},
+        corpus={"paths": ["~/a.jsonl"]},
         target_model={"checkpoint": "~/target"},
         source_models=[{"name": "source", "checkpoint": str(tmp_path / "source")}],
         alignment={"cache_dir": str(tmp_path / "tables")},
+        evaluation={"corpora": {"d": ["s3://texts/held-out.jsonl"]}, "every_steps": 1},
         cluster={"source_model_labels": {"pool": "sources"}, "training_labels": {"pool": "training"}},
     )
+    flow = SimpleNamespace(domains=(Domain("", 1.0, ((CorpusUnit("~/a.jsonl"),),)),))
     ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
     try:
-        check_nodes(spec)  # the nodes for sources need no target
+        with pytest.raises(PreflightError) as of_sources:
+            check_nodes(spec, flow)  # they had their home folder before this test
         nodes.add("training", HOME=str(tmp_path / "no-folder"), PYTHONPATH=str(tmp_path / "packages"))
         with pytest.raises(PreflightError) as refused:
-            check_nodes(spec)
+            check_nodes(spec, flow)
     finally:
         ray.shutdown()
-    assert os.path.exists(os.path.expanduser(spec.target_model.checkpoint)), "the driver sees it"
-    found = {fault.where: fault.what for fault in refused.value.faults}
-    assert len(refused.value.faults) == len(found) == 3, refused.value
-    assert "there is no ~/target" in found["target_model.checkpoint"]
-    assert "s3://models/lacking cannot be used: ImportError" in found["run.output_dir"]
+    for path in (spec.target_model.checkpoint, spec.corpus.paths[0]):
+        assert os.path.exists(os.path.expanduser(path)), "the driver sees it"
+    lacking = {"target_model.checkpoint": "there is no ~/target", "corpus.paths": "there is no ~/a.jsonl"}
+    assert {fault.where: fault.what.partition(": ")[2] for fault in of_sources.value.faults} == lacking
+    found = {fault.where: fault.what.partition(": ")[2] for fault in refused.value.faults}
+    assert len(refused.value.faults) == len(found) == 4, refused.value
+    assert {where: found[where] for where in lacking} == lacking
+    assert "'s3://texts/held-out.jsonl' cannot be listed: ImportError" in found["evaluation.corpora.d.0"]
     assert "~/.cache/knowledge-fusion-engine/checkpoints cannot be made" in found["environment variable HOME"]

@@ -47,6 +47,18 @@ def test_a_run_may_go_on_elsewhere_and_otherwise_placed(tmp_path):
     check(tmp_path, "training.num_workers=1", "training.max_restarts=0", "source_models.0.replicas=3")
 
 
+def test_where_a_source_may_retire_its_checkpoints_stay_as_often_as_they_are(tmp_path):
+    """They decide when it is judged and by which steps, so the resumed run would be another one."""
+    check(tmp_path)
+    learn_something(tmp_path)
+    check(tmp_path, "training.checkpoint_every_steps=7")
+    (tmp_path / "out" / "spec.yaml").unlink()
+    check(tmp_path, "source_models.0.retire=true", "training.checkpoint_every_steps=7")
+    words = r"checkpoint_every_steps is 7, not 8: a source with retire is judged at each checkpoint.*\); set it back"
+    with pytest.raises(PreflightError, match=words):
+        check(tmp_path, "source_models.0.retire=true", "training.checkpoint_every_steps=8")
+
+
 def test_a_run_does_not_go_on_with_other_files(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text("a document")
