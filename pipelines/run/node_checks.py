@@ -123,7 +123,7 @@ def faults_here(spec: FusionSpec, duties: Duties, texts: Mapping[str, str], mark
 
 @dataclass(frozen=True)
 class _Look:
-    """A look at one place that a field of the spec names; ``reach`` returns its faults, or raises what is in the way."""
+    """A look at a place that a field of the spec names; ``reach`` returns its faults, or raises what is in the way."""
 
     where: str
     place: str
