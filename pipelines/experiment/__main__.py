@@ -96,7 +96,7 @@ def setting_a(
     compared = (arms.CONTINUED, arms.DISTILLED, arms.EQUAL, arms.FUSED)
     choices = choose(laboratory, compared, rates)
     trained = trained_runs((*compared, *arms.SINGLE), choices, seeds)
-    ablated = trained_runs((*arms.ABLATIONS, arms.PAPERS), choices, ablation_seeds)
+    ablated = trained_runs((*arms.ABLATIONS, arms.PAIRWISE, arms.PAPERS), choices, ablation_seeds)
     laboratory.run([run for runs in (*trained.values(), *ablated.values()) for run in runs])
     folder = laboratory.folder
     rows = [model_row(laboratory, "a", "target before", [target_folder(folder, seed) for seed in seeds])]

@@ -59,6 +59,7 @@ class Arm:
         overrides: of the spec, for one folder of the experiment and one seed.
         rate_of: the arm whose learning rate and weight it takes; empty: it chooses its own on the validation text.
         has_sources: whether it has a weight to choose.
+        export: folder of the exported model below the run's output folder.
     """
 
     setting: str
@@ -66,6 +67,7 @@ class Arm:
     overrides: Callable[[Path, int], tuple[str, ...]]
     rate_of: str = ""
     has_sources: bool = True
+    export: str = "export"
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,15 @@ _ABLATED = {
 
 #: Each changes one thing in ``FUSED``.
 ABLATIONS = tuple(Arm("a", name, _fixed(*overrides), FUSED.name) for name, overrides in _ABLATED.items())
+
+#: FuseChat's recipe: the target fused with each source alone, and the three targets merged.
+PAIRWISE = Arm(
+    "a",
+    "each source alone, then merged (FuseChat's)",
+    _fixed("pairwise={method: sce}"),
+    FUSED.name,
+    export="merges/pairwise",
+)
 
 #: The paper's settings in all things, at fusion's rate.
 PAPERS = Arm(

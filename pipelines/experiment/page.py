@@ -156,9 +156,9 @@ def table(found: Findings) -> Iterator[str]:
 
 def _ablations(found: Findings) -> Iterator[str]:
     fusion, continued = found.row(FUSED.name), found.row(CONTINUED.name)
-    yield "Each but the last changes one setting of fusion (uniform, rows given the bytes so far, prefix mapping, K 64,"
-    yield "`full_gain` 0.5, three sources) and takes its learning rate and `lm_loss_weight`:"
-    yield f"{fusion.rate:g} and {fusion.weight:g}."
+    yield "Each but the last two changes one setting of fusion (uniform, rows given the bytes so far, prefix mapping,"
+    yield "K 64, `full_gain` 0.5, three sources). All take its learning rate, and all but the last its"
+    yield f"`lm_loss_weight`: {fusion.rate:g} and {fusion.weight:g}."
     yield ""
     yield "| | seeds | mean | less fusion | less continued training |"
     yield "|---|---|---|---|---|"

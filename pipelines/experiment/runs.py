@@ -79,7 +79,7 @@ class Laboratory:
 
     def export(self, run: Run) -> Path:
         """Folder of a run's exported model."""
-        return run.folder(self.folder) / "export"
+        return run.folder(self.folder) / run.arm.export
 
     def seconds(self, run: Run) -> float:
         """Wall time of a finished run."""

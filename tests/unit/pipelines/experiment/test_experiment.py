@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -28,6 +29,7 @@ from pipelines.experiment.results import Choice, Findings, Row
 from pipelines.experiment.texts import CORPUS, EXPERT_QUOTAS, HELD_OUT, VALIDATION, read_texts, write_texts
 from pipelines.quickstart.build import passages
 from pipelines.quickstart.texts import Document
+from pipelines.run.pairwise import MERGED
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -35,7 +37,8 @@ FOLDER = Path("outputs/experiment")
 QUOTAS = {"held-out": 600, "corpus": 1200, "expert": 3000}
 EXPERT_RATES = {"docs": 3e-3, "code": 5e-3, "headers": 8e-3}
 ARMS = (
-    *(arms.CONTINUED, arms.DISTILLED, arms.EQUAL, arms.FUSED, *arms.SINGLE, *arms.ABLATIONS, arms.PAPERS),
+    *(arms.CONTINUED, arms.DISTILLED, arms.EQUAL, arms.FUSED, *arms.SINGLE),
+    *(*arms.ABLATIONS, arms.PAIRWISE, arms.PAPERS),
     *(arms.MIXED, arms.fused_experts(EXPERT_RATES)),
     *(arm for corpus in REAL_CORPORA for arm in vars(arms.real_arms(corpus)).values()),
 )
@@ -126,6 +129,10 @@ def test_an_ablation_changes_one_thing():
             if values[key] != changed[section][key] and (section, key) != ("run", "output_dir")
         ]
         assert len(different) + (fused["source_models"] != changed["source_models"]) == 1, arm.name
+
+
+def test_the_merged_pairs_are_where_the_recipe_exports_them():
+    assert arms.PAIRWISE.export == os.path.join("merges", MERGED)
 
 
 def test_the_experts_of_a_seed_are_the_sources_of_its_fusion():
