@@ -8,7 +8,6 @@ Exit codes: 0 done, 1 the run failed or was stopped (Ctrl-C, SIGTERM), 2 the spe
 from __future__ import annotations
 
 import argparse
-import gc
 import io
 import os
 import signal
@@ -47,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(engine.report(parsed.output_dirs, parsed.output))
         else:
             _carry_out(parsed, engine.load_spec(parsed.spec, parsed.overrides))
+        sys.stdout.flush()
     except SpecError as error:
         print(error, file=sys.stderr)
         return 2
@@ -139,5 +139,6 @@ def _carry_out(parsed: argparse.Namespace, spec: engine.FusionSpec) -> None:
 
 if __name__ == "__main__":
     code = main()
-    gc.freeze()  # else Python looks at every object of torch and Ray once more, for a second, before it ends
-    sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # else Python would take torch and Ray apart object by object, for one to three seconds
