@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import pyarrow as pa
 
@@ -59,11 +58,13 @@ class MixedPassageReader:
         """Lanes of the corpus to batches of ``records.PASSAGE``, each as one row (``records.batches``).
 
         Args:
-            tasks: column ``lane``, a number below that in ``lanes``. Of the shards of each domain that are left, a lane
-                has the one with its number and every ``lanes``-th after it.
+            tasks: column ``lane``, a number below that in ``lanes``. The shards of each domain that are left are dealt
+                out to the lanes in turn, which begins one lane later with each pass: so no lane gets only shards of a
+                domain that give no passage.
 
         Raises:
-            RecordError: as in ``actors.reader``, or a domain that is repeated gives no passage; names it.
+            RecordError, StoreError: as in ``actors.reader``.
+            RecordError: a domain that is repeated gives no passage; names it.
         """
         for task in tasks.to_pylist():
             yield from self._rows_of_lane(task["lane"], task["lanes"])
@@ -88,13 +89,14 @@ class MixedPassageReader:
         repeats = self._corpus.exhausted == "repeat"
         numbers = shard_numbers(self._domains, index, None if repeats else passes)
         left = (number for number in numbers if not self._learned.is_done(number))
-        without_block = 0
-        for number in islice(left, lane, None, lanes):
-            without_block += 1
+        size = len(domain.shards)
+        own = (number for turn, number in enumerate(left) if (turn % size + turn // size) % lanes == lane)
+        gives_passages = self._learned_bytes[index] > 0
+        for count, number in enumerate(own, start=1):
             for block in self._blocks_of_shard(number):
-                without_block = 0
+                gives_passages = True
                 yield block
-            if repeats and without_block == len(domain.shards):
+            if repeats and not gives_passages and count == size:  # by now this lane has read every shard once
                 reason = f"corpus.domains.{domain.name} gives no passage, and would be read for ever"
                 raise RecordError(f"{reason}; correct its paths, corpus.text_column or corpus.messages_column")
 

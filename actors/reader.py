@@ -63,6 +63,7 @@ class PassageReader:
         Raises:
             RecordError: a file or row cannot be read and ``corpus.on_error`` is ``fail``, or more rows cannot be read
                 than ``corpus.most_skipped`` allows; names file, row and reason.
+            StoreError: a file's store has failed again and again.
         """
         for task in tasks.to_pylist():
             turn = task["first_turn"]

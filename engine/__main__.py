@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 import engine
-from engine.errors import FusionError, PreflightError, SpecError
+from engine.errors import FusionError, PreflightError, SpecError, StoreError
 from engine.spec import AlignmentSpec
 from engine.spec.loading import dump_spec
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SpecError as error:
         print(error, file=sys.stderr)
         return 2
-    except FusionError as error:
+    except (FusionError, StoreError) as error:
         print(error, file=sys.stderr)
         return 1
     except BrokenPipeError:  # a reader such as head has closed the pipe

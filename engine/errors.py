@@ -97,6 +97,14 @@ class TrainingError(FusionError):
     """The target model's training cannot go on, for example because of a non-finite loss."""
 
 
+class StoreError(OSError):
+    """A store, or a disk, did not give a file of the corpus although it was asked again and again.
+
+    It is not a ``FusionError``, which would end a run: the store may come back, so Ray Train starts the stream again at
+    the last checkpoint.
+    """
+
+
 def printable(text: str) -> str:
     """Text that any file or terminal can hold: half of a surrogate pair becomes its escape, such as ``\\ud83d``."""
     return text.encode("utf8", "backslashreplace").decode("utf8")

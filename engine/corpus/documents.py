@@ -2,7 +2,8 @@
 
 A corpus is read in units, a file, a row group of a Parquet file or a part of a JSONL file, so that many readers can
 share one big file. Reading may begin after any row of a unit (``CorpusUnit.after``). Bad input is never lost: a row or
-file that cannot be read becomes an ``Unreadable`` that names file, row and reason.
+file whose content cannot be read becomes an ``Unreadable`` that names file, row and reason. A store that does not give
+a file is no fault of its content: it is asked again, and then a ``StoreError`` says so (``engine.corpus.store``).
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, BinaryIO
 
-import fsspec
 import pyarrow.parquet
 
 from engine.corpus.files import CorpusUnit, kind_of_file
-from engine.errors import RecordError, printable
+from engine.corpus.store import opened
+from engine.errors import RecordError, StoreError, printable
 from engine.text.chat import ASSISTANT, CALLS, REASONING, Message, is_answer
 
 #: Keys of a message that a chat template may read besides role and content.
@@ -101,7 +102,12 @@ def read_conversations(unit: CorpusUnit, messages_column: str) -> Iterator[Conve
 
 
 def read(unit: CorpusUnit, text_column: str, messages_column: str) -> Iterator[Document | Conversation | Unreadable]:
-    """The conversations of one unit, or where ``messages_column`` is empty its documents."""
+    """The conversations of one unit, or where ``messages_column`` is empty its documents.
+
+    Raises:
+        StoreError: the file's store has failed again and again; whatever was read before has been yielded.
+        RecordError: the file has changed since the place in it was found.
+    """
     return read_conversations(unit, messages_column) if messages_column else read_documents(unit, text_column)
 
 
@@ -112,9 +118,9 @@ def _read(unit: CorpusUnit, column: str, checked: Callable[[str, int, Any], Any]
             bad = isinstance(value, _BadRow)
             found = Unreadable(unit.name, row, str(value)) if bad else checked(unit.name, row, value)
             yield found if isinstance(found, Unreadable) or not offset else replace(found, offset=offset)
-    except RecordError:
+    except (RecordError, StoreError):
         raise
-    except Exception as error:  # every filesystem, codec and format has its own errors, and all mean the same here
+    except Exception as error:  # every codec and format has its own errors, and all mean the same here
         yield Unreadable(unit.name, 0, f"the file cannot be read: {type(error).__name__}: {error}")
 
 
@@ -201,7 +207,7 @@ def _value_fault(message: Mapping[str, Any], key: str) -> str:
 
 def _parquet_rows(unit: CorpusUnit, text_column: str) -> Iterator[tuple[int, int, Any]]:
     first_row = unit.first_row + unit.skipped_rows
-    with fsspec.open(unit.path) as file:
+    with opened(unit.path) as file:
         parquet = pyarrow.parquet.ParquetFile(file)
         if text_column not in parquet.schema_arrow.names:
             reason = f"has no column {text_column!r}; it has {', '.join(parquet.schema_arrow.names) or 'none'}"
@@ -289,7 +295,7 @@ def _not_text(data: bytes, error: UnicodeDecodeError) -> _BadRow:
 @contextmanager
 def _open(path: str) -> Iterator[BinaryIO]:
     """The file's bytes, decompressed as its suffix says."""
-    with fsspec.open(path) as file:
+    with opened(path) as file:
         if path.endswith(".gz"):
             yield gzip.GzipFile(fileobj=file)
         elif path.endswith(".zst"):

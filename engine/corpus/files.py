@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import fsspec
 import pyarrow.parquet
 
-from engine.errors import Fault, first_line, printable
+from engine.corpus.store import opened, size_of
+from engine.errors import Fault, StoreError, first_line, printable
 from engine.model_files.inspection import is_lfs_pointer
 from engine.spec import CorpusSpec
 
@@ -166,13 +167,18 @@ def _local_file_faults(where: str, name: str) -> list[Fault]:
 
 
 def units_of(path: str) -> list[CorpusUnit]:
-    """The units of one file; a file that cannot be opened is one unit, and reading it gives the reason."""
+    """The units of one file; a damaged Parquet file is one unit, and reading it gives the reason.
+
+    Raises:
+        StoreError: the file's store has failed again and again.
+    """
+    if kind_of_file(path) != ".parquet":
+        return [CorpusUnit(path, num_bytes=size_of(path))]
     try:
-        if kind_of_file(path) != ".parquet":
-            filesystem, name = fsspec.core.url_to_fs(path)
-            return [CorpusUnit(path, num_bytes=int(filesystem.size(name) or 0))]
-        with fsspec.open(path) as file:
+        with opened(path) as file:
             metadata = pyarrow.parquet.ParquetFile(file).metadata
+    except StoreError:
+        raise
     except (OSError, pyarrow.ArrowException):
         return [CorpusUnit(path)]
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]

@@ -7,7 +7,7 @@ from itertools import islice
 
 from engine.corpus.documents import Unreadable, read
 from engine.corpus.files import CorpusUnit
-from engine.errors import Fault
+from engine.errors import Fault, StoreError
 from engine.spec import CorpusSpec
 
 #: Units of the corpus, and rows of each, that are read before a run starts.
@@ -44,8 +44,11 @@ def _faults(
 ) -> list[Fault]:
     """A fault at ``where``, whose files ``paths`` names, by the first rows of the first units."""
     columns = corpus.text_column, corpus.messages_column
-    units = list(islice(units, SAMPLED_UNITS + 1))
-    found = [list(islice(read(unit, *columns), SAMPLED_ROWS + 1)) for unit in units[:SAMPLED_UNITS]]
+    try:
+        units = list(islice(units, SAMPLED_UNITS + 1))
+        found = [list(islice(read(unit, *columns), SAMPLED_ROWS + 1)) for unit in units[:SAMPLED_UNITS]]
+    except StoreError as error:
+        return [Fault(paths, str(error))]
     is_whole = len(units) <= SAMPLED_UNITS and all(len(rows) <= SAMPLED_ROWS for rows in found)
     rows = [row for of_unit in found for row in of_unit[:SAMPLED_ROWS]]
     bad = [row for row in rows if isinstance(row, Unreadable)]

@@ -98,10 +98,11 @@ class CorpusSpec(Section):
     model reads its own chat template's rendering, and only the assistant's answers are learned. An answer with weight
     0, tool calls and reasoning_content are context; a template that leaves out calls or reasoning is refused."""
     on_error: Literal["fail", "skip"] = "fail"
-    """Handling of a file or row that cannot be read: stop with an error (fail), or leave it out and count it (skip)."""
+    """Handling of a row or file whose content cannot be read: stop with an error (fail), or leave it out and count it
+    (skip). A file that its store does not give is never left out: it is asked for again, and then the run fails."""
     most_skipped: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
-    """Largest share of its rows that a reader may skip; with more the run fails. A file that cannot be read counts as
-    one row."""
+    """Largest share of its rows that a reader may skip; with more the run fails. A damaged file counts as one
+    row."""
     passes: Annotated[int, Field(ge=1)] = 1
     """How many times the corpus is read, all within one execution; with domains see exhausted."""
     overlap_bytes: Annotated[int, Field(ge=0)] = 0

@@ -10,7 +10,7 @@ import ray
 
 from engine.corpus.documents import Conversation, Document, read
 from engine.corpus.files import find_files, units_of
-from engine.errors import RecordError, causes, first_line
+from engine.errors import RecordError, StoreError, causes, first_line
 from engine.history.result import EvaluationResult
 from engine.model_files.checkpoint import Checkpoint
 from engine.spec import FusionSpec
@@ -58,13 +58,17 @@ def held_out_documents(spec: FusionSpec) -> dict[str, list[Text]]:
 
     Raises:
         RecordError: a file or row cannot be read and ``corpus.on_error`` is ``fail``.
+        StoreError: a store does not give a file, or not the list of files.
     """
-    return {domain: _documents(spec, paths) for domain, paths in spec.evaluation.corpora.items()}
+    return {domain: _documents(spec, domain, paths) for domain, paths in spec.evaluation.corpora.items()}
 
 
-def _documents(spec: FusionSpec, paths: Sequence[str]) -> list[Text]:
+def _documents(spec: FusionSpec, domain: str, paths: Sequence[str]) -> list[Text]:
+    files, faults = find_files(paths, f"evaluation.corpora.{domain}")
+    if faults:  # there were none before the run started
+        raise StoreError("; ".join(map(str, faults)))
     texts: list[Text] = []
-    for path in find_files(paths, "evaluation.corpora")[0]:
+    for path in files:
         for unit in units_of(path):
             for document in read(unit, spec.corpus.text_column, spec.corpus.messages_column):
                 if isinstance(document, Conversation):

@@ -30,7 +30,7 @@ def held_out_blocks(spec: FusionSpec) -> dict[str, HeldOutBlocks]:
     """Every domain of ``spec.evaluation.corpora``, in the windows in which the target model is evaluated afterwards.
 
     Raises:
-        RecordError: a file or row cannot be read and ``corpus.on_error`` is ``fail``.
+        RecordError, StoreError: as ``held_out_documents``.
     """
     checkpoint = Checkpoint.of(spec.target_model)
     tokenizer = PassageTokenizer.load(checkpoint)

@@ -17,7 +17,7 @@ from engine.corpus.files import CorpusUnit, find_corpus, units_of
 from engine.corpus.sample import sample
 from engine.corpus.shards import shards_of
 from engine.corpus.windows import scoring_window, text_window
-from engine.errors import Fault, PreflightError
+from engine.errors import Fault, PreflightError, StoreError
 from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import context_limit, load_configuration
 from engine.model_files.inspection import field_of
@@ -90,7 +90,8 @@ def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
         further: faults found elsewhere, to be listed with those found here.
 
     Raises:
-        PreflightError: lists every model that cannot be loaded, every path without files, and ``further``.
+        PreflightError: lists every model that cannot be loaded, every path without files, and ``further``; or names a
+            file that its store does not give.
     """
     faults: list[Fault] = []
     files, missing = find_corpus(spec.corpus)
@@ -153,13 +154,23 @@ def mapping_sample(spec: FusionSpec, flow: FlowPlan) -> list[str]:
 
 
 def _domains(spec: FusionSpec, files: Mapping[str, Sequence[str]]) -> tuple[Domain, ...]:
-    """The domains of the corpus; ``files`` has those of each in the order of their names."""
+    """The domains of the corpus; ``files`` has those of each in the order of their names.
+
+    Raises:
+        PreflightError: names the first file that its store does not give; the next ones are not asked for.
+    """
     weights = {name: domain.weight for name, domain in spec.corpus.domains.items()} or {"": 1.0}
-    with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
-        units = {
-            name: [unit for found in threads.map(units_of, paths) for unit in found] for name, paths in files.items()
-        }
-    return tuple(Domain(name, weights[name], shards_of(units[name])) for name in files)
+    return tuple(Domain(name, weights[name], shards_of(_units(name, paths))) for name, paths in files.items())
+
+
+def _units(domain: str, paths: Sequence[str]) -> list[CorpusUnit]:
+    """The units of all files of a domain, whose name is empty for a corpus without domains."""
+    try:
+        with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
+            return [unit for found in threads.map(units_of, paths) for unit in found]
+    except StoreError as error:
+        where = f"corpus.domains.{domain}.paths" if domain else "corpus.paths"
+        raise PreflightError([Fault(where, str(error))]) from None
 
 
 def _batch_blocks(spec: FusionSpec) -> int:

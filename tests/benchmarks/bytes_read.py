@@ -1,14 +1,16 @@
-"""Counts what a reader takes from local files, in this process or in those of a run."""
+"""Counts what a reader takes from files, in this process or in those of a run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
-import fsspec.implementations.local
 import pyarrow as pa
 
+from engine.corpus import documents
 from pipelines.stream.stages import PassageReaderStage
 
 #: Variable of the environment: the folder in which a reader's process leaves its figure.
@@ -16,27 +18,27 @@ FIGURES = "KNOWLEDGE_FUSION_BYTES_READ"
 
 
 class CountedBytes:
-    """Counts the bytes of the lines that are read from local files in the meantime."""
+    """Counts the bytes of the lines that are read in the meantime, of files in which reading can begin anywhere."""
 
     bytes = 0
 
     def __enter__(self) -> CountedBytes:
-        self._opener = fsspec.implementations.local.LocalFileOpener
-        self._readline = self._opener.__dict__.get("readline")
+        self._open = documents._open
 
-        def counted(file, *arguments):
-            line = file.f.readline(*arguments)
-            self.bytes += len(line)
-            return line
+        @contextmanager
+        def counted(path: str) -> Iterator[SimpleNamespace]:
+            with self._open(path) as file:
+                yield SimpleNamespace(seek=file.seek, readline=lambda: self._count(file.readline()))
 
-        self._opener.readline = counted
+        documents._open = counted
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._readline is None:
-            del self._opener.readline
-        else:
-            self._opener.readline = self._readline
+        documents._open = self._open
+
+    def _count(self, line: bytes) -> bytes:
+        self.bytes += len(line)
+        return line
 
 
 def first_row(rows: Iterator[pa.Table]) -> tuple[pa.Table, int]:

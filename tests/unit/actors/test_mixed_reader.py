@@ -1,5 +1,6 @@
 """Readers of a mixture that are interrupted: shares are kept, and every passage is learned at most once."""
 
+import json
 import random
 from collections import Counter
 
@@ -165,3 +166,34 @@ def test_a_domain_without_a_passage_is_not_read_for_ever(corpus, tmp_path):
     learner = Learner((checkpoint, (first, empty)), "repeat")
     with pytest.raises(RecordError, match=r"corpus\.domains\.b gives no passage"):
         list(learner.streams(1, 4)[0])
+
+
+@pytest.fixture
+def half_empty(corpus, tmp_path):
+    """The corpus, but one shard of two of its second domain holds no row."""
+    checkpoint, (first, _) = corpus
+    (tmp_path / "b.jsonl").write_text("\n" * 208 + json.dumps({"text": "word " * 60}) + "\n")
+    second = Domain("b", 1.0, shards_of(units_of(str(tmp_path / "b.jsonl"))))
+    assert len(second.shards) == 2
+    return checkpoint, (first, second)
+
+
+def test_each_reader_gets_passages_of_a_domain_of_which_a_shard_is_empty(half_empty):
+    learner = Learner(half_empty, "repeat")
+    for stream in learner.streams(2, 1):
+        before = learner.num_bytes[1]
+        for passages, blocks in stream:
+            learner.learn(passages, blocks, range(len(blocks.entries)))
+        assert learner.num_bytes[1] > before
+    assert set(learner.learned.values()) == {1}
+
+
+def test_empty_shards_of_earlier_passes_refuse_no_domain_after_an_interruption(half_empty):
+    undisturbed = list(Learner(half_empty, "repeat").streams(1, 1)[0])
+    cut = len(undisturbed) * 3 // 4
+    learner = Learner(half_empty, "repeat")
+    for passages, blocks in undisturbed[:cut]:
+        learner.learn(passages, blocks, range(len(blocks.entries)))
+    assert any(name.startswith("2/") for name in learner.learned), "a third pass has begun"
+    rest = [passages["passage_id"].to_pylist() for passages, _ in learner.streams(1, 1)[0]]
+    assert rest == [passages["passage_id"].to_pylist() for passages, _ in undisturbed[cut:]]

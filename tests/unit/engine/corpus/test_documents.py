@@ -126,11 +126,10 @@ def test_invalid_utf8_inside_parquet_is_one_bad_row(tmp_path):
     assert "invalid UTF-8 at byte 0" in found[1].reason
 
 
-@pytest.mark.parametrize("name", ["torn.parquet", "torn.jsonl.gz", "torn.jsonl.zst", "none.jsonl"])
+@pytest.mark.parametrize("name", ["torn.parquet", "torn.jsonl.gz", "torn.jsonl.zst"])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
     path = tmp_path / name
-    if not name.startswith("none"):
-        path.write_bytes(b"PAR1 this is no file of this kind")
+    path.write_bytes(b"PAR1 this is no file of this kind")
     (found,) = documents(str(path))
     assert isinstance(found, Unreadable)
     assert str(found).startswith(f"{path}: the file cannot be read")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from engine.errors import StoreError
 from engine.model_files.checkpoint import Checkpoint
 from engine.reporting.evaluation_tables import failure_lines
 from engine.spec import ClusterSpec
@@ -14,6 +15,7 @@ from engine.spec.loading import parse
 from pipelines.evaluation import evaluate
 from pipelines.evaluation.bits_per_byte import ScoredText
 from pipelines.evaluation.tasks import TaskScores
+from tests.support.failing_store import failing_store
 
 
 def nats(*bits: float) -> np.ndarray:
@@ -82,3 +84,18 @@ def test_all_models_and_ensembles_of_a_table_are_compared_over_the_same_bytes(sp
     assert found["with BOS"]["d"] == pytest.approx(3.0 / 6), "without the 8 bits that the other did not have to spend"
     assert found["without"]["d"] == pytest.approx(6.0 / 6)
     assert found["both"]["d"] == pytest.approx((1.0 - math.log2(2.0**-3 + 2.0**-6)) / 6)
+
+
+def test_held_out_text_is_whole_or_an_error_after_which_training_starts_again(spec):
+    with failing_store() as store:
+        url = store.write("held_out.jsonl", b"".join(b'{"text": "row %d"}\n' % row for row in range(500)))
+        corpora = {"corpora": {"d": (url,)}}
+        spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update=corpora)})
+        store.fail(read={2, 3, 5}, open={2})
+        assert evaluate.held_out_documents(spec) == {"d": [f"row {row}" for row in range(500)]}
+        store.fail(read=range(3, 10**9))
+        with pytest.raises(StoreError, match=r"held_out\.jsonl: the file cannot be read at byte \d+: PayloadError"):
+            evaluate.held_out_documents(spec)
+        store.fail(info={1, 2})
+        with pytest.raises(StoreError, match=r"evaluation\.corpora\.d\.0: "):
+            evaluate.held_out_documents(spec)

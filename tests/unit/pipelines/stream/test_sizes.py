@@ -1,7 +1,10 @@
 """The numbers that follow from a spec."""
 
+import io
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from engine import load_spec
@@ -9,6 +12,7 @@ from engine.corpus.files import CorpusUnit
 from engine.errors import PreflightError
 from pipelines.stream import sizes
 from pipelines.stream.sizes import derive_flow
+from tests.support.failing_store import failing_store
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -131,3 +135,16 @@ def test_gpus_that_cannot_share_a_model_are_refused_before_anything_starts():
     sentence = r"source_models\.0\.tensor_parallel_size: 3 GPUs cannot share the 4 attention .*; choose one of 1, 2, 4"
     with pytest.raises(PreflightError, match=sentence):
         flow_of(3)
+
+
+def test_a_footer_that_a_store_gives_late_changes_no_unit_and_one_that_it_never_gives_is_a_fault():
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": ["text"] * 9}), file, row_group_size=3)
+    with failing_store() as store:
+        url = store.write("a.parquet", file.getvalue())
+        spec = load_spec("pipelines/specs/quickstart.yaml", [f"corpus.paths=[{url}]"])
+        store.fail(open={1, 2}, read={1, 3})
+        assert [unit.row_group for unit in derive_flow(spec).corpus_units] == [0, 1, 2]
+        store.fail(read=range(10**9))
+        with pytest.raises(PreflightError, match=r"corpus\.paths: failing://a\.parquet: the file cannot be read"):
+            derive_flow(spec)
