@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
 
 import fsspec
 import pyarrow.parquet
+from fsspec.spec import AbstractFileSystem
 
 from engine.corpus.store import opened, size_of
 from engine.errors import Fault, StoreError, first_line, printable
@@ -131,11 +135,45 @@ def _matches(pattern: str) -> list[tuple[str, str]]:
     filesystem, path = fsspec.core.url_to_fs(pattern)
     if os.path.islink(path) and not os.path.exists(path):
         return [(path, "link")]  # to nothing
-    found = {path: filesystem.info(path)} if filesystem.exists(path) else filesystem.glob(path, detail=True)
+    found = {path: filesystem.info(path)} if filesystem.exists(path) else _glob(filesystem, path)
     if not found and "[" in path:
-        found = filesystem.glob(path.replace("[", "[[]"), detail=True)
+        found = _glob(filesystem, path.replace("[", "[[]"))
     names = {filesystem.unstrip_protocol(name).removeprefix("file://"): info for name, info in found.items()}
     return [(name, names[name]["type"]) for name in sorted(names)]
+
+
+def _glob(filesystem: AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
+    """Name to what the filesystem knows of it, of all that a glob names.
+
+    The filesystem's own glob would pass over folders that cannot be listed, and their text would be left out without a
+    word. It is asked only for ``**``, which object stores list as a whole.
+    """
+    parts = pattern.split("/")
+    if "**" in parts:
+        return filesystem.glob(pattern, detail=True)
+    fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    folders = ["/".join(parts[:fixed]) or filesystem.root_marker]
+    found: list[dict[str, Any]] = []
+    for depth, part in enumerate(parts[fixed:]):
+        try:
+            inside = [info for folder in folders for info in _entries(filesystem, folder)]
+        except FileNotFoundError:
+            if depth:  # it was there a moment ago
+                raise
+            return {}
+        found = [info for info in inside if fnmatchcase(_last_part(info), part)]
+        folders = [info["name"] for info in found if info["type"] == "directory"]
+    return {info["name"]: info for info in found}
+
+
+def _entries(filesystem: AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
+    """What the filesystem knows of all that lies in a folder; stores may list the folder itself, too."""
+    found = filesystem.ls(folder, detail=True)
+    return [info for info in found if info["name"].rstrip("/") != folder.rstrip("/")]
+
+
+def _last_part(info: Mapping[str, Any]) -> str:
+    return info["name"].rstrip("/").rsplit("/", 1)[-1]
 
 
 def _identity(name: str) -> str:

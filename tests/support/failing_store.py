@@ -26,7 +26,8 @@ class FailingStore(AbstractFileSystem):
 
     Attributes:
         files: name to bytes.
-        asked: how often each kind of question was asked since a test chose what fails: ``info``, ``open``, ``read``.
+        asked: how often each kind of question was asked since a test chose what fails: ``info``, ``list``,
+            ``open`` and ``read``.
         failing: kind of question to the numbers, from 1, of those that fail.
         error: that they raise.
     """
@@ -63,6 +64,18 @@ class FailingStore(AbstractFileSystem):
         if name not in self.files:
             raise FileNotFoundError(name)
         return {"name": name, "size": len(self.files[name]), "type": "file"}
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        self.answer("list")
+        folder = f"{self._strip_protocol(path)}/"
+        inside = [(name, name.removeprefix(folder).split("/")) for name in self.files if name.startswith(folder)]
+        found = {
+            folder + first: {"name": folder + first, "type": "directory", "size": 0}
+            if rest
+            else {"name": name, "type": "file", "size": len(self.files[name])}
+            for name, (first, *rest) in inside
+        }
+        return list(found.values()) if detail else list(found)
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> FailingFile:
         self.answer("open")

@@ -1,10 +1,12 @@
 """The paths of a corpus name files as a person means them: each once, whatever characters are in the names."""
 
+import fsspec
 import pytest
 
 from engine.corpus.documents import Document, read
 from engine.corpus.files import find_corpus, find_files, units_of
 from engine.spec import CorpusSpec
+from tests.support.failing_store import failing_store
 
 
 def faults_of(*patterns: object) -> list[str]:
@@ -62,3 +64,29 @@ def test_a_folder_and_a_git_lfs_pointer_are_no_files_of_a_corpus(tmp_path):
     assert pointer == (
         f"corpus.paths.1: '{tmp_path}/pointer.parquet' is a Git LFS pointer, not the file; fetch it with `git lfs pull`"
     )
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["*", "*.txt", "*/*.txt", "a?/*/x.txt", "a1/b1/*", "[ab]1/*", "[!a]*/x.txt", "a*/b2/*.txt", "**/x.txt", "c/*"],
+)
+def test_a_glob_names_what_the_filesystem_itself_would(tmp_path, pattern):
+    for name in ("x.txt", ".y.txt", "a1/x.txt", "a1/b1/x.txt", "a1/b2/y.txt", "a2/b2/x.txt", "b1/x.txt", "b1/.z/x.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    files = find_files([f"{tmp_path}/{pattern}"], "corpus.paths")[0]
+    assert files == sorted(fsspec.filesystem("file").glob(f"{tmp_path}/{pattern}"))
+
+
+def test_a_folder_that_cannot_be_listed_is_a_fault_and_not_left_out():
+    with failing_store() as store:
+        names = [f"r/{folder}/{part}/x.txt" for folder in ("a1", "a2", "b") for part in "cd"]
+        urls = [store.write(name, b"x") for name in names]
+        assert find_files(["failing://r/a*/*/x.txt"], "corpus.paths") == (urls[:4], [])
+        lists = store.asked["list"]
+        assert lists == 7
+        for number in range(1, lists + 1):
+            store.fail(list={number})
+            files, (fault,) = find_files(["failing://r/a*/*/x.txt"], "corpus.paths")
+            assert not files
+            assert fault.what.startswith("'failing://r/a*/*/x.txt' cannot be listed: PayloadError: ")
