@@ -430,9 +430,10 @@ class ClusterSpec(Section):
     """Labels that the nodes of the training workers must have; empty: any node."""
     wait_minutes: Annotated[float, Field(ge=0.0)] = 15.0
     """How long a run waits for nodes that are still starting, or for what other jobs hold, on a cluster that it joins.
-    Every 30 seconds it says what is missing and who holds it; an autoscaler is asked for it."""
+    Every 30 seconds it says what is missing and who holds it; an autoscaler is asked for it until the first step."""
     stall_minutes: Annotated[float, Field(gt=0.0)] = 20.0
-    """After so long without a passage or a step the run says so, with the state of every stage."""
+    """After so long without a passage or a step the run says so, with the state of every stage. An evaluation after
+    training of which no process works for so long, or gets a node, is given up."""
 
 
 class FusionSpec(Section):

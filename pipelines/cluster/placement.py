@@ -1,138 +1,206 @@
-"""Check that each replica and training worker fits on one node of the cluster that has the labels it needs.
+"""Whether the processes of a run fit on the nodes of a cluster, by what each node has or what is free of it.
 
-A stream with a replica that fits on no node waits for it for ever, without a message.
+A stream with a process that fits on no node waits for it forever, without a message.
+
+To find out whether many processes of several sizes fit on many nodes is hard. Two simpler answers stand in for it.
+``shortages`` lists what surely cannot fit, and is the only reason to refuse a run. ``first_fit`` finds nodes for all in
+most cases where they fit, but not in all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray._private import state
-from ray.autoscaler.sdk import request_resources
-
 from engine.errors import Fault
-from engine.spec import FusionSpec
+from pipelines.cluster.needs import Need, as_ray_counts, total_cpus, total_gpus
 
+#: Ray counts resources in units of 0.0001.
+UNITS = 10_000
 
-def place_faults(spec: FusionSpec) -> list[Fault]:
-    """A fault for each replica or worker that fits on no node of the Ray that this process uses."""
-    return node_faults(spec, ray.nodes())
-
-
-@contextmanager
-def nodes_asked_for(spec: FusionSpec) -> Iterator[None]:
-    """Ask an autoscaler, if the cluster has one, for nodes for all replicas and workers as long as the block lasts."""
-    if not _grows():
-        yield
-        return
-    needs = [need for need in _needs(spec) for _ in range(need.count)]
-    request_resources(
-        bundles=[
-            {name: amount for name, amount in (("CPU", need.cpus), ("GPU", need.gpus)) if amount} for need in needs
-        ],
-        bundle_label_selectors=[dict(need.labels) for need in needs],
-    )
-    try:
-        yield
-    finally:
-        request_resources(bundles=[])
-
-
-def _grows() -> bool:
-    """Whether an autoscaler may add nodes. It reports which, but not their labels."""
-    config = state.state.get_cluster_config()
-    return config is not None and bool(config.node_group_configs)
+#: Nodes that a message lists.
+MOST_NODES = 8
 
 
 @dataclass(frozen=True)
-class _Need:
-    """The need of a source's replica or a training worker, which must fit on one node.
+class Room:
+    """What a node has, or what is free there.
 
     Attributes:
-        where: dotted path of its section.
-        who: the replica or worker, in words.
-        cpus, gpus: logical CPUs and GPUs that it reserves.
-        labels_where: dotted path of ``labels``.
-        labels: label selector that the node must match.
-        fields: fields of the section that lower the need.
-        count: how many of them run at once.
+        node: its host name.
+        labels: of the node.
+        cpus, gpus: logical CPUs and GPUs.
+        devices: the GPUs of the node, free or not; a part of a GPU must be of one of them.
     """
 
-    where: str
-    who: str
+    node: str
+    labels: Mapping[str, str]
     cpus: float
     gpus: float
-    labels_where: str
-    labels: Mapping[str, str]
-    fields: str
-    count: int = 1
+    devices: int
+
+    @classmethod
+    def of(cls, node: Mapping[str, Any], resources: Mapping[str, float]) -> Room:
+        """The room of a node as ``ray.nodes`` returns it, if it has these resources."""
+        devices = math.ceil(node["Resources"].get("GPU", 0.0))
+        cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+        return cls(node.get("NodeManagerHostname", ""), node.get("Labels", {}), cpus, gpus, devices)
+
+    def most(self, need: Need) -> float:
+        """How many processes of a need fit here if nothing else does; infinity for one that reserves nothing."""
+        gpus = _times(self.gpus, need.gpus)
+        if 0.0 < need.gpus < 1.0:
+            gpus = min(gpus, self.devices * _times(1.0, need.gpus))
+        return min(_times(self.cpus, need.cpus), gpus)
 
 
-def node_faults(spec: FusionSpec, nodes: Sequence[Mapping[str, Any]]) -> list[Fault]:
-    """A fault for each need that fits on no single node, however much all nodes have together.
+def shortages(needs: Sequence[Need], rooms: Sequence[Room], free_of: Sequence[Room] = ()) -> list[Fault]:
+    """A fault for everything that surely does not fit, in whatever way the processes are placed.
+
+    These are labels that no node has; one process larger than every node that it may be on; all that must be on some
+    nodes if it is more than they have together; and, where none of these is the case, more processes of at least one
+    size than these nodes can hold of that size.
 
     Args:
-        nodes: as ``ray.nodes`` returns them; dead ones do not count.
+        rooms: what each node has.
+        free_of: what each node has, where ``rooms`` says what is free of it; for the messages.
     """
-    nodes = [node for node in nodes if node["Alive"]]
-    faults = (_node_fault(need, nodes) for need in _needs(spec))
-    return list(dict.fromkeys(fault for fault in faults if fault))  # all sources share one fault about missing labels
-
-
-def _needs(spec: FusionSpec) -> list[_Need]:
-    training, labels = spec.training, spec.cluster.source_model_labels
-    needs = [
-        _Need(
-            f"source_models.{index}",
-            f"one replica of {source.name}",
-            source.num_cpus,
-            source.num_gpus * source.tensor_parallel_size,
-            "cluster.source_model_labels",
-            labels,
-            "num_cpus, num_gpus or tensor_parallel_size",
-            source.replicas,
-        )
-        for index, source in enumerate(spec.source_models)
+    labelled = [_labelled(need, rooms) for need in needs]
+    faults = [_missing_labels(need) for need, found in zip(needs, labelled, strict=True) if not found]
+    placeable = [(need, found) for need, found in zip(needs, labelled, strict=True) if found]
+    faults += [
+        _too_large(need, rooms, found, bool(free_of))
+        for need, found in placeable
+        if not any(rooms[number].most(need) for number in found)
     ]
-    worker = _Need(
-        "training",
-        "one training worker",
-        training.num_cpus_per_worker,
-        training.num_gpus_per_worker,
-        "cluster.training_labels",
-        spec.cluster.training_labels,
-        "num_cpus_per_worker or num_gpus_per_worker",
-        training.num_workers,
-    )
-    evaluation = _Need(
-        "evaluation",
-        "one evaluated model",
-        1.0,
-        training.num_gpus_per_worker,
-        "evaluation.labels",
-        spec.evaluation.labels,
-        "training.num_gpus_per_worker",
-    )
-    return [*needs, worker, *([evaluation] if spec.evaluation.labels else [])]
+    faults += _sums(placeable, rooms, free_of)
+    faults = faults or _too_many(placeable, rooms, bool(free_of))
+    return list(dict.fromkeys(faults))  # all sources share one fault about missing labels
 
 
-def _node_fault(need: _Need, nodes: Sequence[Mapping[str, Any]]) -> Fault | None:
-    labelled = [node["Resources"] for node in nodes if has_labels(node.get("Labels", {}), need.labels)]
-    if not labelled:
-        reason = f"no node of the cluster has {_shown(need.labels)}"
-        return Fault(need.labels_where, reason, "start nodes with these labels, or select others")
-    rooms = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in labelled]
-    if any(cpus >= need.cpus and gpus >= need.gpus for cpus, gpus in rooms):
-        return None
+def first_fit(needs: Sequence[Need], rooms: Sequence[Room]) -> list[tuple[Need, int]]:
+    """The processes without a node after all were placed, one after the other, and how many of each need.
+
+    First come those that may be on the fewest nodes, and of these the largest; each goes where it leaves the least.
+    Another order may find a node for all.
+    """
+    shelves = [_Shelf(room) for room in rooms]
+    order = sorted(needs, key=lambda need: (len(_labelled(need, rooms)), -need.gpus, -need.cpus))
+    left = []
+    for need in order:
+        allowed = [shelves[number] for number in _labelled(need, rooms)]
+        for placed in range(need.count):
+            fitting = [shelf for shelf in allowed if shelf.holds(need)]
+            if not fitting:
+                left.append((need, need.count - placed))
+                break
+            min(fitting, key=lambda shelf: (sum(shelf.gpus), shelf.cpus)).take(need)
+    return left
+
+
+class _Shelf:
+    """What is left of a room, in Ray's units, GPU by GPU; of a GPU in use it is not known which, so all is on one."""
+
+    def __init__(self, room: Room):
+        self.cpus = _units(room.cpus)
+        whole, part = divmod(_units(room.gpus), UNITS)
+        self.gpus = [UNITS] * whole + [part] * bool(part)
+
+    def holds(self, need: Need) -> bool:
+        return self.cpus >= _units(need.cpus) and len(self._devices(need)) >= math.ceil(need.gpus)
+
+    def take(self, need: Need) -> None:
+        self.cpus -= _units(need.cpus)
+        for device in self._devices(need)[: math.ceil(need.gpus)]:
+            self.gpus[device] -= min(UNITS, _units(need.gpus))
+
+    def _devices(self, need: Need) -> list[int]:
+        """The GPUs with room for the part of one that is needed, or that are free as a whole; the fullest first."""
+        part = min(UNITS, _units(need.gpus))
+        return sorted((place for place, free in enumerate(self.gpus) if free >= part), key=self.gpus.__getitem__)
+
+
+def _missing_labels(need: Need) -> Fault:
+    reason = f"no node of the cluster has {_shown(need.labels)}"
+    return Fault(need.labels_where, reason, "start nodes with these labels, or select others")
+
+
+def _too_large(need: Need, rooms: Sequence[Room], labelled: Collection[int], is_free: bool) -> Fault:
     # The best node is the one closest to the need: first in GPUs, which are dearer, then in CPUs.
-    cpus, gpus = max(rooms, key=lambda room: (min(room[1], need.gpus), room[0]))
+    best = max((rooms[number] for number in labelled), key=lambda room: (min(room.gpus, need.gpus), room.cpus))
     among = f" of those with {_shown(need.labels)}" if need.labels else ""
-    reason = f"{need.who} needs {_amount(need.cpus, need.gpus)} on one node, the best{among} has {_amount(cpus, gpus)}"
+    seen = f"the best{among} has {_amount(best.cpus, best.gpus)}" + (" free" if is_free else "")
+    reason = f"one {need.who} needs {_amount(need.cpus, need.gpus)} on one node, {seen}"
     return Fault(need.where, reason, f"add a larger node, or lower {need.fields}")
+
+
+def _sums(
+    placeable: Sequence[tuple[Need, frozenset[int]]], rooms: Sequence[Room], free_of: Sequence[Room]
+) -> list[Fault]:
+    """Faults of all processes that can be on no other than some nodes, and reserve more than these have together."""
+    everywhere = frozenset(range(len(rooms)))
+    faults = []
+    for nodes in dict.fromkeys([everywhere, *(labelled for _, labelled in placeable)]):
+        inside = [(need, labelled) for need, labelled in placeable if labelled <= nodes]
+        needs = [need for need, _ in inside]
+        selector = next((need for need, labelled in inside if labelled == nodes and nodes != everywhere), None)
+        for name, needed, amount in (("CPU", total_cpus(needs), "cpus"), ("GPU", total_gpus(needs), "gpus")):
+            there = as_ray_counts(sum(getattr(rooms[number], amount) for number in nodes))
+            if there >= needed:
+                continue
+            who = f"what needs {_shown(selector.labels)}" if selector else "the run"
+            owner = "these nodes have" if selector else "the cluster has"
+            of = as_ray_counts(sum(getattr(free_of[number], amount) for number in nodes)) if free_of else 0.0
+            seen = f"{there:g} of {of:g} are free" if free_of else f"{owner} {there:g}"
+            reason = f"{who} reserves {needed:g} logical {name}s at once, {seen}"
+            remedy = "add nodes, or lower replicas, num_cpus and num_gpus of the source models and training workers"
+            faults.append(Fault(selector.labels_where if selector else "cluster", reason, remedy))
+    return faults
+
+
+def _too_many(placeable: Sequence[tuple[Need, frozenset[int]]], rooms: Sequence[Room], is_free: bool) -> list[Fault]:
+    """Faults of processes of at least one size of which their nodes hold fewer, whichever way they are placed."""
+    faults = {}
+    for need, labelled in placeable:
+        as_large = [
+            other
+            for other, nodes in placeable
+            if other.cpus >= need.cpus and other.gpus >= need.gpus and nodes <= labelled
+        ]
+        wanted = sum(other.count for other in as_large)
+        held = {number: rooms[number].most(need) for number in labelled}
+        if wanted <= sum(held.values()):
+            continue
+        who = ", ".join(f"{other.who}: {other.count}" for other in as_large)
+        each = f"{'at least ' if len(as_large) > 1 else ''}{_amount(need.cpus, need.gpus)}"
+        reason = f"{wanted} processes ({who}) need {each} each on one node, {sum(held.values()):g} of them fit"
+        reason += f"{' now' if is_free else ''} ({_by_node(held, rooms)})"
+        fields = ", ".join(dict.fromkeys(other.fields for other in as_large))
+        remedy = f"add nodes, or ask for fewer or smaller ones ({fields})"
+        faults.setdefault(tuple(map(id, as_large)), Fault(need.where, reason, remedy))
+    return list(faults.values())
+
+
+def _by_node(held: Mapping[int, float], rooms: Sequence[Room]) -> str:
+    shown = [f"{rooms[number].node} {count:g}" for number, count in sorted(held.items())]
+    more = len(shown) - MOST_NODES
+    return ", ".join(shown[:MOST_NODES]) + (f" and {more} more nodes" if more > 0 else "")
+
+
+def _labelled(need: Need, rooms: Sequence[Room]) -> frozenset[int]:
+    """The numbers of the rooms where a need may be by its labels."""
+    return frozenset(number for number, room in enumerate(rooms) if has_labels(room.labels, need.labels))
+
+
+def _times(amount: float, part: float) -> float:
+    """How often a part is in an amount."""
+    return _units(amount) // _units(part) if _units(part) else math.inf
+
+
+def _units(amount: float) -> int:
+    return round(amount * UNITS)
 
 
 def _amount(cpus: float, gpus: float) -> str:

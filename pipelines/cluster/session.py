@@ -6,9 +6,8 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 
 import grpc
 import ray
@@ -21,9 +20,10 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from engine.errors import Fault, PreflightError, first_line
 from engine.spec import FusionSpec
+from pipelines.cluster.autoscaling import nodes_asked_for
 from pipelines.cluster.fork_server import workers_forked
 from pipelines.cluster.local_ray import starts_local_ray
-from pipelines.cluster.placement import nodes_asked_for, place_faults
+from pipelines.cluster.needs import Need, total_cpus
 from pipelines.cluster.waiting import wait_for_room, warn
 
 #: Environment of every run. It is set before Ray starts, so that all of Ray's processes inherit it.
@@ -56,9 +56,7 @@ TRAIN_TAB = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 
 
 @contextmanager
-def ray_session(
-    spec: FusionSpec, logical_cpus: float, gpus: float, whole_stream: bool = False, forks: str = ""
-) -> Iterator[None]:
+def ray_session(spec: FusionSpec, needs: Sequence[Need], later: Sequence[Need] = (), forks: str = "") -> Iterator[None]:
     """Connect to Ray for as long as the block lasts.
 
     Joins the Ray that this process already uses, or the one that ``RAY_ADDRESS`` names (a submitted job has it), and
@@ -66,13 +64,13 @@ def ray_session(
 
     Args:
         spec: of the run; its section ``cluster``.
-        logical_cpus, gpus: reserved at once by all stages.
-        whole_stream: whether each replica and training worker of the spec needs a place on a node.
+        needs: of all processes that run at once.
+        later: of processes that run when those have ended, each alone.
         forks: socket of a fork server for the workers of a local Ray; empty for none.
 
     Raises:
         PreflightError: no Ray answers at ``RAY_ADDRESS``; a local Ray does not start; or a cluster cannot reserve what
-            the run needs within ``cluster.wait_minutes``, so that the stream would wait for ever.
+            the run needs within ``cluster.wait_minutes``, so that the run would wait forever.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -83,13 +81,13 @@ def ray_session(
     with _own_sigterm():
         if starts_ray:
             with workers_forked(forks) if forks else nullcontext():
-                _start(spec, logical_cpus)
+                _start(spec, total_cpus(needs))
         elif owns_connection:
             _join(address)
     try:
         minutes = 0.0 if starts_ray else spec.cluster.wait_minutes
-        with nodes_asked_for(spec) if whole_stream else nullcontext():
-            wait_for_room(logical_cpus, gpus, minutes, partial(place_faults, spec) if whole_stream else list, warn)
+        with nodes_asked_for(needs):
+            wait_for_room(needs, minutes, warn, later)
             yield
     finally:
         if starts_ray:

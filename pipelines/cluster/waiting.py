@@ -4,60 +4,84 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ray
 from ray._private import state
 
 from engine.errors import Fault, PreflightError
+from pipelines.cluster.needs import Need
+from pipelines.cluster.placement import Room, first_fit, shortages
 
 #: Seconds between two looks at the cluster, and between two lines about what is missing.
 LOOK_SECONDS, SAY_SECONDS = 1.0, 30.0
 
-#: Ray counts resources in units of 0.0001.
-_SMALLEST = 1e-4
-
 
 def wait_for_room(
-    logical_cpus: float, gpus: float, minutes: float, places: Callable[[], list[Fault]], say: Callable[[str], None]
+    needs: Sequence[Need], minutes: float, say: Callable[[str], None], later: Sequence[Need] = ()
 ) -> None:
-    """Wait until the cluster has room for all stages of a run at once.
+    """Wait until the cluster has room for all processes of a run at once.
+
+    Where the waiting is over and nothing is surely missing, but no node was found for each process, the run starts: it
+    may fit all the same (``placement.first_fit``).
 
     Args:
-        logical_cpus, gpus: reserved at once.
+        needs: of all processes that run at once.
         minutes: the longest wait.
-        places: faults of replicas and workers that fit on no node at present.
         say: prints a line.
+        later: of processes that run when those have ended, each alone; the nodes must have them, free or not.
 
     Raises:
         PreflightError: what is missing after ``minutes``.
     """
     began = time.monotonic()
     next_line = began
-    while faults := [*missing_resources(logical_cpus, gpus), *places()]:
+    while True:
+        rooms, free = rooms_now()
+        missing = missing_room(needs, later, rooms, free)
+        unplaced = [] if missing else first_fit(needs, free)
+        if not missing and not unplaced:
+            return
+        seen = "; ".join(f"{fault.where}: {fault.what}" for fault in missing) or _shown(unplaced)
         now = time.monotonic()
         if now >= began + 60 * minutes:
-            raise PreflightError(faults)
+            if missing:
+                raise PreflightError(missing)
+            say(f"starting all the same, for in another order all may fit: {seen}")
+            return
         if now >= next_line:
-            missing = "; ".join(f"{fault.where}: {fault.what}" for fault in faults)
-            say(f"waiting for the cluster, {(now - began) / 60:.1f} of at most {minutes:g} minutes: {missing}")
+            say(f"waiting for the cluster, {(now - began) / 60:.1f} of at most {minutes:g} minutes: {seen}")
             next_line = now + SAY_SECONDS
         time.sleep(LOOK_SECONDS)
 
 
-def missing_resources(logical_cpus: float, gpus: float) -> list[Fault]:
-    """A fault for each kind of resource of which the cluster has too little, or of which other jobs hold too much."""
-    total, free = ray.cluster_resources(), ray.available_resources()
-    faults = []
-    for name, needed in (("CPU", logical_cpus), ("GPU", gpus)):
-        reserved = f"the run reserves {needed:g} logical {name}s at once"
-        if total.get(name, 0.0) < needed - _SMALLEST:
-            remedy = "add nodes, or lower replicas, num_cpus and num_gpus of the source models and training workers"
-            faults.append(Fault("cluster", f"{reserved}, the cluster has {total.get(name, 0.0):g}", remedy))
-        elif free.get(name, 0.0) < needed - _SMALLEST:
-            reason = f"{reserved}, {free.get(name, 0.0):g} of {total[name]:g} are free; {_holders()}"
-            faults.append(Fault("cluster", reason, "wait for the other jobs or stop them, or add nodes"))
-    return faults
+def rooms_now() -> tuple[list[Room], list[Room]]:
+    """What each node of the cluster has, and what is free of it."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    free = state.state.available_resources_per_node()
+    return (
+        [Room.of(node, node["Resources"]) for node in nodes],
+        [Room.of(node, free.get(node["NodeID"], {})) for node in nodes],
+    )
+
+
+def missing_room(
+    needs: Sequence[Need], later: Sequence[Need], rooms: Sequence[Room], free: Sequence[Room]
+) -> list[Fault]:
+    """A fault for all of which the cluster surely has too little; else for all of which other work holds too much."""
+    faults = [fault for need in later for fault in shortages([need], rooms)] + shortages(needs, rooms)
+    if faults:
+        return faults
+    remedy = "wait for the other jobs or stop them, or add nodes"
+    return [
+        Fault(fault.where, f"{fault.what}; {_holders()}", remedy) for fault in shortages(needs, free, free_of=rooms)
+    ]
+
+
+def _shown(unplaced: Sequence[tuple[Need, int]]) -> str:
+    """What has found no node, in words."""
+    left = ", ".join(f"{count} of {need.count} ({need.who})" for need, count in unplaced)
+    return f"cluster: placed one after the other, these find no node: {left}; {_holders()}"
 
 
 def _holders() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -14,11 +15,20 @@ from engine.errors import RecordError, StoreError, causes, first_line
 from engine.history.result import EvaluationResult
 from engine.model_files.checkpoint import Checkpoint
 from engine.spec import FusionSpec
+from pipelines.cluster.needs import Need
+from pipelines.cluster.waiting import warn
+from pipelines.evaluation.answers import answers
 from pipelines.evaluation.bits_per_byte import Scores, Text, bits_per_byte, over_common_bytes, score_texts
 from pipelines.evaluation.ensemble import ensemble
 from pipelines.evaluation.merges import parts_of, write_merge
 from pipelines.evaluation.models import compared_models, evaluation_labels, named
 from pipelines.evaluation.tasks import TaskScores, run_tasks
+
+
+def evaluation_needs(spec: FusionSpec) -> tuple[Need, ...]:
+    """What the evaluation needs of a cluster: room for one model at a time; nothing if nothing is evaluated."""
+    settings = spec.evaluation
+    return (_model_need(spec),) if settings.corpora or settings.tasks or settings.merges else ()
 
 
 def evaluate_models(spec: FusionSpec) -> EvaluationResult:
@@ -29,7 +39,7 @@ def evaluate_models(spec: FusionSpec) -> EvaluationResult:
     """
     settings, failures = spec.evaluation, {}
     models = compared_models(spec)
-    models |= _made("merges", failures, lambda: _merged(spec, models))
+    models |= _made("merges", failures, lambda: _merged(spec, models)) if settings.merges else {}
     bits = _made("bits per byte", failures, lambda: _bits_per_byte(spec, models)) if settings.corpora else {}
     tasks = _made("tasks", failures, lambda: _task_scores(spec, models)) if settings.tasks else {}
     return EvaluationResult(
@@ -82,13 +92,13 @@ def _documents(spec: FusionSpec, domain: str, paths: Sequence[str]) -> list[Text
 
 def _merged(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
     """Label to checkpoint of every merge, written."""
-    merge = ray.remote(num_cpus=1, label_selector=evaluation_labels(spec))(write_merge)
     folder = os.path.join(spec.run.output_dir, "merges")
-    written = {
-        label: merge.remote(recipe, [named(models, part) for part in parts_of(recipe)], os.path.join(folder, label))
+    asked = {
+        label: (recipe, [named(models, part) for part in parts_of(recipe)], os.path.join(folder, label))
         for label, recipe in spec.evaluation.merges.items()
     }
-    return {label: Checkpoint(ray.get(place)) for label, place in written.items()}
+    written = _answers(spec, replace(_model_need(spec), who="merge", gpus=0.0), write_merge, asked)
+    return {label: Checkpoint(place) for label, place in written.items()}
 
 
 def _bits_per_byte(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[str, dict[str, float]]:
@@ -96,11 +106,10 @@ def _bits_per_byte(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[s
     settings = spec.evaluation
     members = {label: [named(models, name) for name in names] for label, names in settings.ensembles.items()}
     texts = ray.put(held_out_documents(spec))
-    score = _remote(spec, score_texts)
     window = (spec.training.block_length, settings.stride_tokens, settings.batch_tokens, _device(spec))
     checkpoints = dict.fromkeys([*models.values(), *(name for names in members.values() for name in names)])
-    asked = {checkpoint: score.remote(checkpoint, texts, *window) for checkpoint in checkpoints}
-    scored = {checkpoint: ray.get(found) for checkpoint, found in asked.items()}
+    asked = {checkpoint: (checkpoint, texts, *window) for checkpoint in checkpoints}
+    scored = _answers(spec, _model_need(spec), score_texts, asked)
     found = {label: scored[checkpoint] for label, checkpoint in models.items()}
     found |= {label: _ensemble([scored[name] for name in names]) for label, names in members.items()}
     return {
@@ -118,14 +127,24 @@ def _ensemble(members: Sequence[Scores]) -> Scores:
 
 
 def _task_scores(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[str, TaskScores]:
-    run = _remote(spec, run_tasks)
-    asked = {label: run.remote(checkpoint, spec.evaluation, _device(spec)) for label, checkpoint in models.items()}
-    return {label: ray.get(found) for label, found in asked.items()}
+    asked = {label: (checkpoint, spec.evaluation, _device(spec)) for label, checkpoint in models.items()}
+    return _answers(spec, _model_need(spec), run_tasks, asked)
 
 
-def _remote(spec: FusionSpec, work: Callable[..., Any]) -> Any:
-    labels = evaluation_labels(spec)
-    return ray.remote(num_cpus=1, num_gpus=spec.training.num_gpus_per_worker, label_selector=labels)(work)
+def _answers(spec: FusionSpec, need: Need, work: Callable[..., Any], asked: Mapping[Any, Sequence[Any]]) -> dict:
+    return answers(need, work, asked, spec.cluster.stall_minutes, warn)
+
+
+def _model_need(spec: FusionSpec) -> Need:
+    return Need(
+        "evaluation",
+        "evaluated model",
+        1.0,
+        spec.training.num_gpus_per_worker,
+        labels=evaluation_labels(spec),
+        labels_where="evaluation.labels" if spec.evaluation.labels else "cluster.training_labels",
+        fields="training.num_gpus_per_worker",
+    )
 
 
 def _device(spec: FusionSpec) -> str:

@@ -26,10 +26,11 @@ from engine.reporting.trackers import chosen_trackers
 from engine.reporting.watch import Watch
 from engine.spec import FusionSpec
 from engine.spec.loading import as_located_spec
+from pipelines.cluster.autoscaling import NodesInUse, release_nodes
 from pipelines.cluster.failures import readable_errors
 from pipelines.cluster.ray_metrics import RayMetrics
 from pipelines.cluster.session import ray_session, spilled_bytes
-from pipelines.evaluation.evaluate import evaluate_models
+from pipelines.evaluation.evaluate import evaluate_models, evaluation_needs
 from pipelines.evaluation.models import comparison_faults
 from pipelines.run.event_log import EventLog
 from pipelines.run.lease import lease
@@ -53,7 +54,7 @@ def run_located(spec: FusionSpec, started: float, forks: str) -> RunResult:
     show_phase("checked the spec, its files and models", time.monotonic() - started)
     with lease(spec.run.output_dir), LivePage(spec) as page, EventLog(spec) as events:
         write_spec(spec, flow)
-        with ray_session(spec, flow.logical_cpus, flow.gpus, whole_stream=True, forks=forks), readable_errors():
+        with ray_session(spec, flow.needs, evaluation_needs(spec), forks), readable_errors():
             check_nodes(spec, flow)
             show_phase("Ray is ready", time.monotonic() - started)
             result = _train_and_evaluate(spec, flow, page, events)
@@ -88,7 +89,8 @@ def evaluate_located(spec: FusionSpec) -> EvaluationResult:
     faults = comparison_faults(spec, trains_first=False)
     if faults:
         raise PreflightError(faults)
-    with ray_session(spec, logical_cpus=1, gpus=spec.training.num_gpus_per_worker), readable_errors():
+    with ray_session(spec, evaluation_needs(spec)), readable_errors():
+        release_nodes()
         evaluation = evaluate_models(spec)
     show_evaluation(evaluation, write_evaluation(spec, evaluation))
     return evaluation
@@ -107,7 +109,7 @@ def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan, page: LivePage, events
 
     display = ProgressDisplay(spec)
     stalls = StallAlarm(spec.cluster.stall_minutes, display.say)
-    observers = [display, page, events, stalls, RayMetrics(spec), *chosen_trackers(spec)]
+    observers = [display, page, events, stalls, NodesInUse(), RayMetrics(spec), *chosen_trackers(spec)]
     with Watch(snapshot, observers, display.say):
         history = train(spec, flow, monitor)
     progress = ray.get(monitor.snapshot.remote(0, most_rows=None))

@@ -1,8 +1,4 @@
-"""The numbers of a run that follow from its spec, its models and its corpus; ``plan`` shows them.
-
-Logical CPUs are counted here because too few of them do not slow a stream down, they stop it: actor pools reserve
-theirs before the first task runs, and a task that finds none left waits for ever, without a word.
-"""
+"""The numbers of a run that follow from its spec, its models and its corpus; ``plan`` shows them."""
 
 from __future__ import annotations
 
@@ -24,7 +20,9 @@ from engine.model_files.inspection import field_of
 from engine.spec import FusionSpec, SourceModelSpec
 from engine.text.chat import ChatTemplate
 from engine.text.tokenization import PassageTokenizer
+from pipelines.cluster.needs import Need, total_cpus, total_gpus
 from pipelines.stream.model_checks import collect, model_faults, vocabulary_rows, weight_faults
+from pipelines.stream.needs import ALIGNER_CPUS, READER_CPUS, stream_needs
 
 #: Tokens of one batch: several steps of an engine, as the last one is partly empty. A CPU's has 2,048 tokens, a GPU's
 #: up to 16,384; more would only wait longer before each stage.
@@ -39,12 +37,8 @@ BYTES_PER_ENTRY = 6
 #: Files that are opened at the same time for their row groups: of ten thousand in a store, each takes a round trip.
 FILES_AT_ONCE = 32
 
-READER_CPUS = 0.5
-
 #: Source replicas that one reader keeps busy.
 REPLICAS_A_READER = 4
-
-ALIGNER_CPUS = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class FlowPlan:
         batch_blocks: training blocks whose passages are one call of a source model, an aligner or the packer; as many
             for one training worker as for the other, or fewer than there are workers.
         reader_replicas, reader_cpus, aligner_replicas, aligner_cpus: of the stages between the models.
-        logical_cpus, gpus: what Ray must be able to reserve for all stages and workers at once.
+        needs: what Ray must be able to reserve for all stages and workers at once.
     """
 
     domains: tuple[Domain, ...]
@@ -69,8 +63,17 @@ class FlowPlan:
     reader_cpus: float
     aligner_replicas: int
     aligner_cpus: float
-    logical_cpus: float
-    gpus: float
+    needs: tuple[Need, ...]
+
+    @property
+    def logical_cpus(self) -> float:
+        """Logical CPUs of all stages and workers."""
+        return total_cpus(self.needs)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all stages and workers."""
+        return total_gpus(self.needs)
 
     @property
     def corpus_shards(self) -> tuple[tuple[CorpusUnit, ...], ...]:
@@ -113,7 +116,6 @@ def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
     if faults:
         raise PreflightError(faults)
     replicas = sum(source.replicas for source in spec.source_models)
-    training = spec.training
     domains = _domains(spec, files)
     # One order of passages has one reader: see ``engine.blocks.arrangement``.
     wanted = 1 if spec.run.deterministic else spec.corpus.readers or replicas // REPLICAS_A_READER
@@ -128,22 +130,8 @@ def derive_flow(spec: FusionSpec, further: Sequence[Fault] = ()) -> FlowPlan:
         reader_cpus=READER_CPUS,
         aligner_replicas=aligners,
         aligner_cpus=ALIGNER_CPUS,
-        logical_cpus=as_ray_counts(
-            training.num_workers * training.num_cpus_per_worker
-            + sum(source.replicas * source.num_cpus for source in spec.source_models)
-            + readers * READER_CPUS
-            + aligners * ALIGNER_CPUS
-        ),
-        gpus=as_ray_counts(
-            training.num_workers * training.num_gpus_per_worker
-            + sum(source.replicas * source.num_gpus * source.tensor_parallel_size for source in spec.source_models)
-        ),
+        needs=stream_needs(spec, readers, aligners),
     )
-
-
-def as_ray_counts(amount: float) -> float:
-    """An amount in Ray's units of 0.0001: parts of a GPU that fill it may add up to 1.0000000000000002."""
-    return round(amount, 4)
 
 
 def mapping_sample(spec: FusionSpec, flow: FlowPlan) -> list[str]:

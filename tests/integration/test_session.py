@@ -9,6 +9,7 @@ pytestmark = pytest.mark.timeout(100)
 
 SCRIPT = """
 import ray
+from pipelines.cluster.needs import Need
 from pipelines.cluster.session import ray_session
 from engine.spec import FusionSpec
 
@@ -20,7 +21,7 @@ spec = FusionSpec.model_validate({
     "target_model": {"checkpoint": "unused"},
     "cluster": {"object_store_bytes": 2**27},
 })
-with ray_session(spec, logical_cpus=2, gpus=0):
+with ray_session(spec, [Need("test", "task", cpus=2.0)]):
     print("seen:", ray.get(ray.remote(lambda: 41 + 1).remote()))
 """
 

@@ -12,6 +12,7 @@ from engine.model_files.checkpoint import Checkpoint
 from engine.records import SHARE, rows_of
 from engine.spec.loading import as_located_spec
 from engine.text.tokenization import PassageTokenizer
+from pipelines.cluster.needs import Need
 from pipelines.cluster.session import ray_session
 from pipelines.stream.fused_blocks import fused_blocks
 from pipelines.stream.sizes import derive_flow
@@ -82,7 +83,7 @@ def distributions(tmp_path_factory, shared_ray) -> pa.Table:
     def score(source, batch):
         return SourceModel(source, located.fusion.top_k, NoMeter())(batch)
 
-    with ray_session(located, len(located.source_models), 0):
+    with ray_session(located, [Need("test", "task", 1.0, count=len(located.source_models))]):
         for source in located.source_models:
             batch = ray.get(score.remote(source, batch))
     return batch
@@ -92,7 +93,7 @@ def distributions(tmp_path_factory, shared_ray) -> pa.Table:
 def test_the_stream_equals_the_slow_path(tmp_path, distributions, fusion, alignment, target_model):
     located = as_located_spec(spec(tmp_path, fusion, alignment, target_model))
     flow = derive_flow(located)
-    with ray_session(located, flow.logical_cpus, flow.gpus):
+    with ray_session(located, flow.needs):
         monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
         rows = fused_blocks(located, flow, Ledger(), (), monitor).take_all()
     target = PassageTokenizer.load(Checkpoint.of(located.target_model))

@@ -49,7 +49,7 @@ def spec(folder: Path) -> FusionSpec:
 def test_an_address_where_no_ray_answers_is_refused_at_once(tmp_path, monkeypatch, address, reason):
     monkeypatch.setenv("RAY_ADDRESS", address)
     started = time.monotonic()
-    with pytest.raises(PreflightError) as refused, ray_session(spec(tmp_path), 1, 0):
+    with pytest.raises(PreflightError) as refused, ray_session(spec(tmp_path), ()):
         pass
     assert time.monotonic() - started < 2 * CONNECT_SECONDS
     where = re.escape(f"environment variable RAY_ADDRESS: no Ray answers at '{address}': ")
@@ -69,7 +69,7 @@ def test_a_cluster_that_ray_must_find_itself_is_refused_where_none_answers(tmp_p
     monkeypatch.setattr(services, "find_bootstrap_address", lambda temp_dir: known)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     started = time.monotonic()
-    with pytest.raises(PreflightError, match=reason), ray_session(spec(tmp_path), 1, 0):
+    with pytest.raises(PreflightError, match=reason), ray_session(spec(tmp_path), ()):
         pass
     assert time.monotonic() - started < 2 * CONNECT_SECONDS
     assert not ray.is_initialized()
@@ -83,7 +83,7 @@ def test_a_port_of_something_else_is_refused_within_seconds(tmp_path, monkeypatc
         if answers:
             thread.start()
         started = time.monotonic()
-        with pytest.raises(PreflightError, match="no Ray answers at"), ray_session(spec(tmp_path), 1, 0):
+        with pytest.raises(PreflightError, match="no Ray answers at"), ray_session(spec(tmp_path), ()):
             pass
         assert time.monotonic() - started < 2 * CONNECT_SECONDS
         if answers:
@@ -95,7 +95,7 @@ def test_an_empty_address_starts_a_local_ray_whose_folder_must_be_short(tmp_path
     monkeypatch.setenv("RAY_ADDRESS", "")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 30)))
     sentence = r"a local Ray does not start, tried 2 times: .*; .*set RAY_TMPDIR to a short folder"
-    with pytest.raises(PreflightError, match=sentence), ray_session(spec(tmp_path), 1, 0):
+    with pytest.raises(PreflightError, match=sentence), ray_session(spec(tmp_path), ()):
         pass
     assert not ray.is_initialized()
 

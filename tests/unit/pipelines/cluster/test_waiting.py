@@ -2,28 +2,36 @@
 
 import pytest
 
-from engine.errors import Fault, PreflightError
+from engine.errors import PreflightError
 from pipelines.cluster import waiting
-from pipelines.cluster.waiting import missing_resources, wait_for_room
+from pipelines.cluster.needs import Need
+from pipelines.cluster.placement import Room
+from pipelines.cluster.waiting import wait_for_room
 
 pytestmark = pytest.mark.timeout(30)
 
 
+def room(cpus: float, gpus: float = 0.0, name: str = "a") -> Room:
+    return Room(name, {}, cpus, gpus, devices=4)
+
+
+def workers(count: int, gpus: float = 0.0, **labels: str) -> list[Need]:
+    return [Need("training", "training worker", 1.0, gpus, count, labels, "cluster.training_labels")]
+
+
 @pytest.fixture
 def cluster(monkeypatch):
-    """A cluster whose resources, and jobs, a test changes; every look takes a second of a clock without sleep."""
+    """A cluster whose rooms, and what is free, a test changes; every look takes a second of a clock without sleep."""
 
     class Cluster:
-        total = {"CPU": 8.0, "GPU": 1.0}  # noqa: RUF012
-        free = {"CPU": 8.0, "GPU": 1.0}  # noqa: RUF012
+        total = free = (room(8.0, 1.0),)
         now = 0.0
 
         def sleep(self, seconds):
             self.now += seconds
 
     found = Cluster()
-    monkeypatch.setattr(waiting.ray, "cluster_resources", lambda: found.total)
-    monkeypatch.setattr(waiting.ray, "available_resources", lambda: found.free)
+    monkeypatch.setattr(waiting, "rooms_now", lambda: (found.total, found.free))
     monkeypatch.setattr(waiting, "_holders", lambda: "other jobs: python other.py (from 10.0.0.2)")
     monkeypatch.setattr(waiting.time, "monotonic", lambda: found.now)
     monkeypatch.setattr(waiting.time, "sleep", found.sleep)
@@ -33,14 +41,13 @@ def cluster(monkeypatch):
 def test_a_cluster_that_is_starting_is_waited_for_with_a_line_every_half_minute(cluster):
     said: list[str] = []
 
-    def places() -> list[Fault]:
-        if cluster.now >= 70.0:
-            cluster.total = cluster.free = {"CPU": 16.0, "GPU": 4.0}
-        return []
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) == 3:
+            cluster.total = cluster.free = (room(16.0, 4.0),)
 
-    wait_for_room(8.0, 4.0, minutes=10.0, places=places, say=said.append)
-    assert cluster.now == 70.0 + waiting.LOOK_SECONDS
-    assert len(said) == 3
+    wait_for_room(workers(4, 1.0), 10.0, say)
+    assert cluster.now == 60.0 + waiting.LOOK_SECONDS
     assert said[1] == (
         "waiting for the cluster, 0.5 of at most 10 minutes: cluster: the run reserves 4 logical GPUs at once, "
         "the cluster has 1"
@@ -48,18 +55,43 @@ def test_a_cluster_that_is_starting_is_waited_for_with_a_line_every_half_minute(
 
 
 def test_a_busy_cluster_is_refused_in_the_end_and_the_holders_are_named(cluster):
-    cluster.free = {"CPU": 2.0}
+    cluster.free = (room(2.0),)
     with pytest.raises(PreflightError, match=r"8 logical CPUs at once, 2 of 8 are free; other jobs: python other\.py"):
-        wait_for_room(8.0, 0.0, minutes=1.0, places=list, say=lambda line: None)
+        wait_for_room(workers(8), 1.0, lambda line: None)
     assert cluster.now == 60.0
 
 
-def test_places_are_waited_for_too_and_a_ray_of_its_own_not_at_all(cluster):
-    fault = Fault("cluster.training_labels", "no node of the cluster has pool: training")
-    with pytest.raises(PreflightError, match="no node of the cluster has pool"):
-        wait_for_room(1.0, 0.0, minutes=0.0, places=lambda: [fault], say=lambda line: None)
+def test_free_places_are_counted_node_by_node(cluster):
+    cluster.total = (room(8.0, 4.0, "a"), room(8.0, 4.0, "b"))
+    cluster.free = (room(8.0, 3.0, "a"), room(8.0, 3.0, "b"))
+    with pytest.raises(PreflightError, match=r"need 1 .* and 2 GPUs each on one node, 2 of them fit now \(a 1, b 1\)"):
+        wait_for_room(workers(3, 2.0), 0.0, lambda line: None)
+
+
+def test_labels_are_waited_for_too_and_a_ray_of_its_own_not_at_all(cluster):
+    with pytest.raises(PreflightError, match=r"training_labels: no node of the cluster has pool: training"):
+        wait_for_room(workers(1, pool="training"), 0.0, lambda line: None)
     assert cluster.now == 0.0
 
 
+def test_what_comes_later_must_have_its_node_but_not_beside_the_others(cluster):
+    cluster.free = (room(7.0, 1.0),)
+    wait_for_room(workers(7, 0.0), 0.0, lambda line: None, later=workers(1, 1.0))
+    with pytest.raises(PreflightError, match="one training worker needs 1 logical CPUs and 2 GPUs on one node"):
+        wait_for_room(workers(7, 0.0), 0.0, lambda line: None, later=workers(1, 2.0))
+
+
+def test_a_run_that_may_fit_all_the_same_is_not_refused(cluster, monkeypatch):
+    needs, said = workers(3), []
+    monkeypatch.setattr(waiting, "first_fit", lambda needs, rooms: [(needs[0], 2)])
+    wait_for_room(needs, 1.0, said.append)
+    assert cluster.now == 60.0
+    assert said[-1].startswith(
+        "starting all the same, for in another order all may fit: cluster: placed one after the other, these find no "
+        "node: 2 of 3 (training worker); other jobs"
+    )
+
+
 def test_parts_of_a_gpu_that_add_up_to_a_little_more_than_one_are_no_fault(cluster):
-    assert missing_resources(8.0, 0.1 + 0.2 + 0.7 + 1e-15) == []
+    parts = [Need("source_models", "replica", 1.0, part) for part in (0.1, 0.2, 0.7 + 1e-15)]
+    wait_for_room(parts, 0.0, lambda line: None)

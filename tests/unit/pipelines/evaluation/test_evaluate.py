@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,17 +68,20 @@ def test_the_evaluation_runs_where_training_does_unless_the_spec_says_elsewhere(
         "cluster": ClusterSpec(training_labels={"pool": "training"}),
         "evaluation": spec.evaluation.model_copy(update={"labels": own}),
     }
-    asked = {}
-    monkeypatch.setattr(evaluate.ray, "remote", lambda **options: asked.update(options) or (lambda work: work))
-    evaluate._remote(spec.model_copy(update=changes), print)
-    assert asked["label_selector"] == expected
+    (need,) = evaluate.evaluation_needs(spec.model_copy(update=changes))
+    assert need.labels == expected
+    assert need.labels_where == ("evaluation.labels" if own else "cluster.training_labels")
+    nothing = changes["evaluation"].model_copy(update={"corpora": {}})
+    assert evaluate.evaluation_needs(spec.model_copy(update={"evaluation": nothing})) == ()
 
 
 def test_all_models_and_ensembles_of_a_table_are_compared_over_the_same_bytes(spec, monkeypatch):
     monkeypatch.setattr(evaluate.ray, "put", lambda value: value)
-    monkeypatch.setattr(evaluate.ray, "get", lambda value: value)
-    scorer = SimpleNamespace(remote=lambda checkpoint, texts, *window: {"d": [SCORED[checkpoint.path]]})
-    monkeypatch.setattr(evaluate, "_remote", lambda spec, work: scorer)
+
+    def scored(need, work, asked, stall_minutes, say):
+        return {checkpoint: {"d": [SCORED[checkpoint.path]]} for checkpoint in asked}
+
+    monkeypatch.setattr(evaluate, "answers", scored)
     found = evaluate._bits_per_byte(spec, {label: Checkpoint(label) for label in SCORED})
     assert found["with BOS"]["d"] == pytest.approx(3.0 / 6), "without the 8 bits that the other did not have to spend"
     assert found["without"]["d"] == pytest.approx(6.0 / 6)
