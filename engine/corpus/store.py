@@ -149,6 +149,6 @@ def _tried(ask: Callable[[], Any], failed: str) -> Any:
     # Outside of the handler, without a cause: a person reads the innermost error, and this one names the file.
     seconds = FIRST_PAUSE_SECONDS * (2 ** (TRIES - 1) - 1)
     raise StoreError(
-        f"{failed}: {reason} (tried {TRIES} times in {seconds:.0f} s); check that the file is where it was, that its "
-        f"store works, and that this machine may read it"
+        f"{failed}: {reason} (tried {TRIES} times in {seconds:.0f} s); check that it is there and that this machine "
+        f"can read it"
     )
