@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.experiment.__main__ import model_row, run_row, trained_runs
@@ -59,8 +60,13 @@ def on_corpus(laboratory: Laboratory, corpus: str, rates: Sequence[float], seeds
     choices = choose(laboratory, (arms.continued, arms.gemma), rates, REAL_WEIGHTS)
     trained = trained_runs((arms.continued, arms.gemma, arms.itself, arms.both), choices, seeds)
     laboratory.run([run for runs in trained.values() for run in runs])
-    rows = [model_row(laboratory, corpus, "target before", [smollm2_file(laboratory.folder)] * len(seeds))]
-    return Findings(corpus, choices, [*rows, *(run_row(laboratory, arm, runs) for arm, runs in trained.items())])
+    before = smollm2_file(laboratory.folder)
+    rows = [model_row(laboratory, corpus, "target before", [before] * len(seeds))]
+    rows[0] = replace(rows[0], tasks=laboratory.tasks(corpus, [before]))
+    for arm, runs in trained.items():
+        exports = [laboratory.export(run) for run in runs]
+        rows.append(replace(run_row(laboratory, arm, runs), tasks=laboratory.tasks(corpus, exports)))
+    return Findings(corpus, choices, rows)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipelines.experiment.arms import REAL_SPEC, real_arms
 from pipelines.experiment.bootstrap import LEVEL
 from pipelines.experiment.page import chosen, commands, compared, machine, table, write_chapter
+from pipelines.experiment.real_tasks import HEADINGS
 from pipelines.experiment.real_texts import QUOTAS
 from pipelines.experiment.results import Findings
 from pipelines.experiment.texts import CORPUS, HELD_OUT
@@ -31,8 +32,20 @@ def write_real_chapter(path: Path, findings: Sequence[Findings], minutes: float)
     sizes = {"corpus": QUOTAS[CORPUS], "held_out": QUOTAS[HELD_OUT]}
     lines = [INTRODUCTION.format(spec=REAL_SPEC, level=LEVEL, machine=machine(), minutes=minutes, **sizes)]
     for found in findings:
-        lines += [f"## {found.setting.capitalize()}", "", *_verdict(found), "", *table(found), "", *chosen(found), ""]
+        lines += [f"## {found.setting.capitalize()}", "", *_verdict(found), "", *table(found), "", *_tasks(found), ""]
+        lines += [*chosen(found), ""]
     write_chapter(path, [*lines, *commands(findings)])
+
+
+def _tasks(found: Findings) -> Iterator[str]:
+    """The rows on the tasks, means over seeds."""
+    yield "Tasks of the harness on the same held-out text:"
+    yield ""
+    yield f"| | {' | '.join(HEADINGS.values())} |"
+    yield "|---" * (len(HEADINGS) + 1) + "|"
+    for row in found.rows:
+        cells = [f"{sum(seed[figure] for seed in row.tasks) / len(row.tasks):.4g}" for figure in HEADINGS]
+        yield f"| {row.name} | {' | '.join(cells)} |"
 
 
 def _verdict(found: Findings) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.experiment.domains import deal, rows_of
+from pipelines.experiment.real_tasks import write_tasks
 from pipelines.experiment.texts import CORPUS, HELD_OUT, SEED, VALIDATION, write_documents
 
 
@@ -30,6 +31,9 @@ REAL_CORPORA: Mapping[str, RealCorpus] = {
     "mixture": RealCorpus(("handbook_de", "handbook_fr", "handbook_en", "wiki", "drama", "speeches"), 25),
 }
 
+#: Folder of a corpus's tasks, beside its texts.
+TASKS = "tasks"
+
 #: One chapter or article gives a part at most its quota divided by this.
 LARGEST_SHARE = 2
 
@@ -38,7 +42,7 @@ QUOTAS = {HELD_OUT: 48_000, VALIDATION: 24_000, CORPUS: 72_000}
 
 
 def write_real_texts(folder: Path, corpora: Path) -> None:
-    """Write a folder for each of ``REAL_CORPORA``, as ``pipelines.experiment.texts.write_texts`` does.
+    """Write a folder for each of ``REAL_CORPORA``, as ``pipelines.experiment.texts.write_texts`` does, and its tasks.
 
     Args:
         corpora: a folder with the files as Parquet, with a column ``text``.
@@ -57,6 +61,7 @@ def write_real_texts(folder: Path, corpora: Path) -> None:
         for part in (HELD_OUT, VALIDATION):
             for name, found in zip(names, parts, strict=True):
                 write_documents(folder / corpus / f"{part}_{name}.jsonl", found[part])
+        write_tasks(folder / corpus / TASKS, [document for found in parts for document in found[HELD_OUT]])
         documents = [document for found in parts for document in found[CORPUS]]
         random.Random(SEED).shuffle(documents)
         write_documents(folder / corpus / f"{CORPUS}.jsonl", documents)

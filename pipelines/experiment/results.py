@@ -45,6 +45,7 @@ class Row:
         weight: of the causal LM loss; NaN where there is no source.
         seconds: mean wall time of a run; NaN for a model that was not made by a run.
         overrides: of the first seed's run, as ``python -m engine run`` takes them.
+        tasks: figures of tasks by name, one item for each seed; empty where there are no tasks.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Row:
     weight: float = nan
     seconds: float = nan
     overrides: tuple[str, ...] = ()
+    tasks: Sequence[Mapping[str, float]] = ()
 
     @property
     def means(self) -> list[float]:

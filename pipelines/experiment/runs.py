@@ -19,6 +19,8 @@ from pipelines.evaluation.bits_per_byte import ScoredText, score_texts
 from pipelines.evaluation.ensemble import ensemble
 from pipelines.experiment.arms import SETTINGS, Run
 from pipelines.experiment.bootstrap import ScoredDomain, Scores, mean_bits_per_byte
+from pipelines.experiment.real_tasks import scores_of_tasks
+from pipelines.experiment.real_texts import TASKS
 from pipelines.experiment.texts import read_texts
 
 #: Loading takes half of a run's time and does not fill a core, so two runs share two cores well.
@@ -60,6 +62,12 @@ class Laboratory:
         """Scores of models on the texts of ``part``."""
         texts = [self._scorers.submit(scored, self.folder, setting, part, place) for place in checkpoints]
         return [_by_document(found.result()) for found in texts]
+
+    def tasks(self, setting: str, checkpoints: Sequence[Path]) -> list[dict[str, float]]:
+        """The figures of models on a real corpus's tasks (``real_tasks.HEADINGS``)."""
+        folder = self.folder / "texts" / setting / TASKS
+        jobs = [self._scorers.submit(scores_of_tasks, folder, place) for place in checkpoints]
+        return [job.result() for job in jobs]
 
     def ensemble_scores(self, setting: str, part: str, checkpoints: Iterable[Path]) -> Scores:
         """Scores of the ensemble of some checkpoints (``pipelines.evaluation.ensemble``)."""

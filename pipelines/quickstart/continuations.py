@@ -23,9 +23,9 @@ GROUPS, OF_EACH_DOMAIN = 20, 2
 def main() -> None:
     """Write ``tasks/continuations.jsonl``, always with the same questions."""
     draw = random.Random(0)
-    stretches = {domain: _stretches_of(domain) for domain in DOMAINS}
-    chosen = {domain: draw.sample(sorted(found), GROUPS * OF_EACH_DOMAIN) for domain, found in stretches.items()}
-    contexts = {right: context for found in stretches.values() for right, context in found.items()}
+    by_domain = {domain: _stretches_of(domain) for domain in DOMAINS}
+    chosen = {domain: draw.sample(sorted(found), GROUPS * OF_EACH_DOMAIN) for domain, found in by_domain.items()}
+    contexts = {right: context for found in by_domain.values() for right, context in found.items()}
     questions = []
     for start in range(0, GROUPS * OF_EACH_DOMAIN, OF_EACH_DOMAIN):
         choices = [right for domain in DOMAINS for right in chosen[domain][start : start + OF_EACH_DOMAIN]]
@@ -41,10 +41,10 @@ def main() -> None:
 def _stretches_of(domain: str) -> dict[str, str]:
     """Continuation to beginning, for all stretches of a domain."""
     lines = (HERE / "corpus" / f"heldout_{domain}.jsonl").read_text(encoding="utf8").splitlines()
-    return {right: context for line in lines for context, right in _stretches(json.loads(line)["text"])}
+    return {right: context for line in lines for context, right in stretches(json.loads(line)["text"])}
 
 
-def _stretches(text: str) -> list[tuple[str, str]]:
+def stretches(text: str) -> list[tuple[str, str]]:
     """Consecutive stretches of a text as (beginning, continuation), each cut before a space."""
     found = []
     start = 0

@@ -22,9 +22,10 @@ from pipelines.experiment.domains import DOCUMENT_CHARACTERS, LARGEST_SHARE, dea
 from pipelines.experiment.models import base_folder, expert_folder, expert_job
 from pipelines.experiment.page import PAPERS_ORDER, write_page
 from pipelines.experiment.real_page import write_real_chapter
+from pipelines.experiment.real_tasks import CONTINUATIONS, HEADINGS, MOST_GROUPS, NEXT_WORDS, write_tasks
 from pipelines.experiment.real_texts import LARGEST_SHARE as LARGEST_REAL_SHARE
 from pipelines.experiment.real_texts import QUOTAS as REAL_QUOTAS
-from pipelines.experiment.real_texts import REAL_CORPORA, write_real_texts
+from pipelines.experiment.real_texts import REAL_CORPORA, TASKS, write_real_texts
 from pipelines.experiment.results import Choice, Findings, Row
 from pipelines.experiment.texts import CORPUS, EXPERT_QUOTAS, HELD_OUT, VALIDATION, read_texts, write_texts
 from pipelines.quickstart.build import passages
@@ -233,17 +234,35 @@ def test_a_seed_has_a_target_of_its_own_where_targets_are_made_here():
 def test_a_chapter_leaves_the_others(tmp_path):
     path = tmp_path / "RESULTS.md"
     german = arms.real_arms("german")
-    rows = [row(name, mean, seeds=2) for name, mean in (("target before", 1.7), ("continued training", 1.5))]
-    rows += [row(arm.name, 1.4, seeds=2) for arm in (german.gemma, german.itself, german.both)]
+    means = {"target before": 1.7, "continued training": 1.5}
+    means |= {arm.name: 1.4 for arm in (german.gemma, german.itself, german.both)}
+    tasks = [dict.fromkeys(HEADINGS, value) for value in (0.25, 0.75)]
+    rows = [row(name, mean, seeds=2, tasks=tasks) for name, mean in means.items()]
     found = Findings("german", [Choice(german.gemma.name, {1e-4: 1.4, 2e-4: 1.5}, {0.2: 1.4})], rows)
     write_real_chapter(path, [found], minutes=3.0)
     alone = path.read_text(encoding="utf8")
     assert "**Fusion with Gemma beats continued training** by -0.1000" in alone
+    assert "| fusion with both | 0.5 | 0.5 | 0.5 |" in alone, "means over seeds"
     assert "No difference is shown between fusion with both and fusion with Gemma alone" in alone
     both = page(tmp_path, 2.4)
     assert both.startswith("# Does fusion work?") and both.endswith(alone)
     write_real_chapter(path, [found], minutes=3.0)
     assert path.read_text(encoding="utf8") == both
+
+
+def test_tasks_are_made_of_the_text(tmp_path):
+    text = " ".join(f"word{number} goes before others" for number in range(600))
+    write_tasks(tmp_path, [Document("d/0", "d", text)])
+    questions, words = (
+        [json.loads(line) for line in (tmp_path / f"{task}.jsonl").read_text().splitlines()]
+        for task in (CONTINUATIONS, NEXT_WORDS)
+    )
+    assert len(questions) == 4 * MOST_GROUPS
+    for question in questions:
+        assert question["context"] + question["choices"][question["answer"]] in text
+        assert sum(question["context"] + choice in text for choice in question["choices"]) == 1
+    assert {word["word"] for word in words} <= {" goes", " before", " others"}
+    assert all(f"{word['context']}{word['word']} " in text for word in words)
 
 
 def test_real_texts_share_no_chapter(tmp_path):
@@ -262,6 +281,7 @@ def test_real_texts_share_no_chapter(tmp_path):
             chapters[part] = {text for texts in found.values() for text in texts}
         lines = (tmp_path / "texts" / corpus / f"{CORPUS}.jsonl").read_text(encoding="utf8").splitlines()
         size = sum(len(json.loads(line)["text"]) for line in lines)
+        assert (tmp_path / "texts" / corpus / TASKS / f"{CONTINUATIONS}.yaml").exists()
         assert REAL_QUOTAS[CORPUS] <= size < REAL_QUOTAS[CORPUS] * (1 + 1 / LARGEST_REAL_SHARE)
     with pytest.raises(ValueError, match=r"lacks .*handbook_de\.parquet"):
         write_real_texts(tmp_path / "texts", tmp_path / "elsewhere")
