@@ -128,6 +128,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         inside = [getattr(current, "cause", None), current.__cause__, current.__context__]
-        inside.append(getattr(current, "controller_failure", None))  # Ray Train's controller
+        # Ray Train: of its controller, and of a worker that has died.
+        inside += [getattr(current, "controller_failure", None), getattr(current, "health_check_failure", None)]
         inside += list((getattr(current, "worker_failures", None) or {}).values())  # Ray Train: one for each rank
         waiting += [item for item in inside if isinstance(item, BaseException)]

@@ -15,6 +15,8 @@ class StallAlarm:
         say: prints a line.
     """
 
+    product = "the stall alarm"
+
     def __init__(self, minutes: float, say: Callable[[str], None]):
         self._seconds = 60 * minutes
         self._say = say

@@ -63,6 +63,8 @@ class ProgressDisplay:
         console: where to write; the process's standard output by default.
     """
 
+    product = "the progress display"
+
     def __init__(self, spec: FusionSpec, console: Console | None = None):
         self._console = console or terminal()
         self._state = RunState(spec)

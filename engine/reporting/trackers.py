@@ -42,6 +42,8 @@ def chosen_trackers(spec: FusionSpec) -> list[TensorBoardLog | WandbLog]:
 class TensorBoardLog:
     """An observer that writes event files to ``output_dir/logs/tensorboard``, one for each start of the run."""
 
+    product = "the TensorBoard log"
+
     def __init__(self, spec: FusionSpec):
         self._spec = spec
         self._folder = os.path.join(spec.run.output_dir, "logs", "tensorboard")
@@ -66,6 +68,8 @@ class TensorBoardLog:
 
 class WandbLog:
     """An observer that sends every step to Weights & Biases; a resumed run continues its entry there."""
+
+    product = "the entry at Weights & Biases"
 
     def __init__(self, spec: FusionSpec):
         import wandb

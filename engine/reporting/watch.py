@@ -21,7 +21,13 @@ MOST_SECONDS_TO_END = 5.0
 
 
 class Observer(Protocol):
-    """Shows or records a run."""
+    """Shows or records a run.
+
+    Attributes:
+        product: what a person knows of it, in words, for the sentence about its failure.
+    """
+
+    product: str
 
     def see(self, picture: Progress, now: float) -> None:
         """Take in a picture: all totals, and the steps since the last one. ``now``: monotonic time in seconds."""
@@ -34,7 +40,7 @@ class Watch:
     """A context that shows a run to observers, its end included. It never stops the run.
 
     An observer that raises is reported and sees the next picture all the same: a store or a server that is away for a
-    minute comes back. If no picture can be taken, watching ends.
+    minute comes back. So does a cluster that gives no picture.
 
     Args:
         snapshot: takes a picture: all totals, and the steps after the given one.
@@ -70,8 +76,11 @@ class Watch:
             try:
                 picture = self._snapshot(self._last_step)
             except Exception as error:  # Ray's, while its cluster goes down: the run itself reports the cause
-                self._say(f"the progress display stopped: {type(error).__name__}")
-                return
+                self._report(-1, f"the progress of the run cannot be seen: {type(error).__name__}")
+                if is_last:
+                    return
+                self._left.wait(SECONDS_BETWEEN_PICTURES)
+                continue
             self._last_step = picture.steps[-1].step if picture.steps else self._last_step
             now = time.monotonic()
             for place, observer in enumerate(self._observers):
@@ -85,7 +94,12 @@ class Watch:
         try:
             call()
         except Exception as error:  # a full disk or an unreachable server must not end a run
-            now = time.monotonic()
-            if now >= self._next_lines.get(place, now):
-                self._next_lines[place] = now + SECONDS_BETWEEN_LINES
-                self._say(f"{type(self._observers[place]).__name__} has failed: {type(error).__name__}: {error}")
+            product = self._observers[place].product
+            self._report(place, f"{product} could not be updated: {type(error).__name__}: {error}")
+
+    def _report(self, place: int, failure: str) -> None:
+        """Say what has failed, not too often; ``place``: of the observer, -1 for the picture."""
+        now = time.monotonic()
+        if now >= self._next_lines.get(place, now):
+            self._next_lines[place] = now + SECONDS_BETWEEN_LINES
+            self._say(f"{failure}; it is tried again")

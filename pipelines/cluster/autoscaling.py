@@ -49,6 +49,8 @@ class NodesInUse:
     idle for seconds only, between two streams of a run, and those of retired source models may go.
     """
 
+    product = "the request to the autoscaler"
+
     def __init__(self) -> None:
         self._is_asking = True
 

@@ -42,6 +42,8 @@ class RayMetrics:
     Counters begin at 0 in every start of a run, as Prometheus expects.
     """
 
+    product = "the metrics of Ray"
+
     def __init__(self, spec: FusionSpec):
         self._spec = spec
         self._run = {"run": spec.run.name}

@@ -38,6 +38,8 @@ class EventLog:
         clock: seconds since 1970.
     """
 
+    product = "the events (logs/events.jsonl)"
+
     def __init__(self, spec: FusionSpec, clock: Callable[[], float] = time.time):
         self._spec = spec
         self._clock = clock

@@ -40,6 +40,8 @@ class LivePage:
         clock: seconds since 1970.
     """
 
+    product = "the page report.html"
+
     def __init__(self, spec: FusionSpec, clock: Callable[[], float] = time.time):
         self._spec = spec
         self._clock = clock

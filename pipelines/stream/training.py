@@ -20,15 +20,17 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.actor import ActorHandle
 from ray.data import DataContext, Dataset
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError
 
 from actors.training.checkpoint_index import learned_blocks, recorded_steps
 from engine.history.result import StepRecord
 from engine.history.retirement import retired_sources
 from engine.spec import FusionSpec
 from pipelines.stream.fused_blocks import fused_blocks
+from pipelines.stream.restart_limit import RestartLimit
 from pipelines.stream.scheduling import Unhurried
 from pipelines.stream.sizes import FlowPlan
-from pipelines.stream.workers import RestartLimit, SharedStream, train_share
+from pipelines.stream.workers import SharedStream, train_share
 
 #: Share of the shared memory in use from which an idle stage may take more than its own part of it.
 MEMORY_PRESSURE = 0.5
@@ -47,10 +49,15 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         KeyboardInterrupt: by Ctrl-C; the workers have ended.
         Exception: an error of Ray's with that of a stage or worker inside; see ``pipelines.cluster.failures``.
     """
+    limit = RestartLimit(spec.run.output_dir, spec.training.max_restarts)
     while True:
         retired = retired_sources(recorded_steps(spec.run.output_dir))
-        with _interruptible():
-            history = _trainer(spec, flow, monitor).fit().return_value
+        try:
+            with _interruptible():
+                history = _trainer(spec, flow, monitor).fit().return_value
+        except ControllerError as error:  # Ray Train tries no start again in which a node or a store was lost
+            limit.count(error)
+            continue
         if retired_sources(history) == retired:
             return history
 
@@ -85,7 +92,7 @@ def _trainer(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> TorchTra
             # By fsspec, like all that a run writes: one set of credentials, and every store that fsspec knows.
             storage_filesystem=PyFileSystem(FSSpecHandler(filesystem)),
             storage_path=state_folder,
-            failure_config=ray.train.FailureConfig(max_failures=-1),  # the callback counts
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # the callback counts them
             callbacks=[RestartLimit(spec.run.output_dir, training.max_restarts)],
         ),
         datasets={"train": stream},

@@ -10,19 +10,15 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import ray
 import ray.train
 from ray.data import DataIterator, Dataset, ExecutionOptions
-from ray.exceptions import RayActorError
 
-from actors.training.checkpoint_index import checkpoints_folder, latest, recorded_steps
+from actors.training.checkpoint_index import recorded_steps
 from actors.training.early_stream import begun
-from engine.errors import TrainingError, causes, first_line
 from engine.history.result import StepRecord
 from engine.history.stopping import reached
 from engine.records import SHARE, of_list
 from engine.spec import FusionSpec
-from pipelines.cluster.failures import refusal_inside
 
 
 class SharedStream(ray.train.DataConfig):
@@ -42,60 +38,6 @@ class SharedStream(ray.train.DataConfig):
         stream.set_name("train")
         stream.context.execution_options = self._resolve_execution_options("train")
         return [{"train": split} for split in stream.streaming_split(world_size, equal=False)]
-
-
-class RestartLimit(ray.train.UserCallback):
-    """Ends a run whose workers fail again and again without getting on; Ray Train's controller calls it.
-
-    A ``FusionError`` would come again and ends the run at once. After any other failure Ray Train starts the workers
-    from the last checkpoint. Its own limit counts over the whole run, and would end a run of weeks. This one counts
-    from checkpoint to checkpoint, and leaves out failures with a lost node or a machine that a cloud has taken back.
-
-    Args:
-        output_dir: of the run.
-        max_restarts: how many failures the workers may have between two checkpoints.
-    """
-
-    def __init__(self, output_dir: str, max_restarts: int):
-        self._output_dir = output_dir
-        self._max_restarts = max_restarts
-        self._lost_nodes = _lost_nodes()
-        self._checkpoint: str | None = None
-        self._failures = 0
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Count a failure of the workers.
-
-        Args:
-            worker_exceptions: rank to error of the workers that have failed.
-
-        Raises:
-            FusionError: a worker's, or that they have failed too often.
-        """
-        errors = list(worker_exceptions.values())
-        for error in errors:
-            if refusal := refusal_inside(error):
-                raise refusal
-        lost_nodes, known = _lost_nodes(), self._lost_nodes
-        self._lost_nodes = lost_nodes
-        if lost_nodes - known or any(isinstance(error, RayActorError) and error.preempted for error in errors):
-            return
-        checkpoint = latest(checkpoints_folder(self._output_dir))
-        if checkpoint != self._checkpoint:
-            self._checkpoint, self._failures = checkpoint, 0
-        self._failures += 1
-        if self._failures > self._max_restarts:
-            since = f"the checkpoint {checkpoint}" if checkpoint else "the start"
-            *_, root = causes(errors[0])
-            raise TrainingError(
-                f"training: workers have failed {self._failures} times since {since}, training.max_restarts is "
-                f"{self._max_restarts}; the last error: {type(root).__name__}: {first_line(root)}"
-            )
-
-
-def _lost_nodes() -> set[str]:
-    """Ids of the nodes that Ray reports dead."""
-    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
 def train_share(config: dict[str, Any]) -> tuple[StepRecord, ...]:

@@ -44,6 +44,8 @@ class Look:
 class LooksKept:
     """An observer of a run (``engine.reporting.watch``) that looks at its processes too, and keeps what it has seen."""
 
+    product = "the benchmark's record"
+
     def __init__(self) -> None:
         self.looks: list[Look] = []
         self._cpu_seconds: dict[tuple[int, float], tuple[str, float]] = {}

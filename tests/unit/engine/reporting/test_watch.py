@@ -15,6 +15,8 @@ pytestmark = pytest.mark.timeout(30)
 class Recorder:
     """Keeps the pictures it sees; fails at the first ones on request."""
 
+    product = "the record"
+
     def __init__(self, failures=0):
         self.pictures, self.is_closed, self._failures = [], False, failures
         self.has_seen = threading.Event()
@@ -52,7 +54,8 @@ def test_an_observer_that_fails_is_reported_once_and_sees_the_next_picture(monke
     with Watch(lambda _: Progress(), [failing, other], said.append):
         while not failing.pictures:
             time.sleep(0.01)
-    assert said == ["Recorder has failed: OSError: the disk is full"]
+    (line,) = said
+    assert line == "the record could not be updated: OSError: the disk is full; it is tried again"
     assert failing.is_closed
     assert len(other.pictures) == len(failing.pictures) + 3
 
@@ -66,8 +69,23 @@ def test_a_picture_that_cannot_be_taken_does_not_stop_the_run():
     with Watch(snapshot, [recorder], said.append):
         finished = True
     assert finished
-    assert said == ["the progress display stopped: ConnectionError"]
+    (line,) = said
+    assert line == "the progress of the run cannot be seen: ConnectionError; it is tried again"
     assert recorder.is_closed
+
+
+def test_a_cluster_that_answers_again_is_watched_on(monkeypatch):
+    monkeypatch.setattr("engine.reporting.watch.SECONDS_BETWEEN_PICTURES", 0.01)
+    failures, said, recorder = iter([ConnectionError()] * 3), [], Recorder()
+
+    def snapshot(_):
+        if error := next(failures, None):
+            raise error
+        return Progress()
+
+    with Watch(snapshot, [recorder], said.append):
+        assert recorder.has_seen.wait(10)
+    assert len(said) == 1
 
 
 def test_an_error_of_the_run_passes_through():

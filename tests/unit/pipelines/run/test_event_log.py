@@ -107,4 +107,5 @@ def test_a_file_that_cannot_be_written_ends_no_run(tmp_path, spec, monkeypatch):
     monkeypatch.setattr("pipelines.run.event_log.EventFile.write", lambda file: 1 / 0)
     with EventLog(spec) as log, Watch(lambda step: picture(steps=(step_record(1),)), [log], said.append):
         pass
-    assert said == ["EventLog has failed: ZeroDivisionError: division by zero"]
+    (line,) = said
+    assert line.startswith("the events (logs/events.jsonl) could not be updated: ZeroDivisionError: division by zero;")
