@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from typing import Any
@@ -74,10 +75,11 @@ class RestartLimit(ControllerCallback, WorkerGroupCallback):
             self._checkpoint, self._failures = checkpoint, []
         self._failures.append(self._nodes)
         if self._are_too_many():
-            since = f"the checkpoint {checkpoint}" if checkpoint else "the start"
+            since = f"the checkpoint {os.path.basename(checkpoint)}" if checkpoint else "the start"
+            times = "once" if len(self._failures) == 1 else f"{len(self._failures)} times"
             *_, root = causes(error)
             raise TrainingError(
-                f"training has failed {len(self._failures)} times since {since}, training.max_restarts is "
+                f"training has failed {times} since {since}, training.max_restarts is "
                 f"{self._max_restarts}; the last error: {type(root).__name__}: {first_line(root)}"
             )
 
