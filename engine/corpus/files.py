@@ -21,6 +21,9 @@ from engine.spec import CorpusSpec
 SUFFIXES = (".parquet", ".jsonl", ".txt")
 COMPRESSIONS = (".gz", ".zst")
 
+#: The folder of a disk's repairs at the root of the disk: only root may look into it, and no corpus is there.
+LOST_AND_FOUND = "lost+found"
+
 
 @dataclass(frozen=True)
 class CorpusUnit:
@@ -135,18 +138,21 @@ def _matches(pattern: str) -> list[tuple[str, str]]:
     filesystem, path = fsspec.core.url_to_fs(pattern)
     if os.path.islink(path) and not os.path.exists(path):
         return [(path, "link")]  # to nothing
-    found = {path: filesystem.info(path)} if filesystem.exists(path) else _glob(filesystem, path)
+    try:
+        found = {path: filesystem.info(path)}
+    except (FileNotFoundError, NotADirectoryError):
+        found = _glob(filesystem, path)
     if not found and "[" in path:
         found = _glob(filesystem, path.replace("[", "[[]"))
     names = {filesystem.unstrip_protocol(name).removeprefix("file://"): info for name, info in found.items()}
-    return [(name, names[name]["type"]) for name in sorted(names)]
+    return [(name, "directory" if _is_folder(names[name]) else names[name]["type"]) for name in sorted(names)]
 
 
 def _glob(filesystem: AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
-    """Name to what the filesystem knows of it, of all that a glob names.
+    """Name to what the filesystem knows of it, of all that a glob names; links to folders are followed.
 
     The filesystem's own glob would pass over folders that cannot be listed, and their text would be left out without a
-    word. It is asked only for ``**``, which object stores list as a whole.
+    word. It is asked only for ``**``, which object stores list as a whole, and which follows no link.
     """
     parts = pattern.split("/")
     if "**" in parts:
@@ -156,20 +162,35 @@ def _glob(filesystem: AbstractFileSystem, pattern: str) -> dict[str, dict[str, A
     found: list[dict[str, Any]] = []
     for depth, part in enumerate(parts[fixed:]):
         try:
-            inside = [info for folder in folders for info in _entries(filesystem, folder)]
+            found = [info for folder in folders for info in _named(filesystem, folder, part)]
         except FileNotFoundError:
             if depth:  # it was there a moment ago
                 raise
             return {}
-        found = [info for info in inside if fnmatchcase(_last_part(info), part)]
-        folders = [info["name"] for info in found if info["type"] == "directory"]
+        folders = [info["name"] for info in found if _is_folder(info)]
     return {info["name"]: info for info in found}
+
+
+def _named(filesystem: AbstractFileSystem, folder: str, part: str) -> list[dict[str, Any]]:
+    """What the filesystem knows of all in a folder that one part of a glob names."""
+    if glob.has_magic(part):
+        inside = [info for info in _entries(filesystem, folder) if _last_part(info) != LOST_AND_FOUND]
+        return [info for info in inside if fnmatchcase(_last_part(info), part)]
+    try:  # a folder that may not be listed can still be entered
+        return [filesystem.info(f"{folder.rstrip('/')}/{part}")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _entries(filesystem: AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
     """What the filesystem knows of all that lies in a folder; stores may list the folder itself, too."""
     found = filesystem.ls(folder, detail=True)
     return [info for info in found if info["name"].rstrip("/") != folder.rstrip("/")]
+
+
+def _is_folder(info: Mapping[str, Any]) -> bool:
+    """Whether it is a folder, or a link to one, whose type is ``other`` on a local disk."""
+    return info["type"] == "directory" or bool(info.get("islink") and os.path.isdir(info["name"]))
 
 
 def _last_part(info: Mapping[str, Any]) -> str:

@@ -61,6 +61,8 @@ class FailingStore(AbstractFileSystem):
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         self.answer("info")
         name = self._strip_protocol(path)
+        if any(other.startswith(f"{name}/") for other in self.files):
+            return {"name": name, "size": 0, "type": "directory"}
         if name not in self.files:
             raise FileNotFoundError(name)
         return {"name": name, "size": len(self.files[name]), "type": "file"}
@@ -75,6 +77,8 @@ class FailingStore(AbstractFileSystem):
             else {"name": name, "type": "file", "size": len(self.files[name])}
             for name, (first, *rest) in inside
         }
+        if not found:
+            raise FileNotFoundError(path)
         return list(found.values()) if detail else list(found)
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> FailingFile:

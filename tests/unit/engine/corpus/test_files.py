@@ -78,15 +78,51 @@ def test_a_glob_names_what_the_filesystem_itself_would(tmp_path, pattern):
     assert files == sorted(fsspec.filesystem("file").glob(f"{tmp_path}/{pattern}"))
 
 
+def test_a_glob_follows_a_link_to_a_folder(tmp_path):
+    (tmp_path / "real" / "train").mkdir(parents=True)
+    (tmp_path / "real" / "train" / "x.txt").write_text("x")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to("../real")
+    for pattern in ("*/*/*.txt", "*/train/x.txt", "link/train/*", "link/t*/x.txt"):
+        assert find_files([f"{tmp_path}/data/{pattern}"], "corpus.paths") == (
+            [f"{tmp_path}/data/link/train/x.txt"],
+            [],
+        )
+    for pattern in ("data/*", "data/link"):
+        (fault,) = faults_of(tmp_path / pattern)
+        assert fault.startswith(f"corpus.paths.0: '{tmp_path}/data/link' is a folder; give the files in it")
+
+
+def test_a_part_of_a_glob_without_a_star_lists_no_folder():
+    with failing_store() as store:
+        urls = [store.write(f"r/{folder}/train/x.txt", b"x") for folder in ("a", "b")]
+        for other in ("r/c/test/x.txt", "r/notes.txt", "r/lost+found/y/x.txt"):
+            store.write(other, b"x")
+        store.fail(list=range(4, 9))
+        assert find_files(["failing://r/*/train/*.txt"], "corpus.paths") == (urls, [])
+        assert store.asked["list"] == 3, "the root and two folders of that name"
+        store.fail(info={2})
+        (fault,) = find_files(["failing://r/*/train/*.txt"], "corpus.paths")[1]
+        assert fault.what.startswith("'failing://r/*/train/*.txt' cannot be listed: PayloadError")
+
+
+def test_a_path_that_a_store_does_not_show_is_not_taken_for_missing():
+    with failing_store() as store:
+        url = store.write("r/x.txt", b"x")
+        store.fail(info={1})
+        (fault,) = find_files([url], "corpus.paths")[1]
+        assert fault.what.startswith(f"{url!r} cannot be listed: PayloadError")
+
+
 def test_a_folder_that_cannot_be_listed_is_a_fault_and_not_left_out():
     with failing_store() as store:
         names = [f"r/{folder}/{part}/x.txt" for folder in ("a1", "a2", "b") for part in "cd"]
         urls = [store.write(name, b"x") for name in names]
-        assert find_files(["failing://r/a*/*/x.txt"], "corpus.paths") == (urls[:4], [])
+        assert find_files(["failing://r/a*/*/*.txt"], "corpus.paths") == (urls[:4], [])
         lists = store.asked["list"]
         assert lists == 7
         for number in range(1, lists + 1):
             store.fail(list={number})
-            files, (fault,) = find_files(["failing://r/a*/*/x.txt"], "corpus.paths")
+            files, (fault,) = find_files(["failing://r/a*/*/*.txt"], "corpus.paths")
             assert not files
-            assert fault.what.startswith("'failing://r/a*/*/x.txt' cannot be listed: PayloadError: ")
+            assert fault.what.startswith("'failing://r/a*/*/*.txt' cannot be listed: PayloadError: ")
