@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from ray._private import state
 from ray.autoscaler.sdk import request_resources
 
 from engine.history.result import Progress
@@ -14,10 +13,13 @@ from pipelines.cluster.needs import Need
 
 @contextmanager
 def nodes_asked_for(needs: Sequence[Need]) -> Iterator[None]:
-    """Ask for nodes for all processes at once; the demand ends with the block, or earlier by ``release_nodes``."""
-    if not _grows():
-        yield
-        return
+    """Ask for nodes for all processes at once; the demand ends with the block, or earlier by ``release_nodes``.
+
+    A cluster does not say whether an autoscaler works on it, so every cluster is asked: where none does, the demand is
+    an entry that is not read. Ray's first autoscaler leaves the labels out, so it may add nodes of a group that the
+    processes cannot use; its second one (``RAY_enable_autoscaler_v2``; KubeRay: ``autoscalerOptions.version: v2``)
+    heeds them.
+    """
     each = [need for need in needs for _ in range(need.count)]
     request_resources(
         bundles=[
@@ -28,7 +30,8 @@ def nodes_asked_for(needs: Sequence[Need]) -> Iterator[None]:
     try:
         yield
     finally:
-        release_nodes()
+        with suppress(Exception):  # the cluster may be gone, and the error that ended the run says more
+            release_nodes()
 
 
 def release_nodes() -> None:
@@ -38,15 +41,15 @@ def release_nodes() -> None:
     run would stay, and be paid for. A driver that is killed before this call leaves its demand; that of the next run
     takes its place, or ``ray.autoscaler.sdk.request_resources(bundles=[])``.
     """
-    if _grows():
-        request_resources(bundles=[])
+    request_resources(bundles=[])
 
 
 class NodesInUse:
     """An observer that takes the demand for nodes back at the first step.
 
     Until then it must stand, for a node that is idle while the others start would be taken away. Later all nodes are
-    idle for seconds only, between two streams of a run, and those of retired source models may go.
+    idle for seconds only, between two streams of a run, and those of retired source models may go. On a Ray of the run
+    itself there is no demand, and nothing changes.
     """
 
     product = "the request to the autoscaler"
@@ -62,9 +65,3 @@ class NodesInUse:
 
     def close(self) -> None:
         """Nothing to do: ``nodes_asked_for`` takes back what is left."""
-
-
-def _grows() -> bool:
-    """Whether an autoscaler may add nodes. It reports which, but not their labels."""
-    config = state.state.get_cluster_config()
-    return config is not None and bool(config.node_group_configs)

@@ -24,7 +24,7 @@ from pipelines.cluster.autoscaling import nodes_asked_for
 from pipelines.cluster.fork_server import workers_forked
 from pipelines.cluster.local_ray import starts_local_ray
 from pipelines.cluster.needs import Need, total_cpus
-from pipelines.cluster.waiting import wait_for_room, warn
+from pipelines.cluster.waiting import look_ahead, wait_for_room, warn
 
 #: Environment of every run. It is set before Ray starts, so that all of Ray's processes inherit it.
 QUIET = {
@@ -65,7 +65,7 @@ def ray_session(spec: FusionSpec, needs: Sequence[Need], later: Sequence[Need] =
     Args:
         spec: of the run; its section ``cluster``.
         needs: of all processes that run at once.
-        later: of processes that run when those have ended, each alone.
+        later: of processes that run when those have ended, each alone; their nodes may come later too.
         forks: socket of a fork server for the workers of a local Ray; empty for none.
 
     Raises:
@@ -86,14 +86,17 @@ def ray_session(spec: FusionSpec, needs: Sequence[Need], later: Sequence[Need] =
             _join(address)
     try:
         minutes = 0.0 if starts_ray else spec.cluster.wait_minutes
-        with nodes_asked_for(needs):
-            wait_for_room(needs, minutes, warn, later)
+        with nullcontext() if starts_ray else nodes_asked_for(needs):
+            wait_for_room(needs, minutes, warn)
+            look_ahead(later, not starts_ray, warn)
             yield
     finally:
-        if starts_ray:
-            _end_helpers()
-        if owns_connection:
-            ray.shutdown()
+        try:
+            if starts_ray:
+                _end_helpers()
+        finally:
+            if owns_connection:
+                ray.shutdown()
 
 
 def _end_helpers() -> None:

@@ -147,7 +147,7 @@ class _Watch:
         waiting = [task for task in self._running if task not in seconds]
         parts = [f"{', '.join(begun)}: has begun and uses no processor time"] if begun else []
         if waiting:
-            missing = missing_room([self._need], (), *rooms_now())
+            missing = missing_room([self._need], *rooms_now())
             reasons = "; ".join(f"{fault.where}: {fault.what}" for fault in missing) or "its process is starting"
             parts.append(f"{', '.join(waiting)}: waits for a node; {reasons}")
         return "; ".join(parts)

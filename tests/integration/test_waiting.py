@@ -29,7 +29,7 @@ def test_a_run_waits_until_the_others_work_has_ended():
     held = ray.cluster_resources()["CPU"] - NEEDED / 2
     others = OtherWork.options(num_cpus=held).remote()
     ray.get(others.is_ready.remote())
-    while not missing_room(NEEDS, (), *rooms_now()):  # Ray says a little later what is free
+    while not missing_room(NEEDS, *rooms_now()):  # Ray says a little later what is free
         time.sleep(0.1)
     said: list[str] = []
 

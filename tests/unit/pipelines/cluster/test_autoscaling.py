@@ -1,8 +1,12 @@
 """What an autoscaler is asked for, and for how long."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
+from ray.autoscaler._private import commands
+from ray.autoscaler.v2 import sdk as second
+from ray.autoscaler.v2 import utils as version
 
 from pipelines.cluster import autoscaling
 from pipelines.cluster.autoscaling import NodesInUse, nodes_asked_for
@@ -20,7 +24,6 @@ def asked(monkeypatch) -> list[dict]:
     """The demands that an autoscaler of a test hears."""
     heard: list[dict] = []
     monkeypatch.setattr(autoscaling, "request_resources", lambda **request: heard.append(request))
-    monkeypatch.setattr(autoscaling, "_grows", lambda: True)
     return heard
 
 
@@ -41,8 +44,27 @@ def test_the_demand_is_taken_back_at_the_first_step_so_that_it_outlives_no_kille
     assert asked == [{"bundles": []}]
 
 
-def test_a_cluster_that_does_not_grow_is_asked_for_nothing(asked, monkeypatch):
-    monkeypatch.setattr(autoscaling, "_grows", lambda: False)
-    with nodes_asked_for(NEEDS):
-        NodesInUse().see(SimpleNamespace(steps=("a step",)), now=0.0)
-    assert asked == []
+def test_the_error_of_a_run_is_not_replaced_by_that_of_a_cluster_that_is_gone(monkeypatch):
+    def request(bundles: list[dict], **_selectors: list) -> None:
+        if not bundles:
+            raise ConnectionError("the cluster is gone")
+
+    monkeypatch.setattr(autoscaling, "request_resources", request)
+    with pytest.raises(ValueError, match="of the run"), nodes_asked_for(NEEDS):
+        raise ValueError("of the run")
+
+
+def test_ray_takes_the_demand_where_no_autoscaler_works(monkeypatch):
+    """Both of Ray's forms of it, up to the call that hands it to the cluster."""
+    written, sent = [], []
+    monkeypatch.setattr(commands.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(commands, "_internal_kv_put", lambda key, value, overwrite: written.append(json.loads(value)))
+    monkeypatch.setattr(commands, "internal_kv_get_gcs_client", lambda: SimpleNamespace(address="10.0.0.1:6379"))
+    monkeypatch.setattr(second, "request_cluster_resources", lambda address, demand: sent.append(demand))
+    for is_second in (False, True):
+        monkeypatch.setattr(version, "is_autoscaler_v2", lambda is_second=is_second: is_second)
+        with nodes_asked_for(NEEDS[:1]):
+            pass
+    bundle = {"CPU": 1.0, "GPU": 0.5}
+    assert written == [[bundle, bundle], []], "the first autoscaler leaves out the labels"
+    assert sent == [[{"resources": bundle, "label_selector": {"pool": "sources"}}] * 2, []]

@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from contextlib import nullcontext
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
@@ -89,6 +90,29 @@ def test_a_port_of_something_else_is_refused_within_seconds(tmp_path, monkeypatc
         if answers:
             other.shutdown()
             thread.join()
+
+
+@pytest.mark.parametrize("starts_ray", [True, False])
+def test_ray_is_left_even_if_its_helpers_do_not_end_and_nodes_are_asked_for_of_clusters_alone(
+    tmp_path, monkeypatch, starts_ray
+):
+    calls: list[str] = []
+
+    def ends_badly() -> None:
+        raise ProcessLookupError("the dashboard has ended already")
+
+    monkeypatch.setattr(session, "starts_local_ray", lambda: starts_ray)
+    monkeypatch.setattr(session, "_start", lambda spec, cpus: calls.append("start"))
+    monkeypatch.setattr(session, "_join", lambda address: calls.append("join"))
+    monkeypatch.setattr(session, "nodes_asked_for", lambda needs: calls.append("ask") or nullcontext())
+    monkeypatch.setattr(session, "wait_for_room", lambda *_: None)
+    monkeypatch.setattr(session, "look_ahead", lambda later, may_grow, say: calls.append(f"may grow: {may_grow}"))
+    monkeypatch.setattr(session, "_end_helpers", ends_badly)
+    monkeypatch.setattr(session.ray, "shutdown", lambda: calls.append("leave"))
+    with pytest.raises(ProcessLookupError) if starts_ray else nullcontext(), ray_session(spec(tmp_path), ()):
+        pass
+    begun = ["start"] if starts_ray else ["join", "ask"]
+    assert calls == [*begun, f"may grow: {not starts_ray}", "leave"]
 
 
 def test_an_empty_address_starts_a_local_ray_whose_folder_must_be_short(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from engine.errors import PreflightError
 from pipelines.cluster import waiting
 from pipelines.cluster.needs import Need
 from pipelines.cluster.placement import Room
-from pipelines.cluster.waiting import wait_for_room
+from pipelines.cluster.waiting import look_ahead, wait_for_room
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -74,22 +74,35 @@ def test_labels_are_waited_for_too_and_a_ray_of_its_own_not_at_all(cluster):
     assert cluster.now == 0.0
 
 
-def test_what_comes_later_must_have_its_node_but_not_beside_the_others(cluster):
-    cluster.free = (room(7.0, 1.0),)
-    wait_for_room(workers(7, 0.0), 0.0, lambda line: None, later=workers(1, 1.0))
-    with pytest.raises(PreflightError, match="one training worker needs 1 logical CPUs and 2 GPUs on one node"):
-        wait_for_room(workers(7, 0.0), 0.0, lambda line: None, later=workers(1, 2.0))
+def test_a_node_that_is_needed_later_may_come_later_but_not_to_a_ray_of_its_own(cluster):
+    cluster.free = (room(0.0),)
+    said: list[str] = []
+    look_ahead(workers(1, 1.0), False, said.append)
+    assert said == [], "the processes of now hold the node"
+    look_ahead(workers(1, pool="evaluation"), True, said.append)
+    assert said == [
+        "needed when training has ended, and not there yet: cluster.training_labels: no node of the cluster has pool: "
+        "evaluation; start nodes with these labels, or select others"
+    ]
+    with pytest.raises(PreflightError, match="no node of the cluster has pool: evaluation"):
+        look_ahead(workers(1, pool="evaluation"), False, said.append)
 
 
 def test_a_run_that_may_fit_all_the_same_is_not_refused(cluster, monkeypatch):
     needs, said = workers(3), []
     monkeypatch.setattr(waiting, "first_fit", lambda needs, rooms: [(needs[0], 2)])
+    cluster.free = (room(7.0, 1.0),)
     wait_for_room(needs, 1.0, said.append)
     assert cluster.now == 60.0
-    assert said[-1].startswith(
+    line = (
         "starting all the same, for in another order all may fit: cluster: placed one after the other, these find no "
-        "node: 2 of 3 (training worker); other jobs"
+        "node: 2 of 3 (training worker)"
     )
+    assert said[-1].startswith(f"{line}; other jobs")
+    cluster.free, cluster.now = cluster.total, 0.0
+    wait_for_room(needs, 1.0, said.append)
+    assert cluster.now == 0.0, "nothing is held, so nothing to wait for"
+    assert said[-1] == line
 
 
 def test_parts_of_a_gpu_that_add_up_to_a_little_more_than_one_are_no_fault(cluster):

@@ -22,7 +22,7 @@ class Tasks:
         self.now, self.said = 0.0, []
         monkeypatch.setattr(answers.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(answers, "rooms_now", lambda: ((), ()))
-        monkeypatch.setattr(answers, "missing_room", lambda needs, later, rooms, free: [NO_NODE])
+        monkeypatch.setattr(answers, "missing_room", lambda needs, rooms, free: [NO_NODE])
         self._watch = answers._Watch(Need("evaluation", "evaluated model", 1.0), minutes, self.said.append)
 
     def look(self, seconds: int, running: list[str], **used: float) -> None:
