@@ -17,7 +17,7 @@ class Need:
         count: how many of them run at once.
         labels: label selector that their nodes must match; empty: any node.
         labels_where: dotted path of ``labels``.
-        fields: fields of the spec that lower the need.
+        count_fields, size_fields: fields of the spec that lower their number, and the need of each.
     """
 
     where: str
@@ -27,7 +27,8 @@ class Need:
     count: int = 1
     labels: Mapping[str, str] = field(default_factory=dict)
     labels_where: str = ""
-    fields: str = ""
+    count_fields: tuple[str, ...] = ()
+    size_fields: tuple[str, ...] = ()
 
 
 def total_cpus(needs: Iterable[Need]) -> float:

@@ -131,9 +131,11 @@ def _too_large(need: Need, rooms: Sequence[Room], labelled: Collection[int], is_
     # The best node is the one closest to the need: first in GPUs, which are dearer, then in CPUs.
     best = max((rooms[number] for number in labelled), key=lambda room: (min(room.gpus, need.gpus), room.cpus))
     among = f" of those with {_shown(need.labels)}" if need.labels else ""
-    seen = f"the best{among} has {_amount(best.cpus, best.gpus)}" + (" free" if is_free else "")
+    lacks_gpus = " and no GPU" if need.gpus and not best.gpus else ""
+    seen = f"the best{among} has {_amount(best.cpus, best.gpus)}{lacks_gpus}" + (" free" if is_free else "")
     reason = f"one {need.who} needs {_amount(need.cpus, need.gpus)} on one node, {seen}"
-    return Fault(need.where, reason, f"add a larger node, or lower {need.fields}")
+    smaller = f", or lower {_either(need.size_fields)}" if need.size_fields else ""
+    return Fault(need.where, reason, f"add a larger node{smaller}")
 
 
 def _sums(
@@ -146,7 +148,7 @@ def _sums(
         inside = [(need, labelled) for need, labelled in placeable if labelled <= nodes]
         needs = [need for need, _ in inside]
         selector = next((need for need, labelled in inside if labelled == nodes and nodes != everywhere), None)
-        for name, needed, amount in (("CPU", total_cpus(needs), "cpus"), ("GPU", total_gpus(needs), "gpus")):
+        for name, needed, amount in (("logical CPU", total_cpus(needs), "cpus"), ("GPU", total_gpus(needs), "gpus")):
             there = as_ray_counts(sum(getattr(rooms[number], amount) for number in nodes))
             if there >= needed:
                 continue
@@ -154,9 +156,9 @@ def _sums(
             owner = "these nodes have" if selector else "the cluster has"
             of = as_ray_counts(sum(getattr(free_of[number], amount) for number in nodes)) if free_of else 0.0
             seen = f"{there:g} of {of:g} are free" if free_of else f"{owner} {there:g}"
-            reason = f"{who} reserves {needed:g} logical {name}s at once, {seen}"
-            remedy = "add nodes, or lower replicas, num_cpus and num_gpus of the source models and training workers"
-            faults.append(Fault(selector.labels_where if selector else "cluster", reason, remedy))
+            reason = f"{who} reserves {_counted(needed, name)} at once, {seen}"
+            reserving = [need for need in needs if getattr(need, amount)]
+            faults.append(Fault(selector.labels_where if selector else "cluster", reason, _remedy(reserving)))
     return faults
 
 
@@ -177,10 +179,23 @@ def _too_many(placeable: Sequence[tuple[Need, frozenset[int]]], rooms: Sequence[
         each = f"{'at least ' if len(as_large) > 1 else ''}{_amount(need.cpus, need.gpus)}"
         reason = f"{wanted} processes ({who}) need {each} each on one node, {sum(held.values()):g} of them fit"
         reason += f"{' now' if is_free else ''} ({_by_node(held, rooms)})"
-        fields = ", ".join(dict.fromkeys(other.fields for other in as_large))
-        remedy = f"add nodes, or ask for fewer or smaller ones ({fields})"
-        faults.setdefault(tuple(map(id, as_large)), Fault(need.where, reason, remedy))
+        faults.setdefault(tuple(map(id, as_large)), Fault(need.where, reason, _remedy(as_large)))
     return list(faults.values())
+
+
+def _remedy(needs: Sequence[Need]) -> str:
+    """What to do where processes are too many for their nodes."""
+    ways = {
+        "fewer processes": [field for need in needs for field in need.count_fields],
+        "smaller ones": [field for need in needs for field in need.size_fields],
+    }
+    asked = [f"for {way} ({_either(fields)})" for way, fields in ways.items() if fields]
+    return "add nodes" + (f", or ask {' or '.join(asked)}" if asked else "")
+
+
+def _either(fields: Sequence[str]) -> str:
+    *first, last = dict.fromkeys(fields)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _by_node(held: Mapping[int, float], rooms: Sequence[Room]) -> str:
@@ -204,7 +219,11 @@ def _units(amount: float) -> int:
 
 
 def _amount(cpus: float, gpus: float) -> str:
-    return f"{cpus:g} logical CPUs and {gpus:g} GPUs"
+    return _counted(cpus, "logical CPU") + (f" and {_counted(gpus, 'GPU')}" if gpus else "")
+
+
+def _counted(amount: float, noun: str) -> str:
+    return f"{amount:g} {noun}" + ("" if amount == 1 else "s")
 
 
 def _shown(labels: Mapping[str, str]) -> str:

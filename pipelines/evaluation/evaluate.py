@@ -143,7 +143,7 @@ def _model_need(spec: FusionSpec) -> Need:
         spec.training.num_gpus_per_worker,
         labels=evaluation_labels(spec),
         labels_where="evaluation.labels" if spec.evaluation.labels else "cluster.training_labels",
-        fields="training.num_gpus_per_worker",
+        size_fields=("training.num_gpus_per_worker",),
     )
 
 

@@ -13,6 +13,9 @@ READER_CPUS = 0.5
 
 ALIGNER_CPUS = 1.0
 
+#: There is an aligner for every two replicas.
+REPLICAS = ("source_models[].replicas",)
+
 
 def stream_needs(spec: FusionSpec, readers: int, aligners: int) -> tuple[Need, ...]:
     """The needs of all processes that a stream starts with; more replicas, up to ``most_replicas``, may come later."""
@@ -26,7 +29,8 @@ def stream_needs(spec: FusionSpec, readers: int, aligners: int) -> tuple[Need, .
             source.replicas,
             spec.cluster.source_model_labels,
             "cluster.source_model_labels",
-            "num_cpus, num_gpus or tensor_parallel_size",
+            REPLICAS,
+            tuple(f"source_models[].{field}" for field in ("num_cpus", "num_gpus", "tensor_parallel_size")),
         )
         for index, source in enumerate(spec.source_models)
     ]
@@ -38,8 +42,9 @@ def stream_needs(spec: FusionSpec, readers: int, aligners: int) -> tuple[Need, .
         training.num_workers,
         spec.cluster.training_labels,
         "cluster.training_labels",
-        "num_cpus_per_worker or num_gpus_per_worker",
+        ("training.num_workers",),
+        ("training.num_cpus_per_worker", "training.num_gpus_per_worker"),
     )
-    reader = Need("corpus", "reader", READER_CPUS, count=readers, fields="corpus.readers")
-    aligner = Need("source_models", "aligner", ALIGNER_CPUS, count=aligners, fields="their replicas")
+    reader = Need("corpus", "reader", READER_CPUS, count=readers, count_fields=("corpus.readers",))
+    aligner = Need("source_models", "aligner", ALIGNER_CPUS, count=aligners, count_fields=REPLICAS)
     return (*sources, worker, reader, aligner)

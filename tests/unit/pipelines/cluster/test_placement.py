@@ -39,13 +39,20 @@ def test_a_process_that_fits_on_no_node_is_named_whatever_all_of_them_have():
     parallel = needs({"num_gpus": 1, "tensor_parallel_size": 2}, {"num_cpus_per_worker": 8})
     assert faults(parallel, room(10, 1), room(4, 4)) == []
     assert faults(parallel, room(6, 1), room(4, 1), room(6, 1), room(6, 1)) == [
-        "source_models.0: one replica of first needs 1 logical CPUs and 2 GPUs on one node, the best has 6 logical "
-        "CPUs and 1 GPUs; add a larger node, or lower num_cpus, num_gpus or tensor_parallel_size",
-        "source_models.1: one replica of second needs 1 logical CPUs and 2 GPUs on one node, the best has 6 logical "
-        "CPUs and 1 GPUs; add a larger node, or lower num_cpus, num_gpus or tensor_parallel_size",
-        "training: one training worker needs 8 logical CPUs and 0 GPUs on one node, the best has 6 logical CPUs and 1 "
-        "GPUs; add a larger node, or lower num_cpus_per_worker or num_gpus_per_worker",
+        "source_models.0: one replica of first needs 1 logical CPU and 2 GPUs on one node, the best has 6 logical CPUs "
+        "and 1 GPU; add a larger node, or lower source_models[].num_cpus, source_models[].num_gpus or "
+        "source_models[].tensor_parallel_size",
+        "source_models.1: one replica of second needs 1 logical CPU and 2 GPUs on one node, the best has 6 logical "
+        "CPUs and 1 GPU; add a larger node, or lower source_models[].num_cpus, source_models[].num_gpus or "
+        "source_models[].tensor_parallel_size",
+        "training: one training worker needs 8 logical CPUs on one node, the best has 6 logical CPUs and 1 GPU; add a "
+        "larger node, or lower training.num_cpus_per_worker or training.num_gpus_per_worker",
     ]
+    tiny = [fault.partition(": one ")[2] for fault in faults(parallel, *[room(0.4)] * 40)]
+    assert tiny[0].startswith(
+        "replica of first needs 1 logical CPU and 2 GPUs on one node, the best has 0.4 logical CPUs and no GPU;"
+    )
+    assert "reader needs 0.5 logical CPUs on one node, the best has 0.4 logical CPUs; add a larger node" in tiny
 
 
 def test_labels_that_no_node_has_are_told_once():
@@ -55,9 +62,8 @@ def test_labels_that_no_node_has_are_told_once():
     assert faults(wanted, room(2, pool="sources", zone="b"), room(0.5, pool="training"), room(9))[:2] == [
         "cluster.source_model_labels: no node of the cluster has pool: sources, zone: !b; start nodes with these "
         "labels, or select others",
-        "training: one training worker needs 1 logical CPUs and 0 GPUs on one node, the best of those with pool: "
-        "training has 0.5 logical CPUs and 0 GPUs; add a larger node, or lower num_cpus_per_worker or "
-        "num_gpus_per_worker",
+        "training: one training worker needs 1 logical CPU on one node, the best of those with pool: training has 0.5 "
+        "logical CPUs; add a larger node, or lower training.num_cpus_per_worker or training.num_gpus_per_worker",
     ]
 
 
@@ -70,14 +76,15 @@ def test_everything_with_a_label_is_summed_over_the_nodes_that_have_it():
     )
     rooms = [room(16, 4, pool="sources"), room(16, 8)]
     assert faults(wanted, *rooms) == [
-        "cluster.source_model_labels: what needs pool: sources reserves 8 logical GPUs at once, these nodes have 4; "
-        "add nodes, or lower replicas, num_cpus and num_gpus of the source models and training workers"
+        "cluster.source_model_labels: what needs pool: sources reserves 8 GPUs at once, these nodes have 4; add nodes, "
+        "or ask for fewer processes (source_models[].replicas) or for smaller ones (source_models[].num_cpus, "
+        "source_models[].num_gpus or source_models[].tensor_parallel_size)"
     ]
     assert faults(wanted, *rooms, room(4, 4, pool="sources")) == []
     busy = shortages(wanted, [room(1, 1, pool="sources"), room(15, 9)], free_of=[rooms[0], room(16, 9)])
     assert [fault.what for fault in busy] == [
         "what needs pool: sources reserves 8 logical CPUs at once, 1 of 16 are free",
-        "what needs pool: sources reserves 8 logical GPUs at once, 1 of 4 are free",
+        "what needs pool: sources reserves 8 GPUs at once, 1 of 4 are free",
     ]
 
 
@@ -86,9 +93,10 @@ def test_more_processes_of_a_size_than_the_nodes_hold_are_named_with_the_nodes()
     wanted = needs({"num_gpus": 1, "tensor_parallel_size": 2, "replicas": 2})
     rooms = [room(8, 3, "one"), room(8, 3, "two"), room(8, 3, "three")]
     assert faults(wanted, *rooms) == [
-        "source_models.0: 4 processes (replica of first: 2, replica of second: 2) need at least 1 logical CPUs and 2 "
-        "GPUs each on one node, 3 of them fit (one 1, two 1, three 1); add nodes, or ask for fewer or smaller ones "
-        "(num_cpus, num_gpus or tensor_parallel_size)"
+        "source_models.0: 4 processes (replica of first: 2, replica of second: 2) need at least 1 logical CPU and 2 "
+        "GPUs each on one node, 3 of them fit (one 1, two 1, three 1); add nodes, or ask for fewer processes "
+        "(source_models[].replicas) or for smaller ones (source_models[].num_cpus, source_models[].num_gpus or "
+        "source_models[].tensor_parallel_size)"
     ]
     assert faults(wanted, *rooms[1:], room(8, 4, "four")) == []
 

@@ -49,8 +49,8 @@ def test_a_cluster_that_is_starting_is_waited_for_with_a_line_every_half_minute(
     wait_for_room(workers(4, 1.0), 10.0, say)
     assert cluster.now == 60.0 + waiting.LOOK_SECONDS
     assert said[1] == (
-        "waiting for the cluster, 0.5 of at most 10 minutes: cluster: the run reserves 4 logical GPUs at once, "
-        "the cluster has 1"
+        "waiting for the cluster, 0.5 of at most 10 minutes: cluster: the run reserves 4 GPUs at once, the "
+        "cluster has 1"
     )
 
 
