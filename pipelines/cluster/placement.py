@@ -48,6 +48,10 @@ class Room:
         cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
         return cls(node.get("NodeManagerHostname", ""), node.get("Labels", {}), cpus, gpus, devices)
 
+    def can_hold(self, need: Need) -> bool:
+        """Whether one process of a need fits here if nothing else does, by its labels too."""
+        return has_labels(self.labels, need.labels) and self.most(need) > 0
+
     def most(self, need: Need) -> float:
         """How many processes of a need fit here if nothing else does; infinity for one that reserves nothing."""
         gpus = _times(self.gpus, need.gpus)

@@ -24,6 +24,9 @@ Key = TypeVar("Key", bound=Hashable)
 #: Seconds between two looks at the tasks, and between two signs of life of each.
 LOOK_SECONDS, SIGN_SECONDS = 1.0, 2.0
 
+#: After so many seconds a sign of life says nothing more: its process may have been lost with its node.
+SIGN_LASTS_SECONDS = 3 * SIGN_SECONDS
+
 #: A process that uses less of a core stands still: Ray's own threads in it need a little.
 LEAST_SHARE = 0.02
 
@@ -54,43 +57,45 @@ def answers(
     signs = ray.remote(num_cpus=0, scheduling_strategy=here)(Signs).remote()
     task = ray.remote(num_cpus=need.cpus, num_gpus=need.gpus, label_selector=dict(need.labels))(at_work)
     task = task.options(name=work.__name__)
-    running = {task.remote(signs, str(key), work, *arguments): key for key, arguments in asked.items()}
-    found: dict[Key, Any] = {}
-    watch = _Watch(need, stall_minutes, say)
+    keys = list(asked)
+    running = {task.remote(signs, number, work, *asked[key]): number for number, key in enumerate(keys)}
+    found: dict[int, Any] = {}
+    watch = _Watch(need, [str(key) for key in keys], stall_minutes, say)
     try:
         while running:
             done, _ = ray.wait(list(running), timeout=LOOK_SECONDS)
             found |= {running.pop(one): ray.get(one) for one in done}
             if running:
-                watch.see([str(key) for key in running.values()], ray.get(signs.seen.remote()))
+                watch.see(list(running.values()), ray.get(signs.seen.remote()))
     finally:
         for one in running:
             ray.cancel(one, force=True)
-    return {key: found[key] for key in asked}
+    return {key: found[number] for number, key in enumerate(keys)}
 
 
 class Signs:
-    """An actor that hears how much processor time each task has used."""
+    """An actor that hears how much processor time each task has used. Tasks are numbers, for two may have one name."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
+        self._heard: dict[int, tuple[float, float]] = {}
 
-    def hear(self, task: str, seconds: float) -> None:
+    def hear(self, task: int, seconds: float) -> None:
         """Take in the processor time of a task's process so far."""
-        self._seconds[task] = seconds
+        self._heard[task] = time.monotonic(), seconds
 
-    def seen(self) -> dict[str, float]:
-        """Task to seconds of all that have begun."""
-        return self._seconds
+    def seen(self) -> dict[int, float]:
+        """Task to seconds of all that have given a sign lately."""
+        now = time.monotonic()
+        return {task: seconds for task, (heard, seconds) in self._heard.items() if now - heard < SIGN_LASTS_SECONDS}
 
 
-def at_work(signs: ActorHandle, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+def at_work(signs: ActorHandle, task: int, work: Callable[..., Any], *arguments: Any) -> Any:
     """Do a task's work, and give signs of life meanwhile."""
     ended = threading.Event()
 
     def give_signs() -> None:
         while not ended.is_set():
-            signs.hear.remote(name, time.process_time())
+            signs.hear.remote(task, time.process_time())
             ended.wait(SIGN_SECONDS)
 
     threading.Thread(target=give_signs, name="signs of life", daemon=True).start()
@@ -103,21 +108,22 @@ def at_work(signs: ActorHandle, name: str, work: Callable[..., Any], *arguments:
 class _Watch:
     """Says what tasks wait for, and ends the wait for tasks that stand still."""
 
-    def __init__(self, need: Need, stall_minutes: float, say: Callable[[str], None]):
+    def __init__(self, need: Need, names: Sequence[str], stall_minutes: float, say: Callable[[str], None]):
         self._need = need
+        self._names = names
         self._minutes = stall_minutes
         self._say = say
-        self._seconds: dict[str, float] = {}
+        self._seconds: dict[int, float] = {}
         self._moved = time.monotonic()
         self._said = 0.0
-        self._running: Sequence[str] = ()
+        self._running: Sequence[int] = ()
 
-    def see(self, running: Sequence[str], seconds: Mapping[str, float]) -> None:
+    def see(self, running: Sequence[int], seconds: Mapping[int, float]) -> None:
         """Compare the tasks with those of the last look that found something moving.
 
         Args:
             running: tasks without an answer.
-            seconds: processor time of each that has begun.
+            seconds: processor time of each that has given a sign lately.
 
         Raises:
             FusionError: nothing has moved for too long.
@@ -141,13 +147,14 @@ class _Watch:
         self._said = now
         self._say(f"the evaluation stands still, {quiet / 60:.1f} of at most {self._minutes:g} minutes: {state}")
 
-    def _state(self, seconds: Mapping[str, float]) -> str:
+    def _state(self, seconds: Mapping[int, float]) -> str:
         """What each task does, and what is missing for those that wait."""
-        begun = [task for task in self._running if task in seconds]
-        waiting = [task for task in self._running if task not in seconds]
+        begun = [self._names[task] for task in self._running if task in seconds]
+        waiting = [self._names[task] for task in self._running if task not in seconds]
         parts = [f"{', '.join(begun)}: has begun and uses no processor time"] if begun else []
         if waiting:
             missing = missing_room([self._need], *rooms_now())
-            reasons = "; ".join(f"{fault.where}: {fault.what}" for fault in missing) or "its process is starting"
+            reasons = "; ".join(f"{fault.where}: {fault.what}" for fault in missing)
+            reasons = reasons or "there is one, so its process is starting, or gives no sign of life"
             parts.append(f"{', '.join(waiting)}: waits for a node; {reasons}")
         return "; ".join(parts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import ray
@@ -21,14 +20,9 @@ from pipelines.evaluation.answers import answers
 from pipelines.evaluation.bits_per_byte import Scores, Text, bits_per_byte, over_common_bytes, score_texts
 from pipelines.evaluation.ensemble import ensemble
 from pipelines.evaluation.merges import parts_of, write_merge
-from pipelines.evaluation.models import compared_models, evaluation_labels, named
+from pipelines.evaluation.models import compared_models, named
+from pipelines.evaluation.needs import merge_need, model_need
 from pipelines.evaluation.tasks import TaskScores, run_tasks
-
-
-def evaluation_needs(spec: FusionSpec) -> tuple[Need, ...]:
-    """What the evaluation needs of a cluster: room for one model at a time; nothing if nothing is evaluated."""
-    settings = spec.evaluation
-    return (_model_need(spec),) if settings.corpora or settings.tasks or settings.merges else ()
 
 
 def evaluate_models(spec: FusionSpec) -> EvaluationResult:
@@ -97,7 +91,7 @@ def _merged(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[str, Che
         label: (recipe, [named(models, part) for part in parts_of(recipe)], os.path.join(folder, label))
         for label, recipe in spec.evaluation.merges.items()
     }
-    written = _answers(spec, replace(_model_need(spec), who="merge", gpus=0.0), write_merge, asked)
+    written = _answers(spec, merge_need(spec), write_merge, asked)
     return {label: Checkpoint(place) for label, place in written.items()}
 
 
@@ -109,7 +103,7 @@ def _bits_per_byte(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[s
     window = (spec.training.block_length, settings.stride_tokens, settings.batch_tokens, _device(spec))
     checkpoints = dict.fromkeys([*models.values(), *(name for names in members.values() for name in names)])
     asked = {checkpoint: (checkpoint, texts, *window) for checkpoint in checkpoints}
-    scored = _answers(spec, _model_need(spec), score_texts, asked)
+    scored = _answers(spec, model_need(spec), score_texts, asked)
     found = {label: scored[checkpoint] for label, checkpoint in models.items()}
     found |= {label: _ensemble([scored[name] for name in names]) for label, names in members.items()}
     return {
@@ -128,23 +122,11 @@ def _ensemble(members: Sequence[Scores]) -> Scores:
 
 def _task_scores(spec: FusionSpec, models: Mapping[str, Checkpoint]) -> dict[str, TaskScores]:
     asked = {label: (checkpoint, spec.evaluation, _device(spec)) for label, checkpoint in models.items()}
-    return _answers(spec, _model_need(spec), run_tasks, asked)
+    return _answers(spec, model_need(spec), run_tasks, asked)
 
 
 def _answers(spec: FusionSpec, need: Need, work: Callable[..., Any], asked: Mapping[Any, Sequence[Any]]) -> dict:
     return answers(need, work, asked, spec.cluster.stall_minutes, warn)
-
-
-def _model_need(spec: FusionSpec) -> Need:
-    return Need(
-        "evaluation",
-        "evaluated model",
-        1.0,
-        spec.training.num_gpus_per_worker,
-        labels=evaluation_labels(spec),
-        labels_where="evaluation.labels" if spec.evaluation.labels else "cluster.training_labels",
-        size_fields=("training.num_gpus_per_worker",),
-    )
 
 
 def _device(spec: FusionSpec) -> str:

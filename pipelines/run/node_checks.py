@@ -16,13 +16,15 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from engine.corpus.files import find_files
+from engine.corpus.store import FIRST_PAUSE_SECONDS, TRIES
 from engine.errors import Fault, PreflightError, first_line
 from engine.model_files.local import CACHE_DIR
 from engine.spec import FusionSpec, SourceModelSpec, TargetModelSpec
-from pipelines.cluster.placement import has_labels
+from pipelines.cluster.placement import Room
 from pipelines.evaluation.merges import parts_of
-from pipelines.evaluation.models import evaluation_labels
+from pipelines.evaluation.needs import evaluation_needs, merge_need
 from pipelines.run.lease import LEASE_FILE
+from pipelines.stream.needs import stream_needs
 from pipelines.stream.output_folder import local_folder_faults
 from pipelines.stream.sizes import FlowPlan
 
@@ -45,7 +47,7 @@ class Duties:
     """What may run on a node.
 
     Attributes:
-        reads: readers and aligners; they need CPUs and no label.
+        reads: readers and aligners; they need no label.
         scores: source models.
         trains: training workers.
         evaluates: models that are evaluated after training, and merges.
@@ -58,14 +60,15 @@ class Duties:
 
     @classmethod
     def of(cls, spec: FusionSpec, node: Mapping[str, Any]) -> Duties:
-        """The duties of a node as ``ray.nodes`` returns it."""
-        labels, settings = node.get("Labels", {}), spec.evaluation
+        """The duties of a node as ``ray.nodes`` returns it: of all whose labels it has, those that fit on it."""
+        *sources, worker, reader, aligner = stream_needs(spec, readers=1, aligners=1)
+        merge = (merge_need(spec),) if spec.evaluation.merges else ()
+        room = Room.of(node, node["Resources"])
         return cls(
-            reads=node["Resources"].get("CPU", 0.0) > 0,
-            scores=has_labels(labels, spec.cluster.source_model_labels),
-            trains=has_labels(labels, spec.cluster.training_labels),
-            evaluates=bool(settings.corpora or settings.tasks or settings.merges)
-            and has_labels(labels, evaluation_labels(spec)),
+            reads=any(map(room.can_hold, (reader, aligner))),
+            scores=any(map(room.can_hold, sources)),
+            trains=room.can_hold(worker),
+            evaluates=any(map(room.can_hold, (*evaluation_needs(spec), *merge))),
         )
 
 
@@ -130,6 +133,17 @@ class _Look:
     reach: Callable[[str], list[Fault]]
 
     def faults(self) -> list[Fault]:
+        """The faults of the last look; a store may fail for a moment, and is asked as often as by a reader."""
+        is_in_store = "://" in self.place.replace("file://", "")
+        found = self._faults_now()
+        for number in range(TRIES - 1 if is_in_store else 0):
+            if not found:
+                break
+            time.sleep(FIRST_PAUSE_SECONDS * 2**number)
+            found = self._faults_now()
+        return found
+
+    def _faults_now(self) -> list[Fault]:
         remedy = _REACH if "://" in self.place else _COPY
         try:
             return [fault if fault.remedy else replace(fault, remedy=remedy) for fault in self.reach(self.place)]
@@ -220,11 +234,13 @@ def _held_out(where: str, paths: Sequence[str], _place: str) -> list[Fault]:
 
 
 def _same_folder(mark: bytes | None, output_dir: str) -> list[Fault]:
-    """A fault if the output folder is not the driver's."""
-    if _mark(output_dir) == mark:
-        return []
-    reason = f"{output_dir} is not the folder that the driver writes"
-    return [Fault("run.output_dir", reason, "give a URL (s3://...), or a folder that all nodes share")]
+    """A fault if the output folder is not the driver's, or a shared one cannot be written here."""
+    if _mark(output_dir) != mark:
+        reason = f"{output_dir} is not the folder that the driver writes"
+        return [Fault("run.output_dir", reason, "give a URL (s3://...), or a folder that all nodes share")]
+    protocol, _, folder = output_dir.rpartition("://")
+    faults = local_folder_faults("run.output_dir", folder) if protocol in ("", "file") else []
+    return [replace(fault, remedy="mount it for writing on every node that needs it") for fault in faults]
 
 
 def _mark(output_dir: str) -> bytes | None:

@@ -30,8 +30,9 @@ from pipelines.cluster.autoscaling import NodesInUse, release_nodes
 from pipelines.cluster.failures import readable_errors
 from pipelines.cluster.ray_metrics import RayMetrics
 from pipelines.cluster.session import ray_session, spilled_bytes
-from pipelines.evaluation.evaluate import evaluate_models, evaluation_needs
+from pipelines.evaluation.evaluate import evaluate_models
 from pipelines.evaluation.models import comparison_faults
+from pipelines.evaluation.needs import evaluation_needs
 from pipelines.run.event_log import EventLog
 from pipelines.run.lease import lease
 from pipelines.run.live_page import LivePage

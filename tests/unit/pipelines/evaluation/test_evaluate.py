@@ -13,6 +13,7 @@ from engine.spec import ClusterSpec
 from engine.spec.loading import parse
 from pipelines.evaluation import evaluate
 from pipelines.evaluation.bits_per_byte import ScoredText
+from pipelines.evaluation.needs import evaluation_needs
 from pipelines.evaluation.tasks import TaskScores
 from tests.support.failing_store import failing_store
 
@@ -68,11 +69,11 @@ def test_the_evaluation_runs_where_training_does_unless_the_spec_says_elsewhere(
         "cluster": ClusterSpec(training_labels={"pool": "training"}),
         "evaluation": spec.evaluation.model_copy(update={"labels": own}),
     }
-    (need,) = evaluate.evaluation_needs(spec.model_copy(update=changes))
+    (need,) = evaluation_needs(spec.model_copy(update=changes))
     assert need.labels == expected
     assert need.labels_where == ("evaluation.labels" if own else "cluster.training_labels")
     nothing = changes["evaluation"].model_copy(update={"corpora": {}})
-    assert evaluate.evaluation_needs(spec.model_copy(update={"evaluation": nothing})) == ()
+    assert evaluation_needs(spec.model_copy(update={"evaluation": nothing})) == ()
 
 
 def test_all_models_and_ensembles_of_a_table_are_compared_over_the_same_bytes(spec, monkeypatch):

@@ -34,7 +34,7 @@ def spec(tmp_path) -> FusionSpec:
 
 
 @pytest.fixture
-def store():
+def store(monkeypatch):
     """A store ``closed://`` without buckets, which wants credentials for ``closed://mine``."""
 
     class Closed(MemoryFileSystem):
@@ -46,6 +46,7 @@ def store():
             raise FileNotFoundError("The specified bucket does not exist")
 
     fsspec.register_implementation("closed", Closed, clobber=True)
+    monkeypatch.setattr(node_checks, "FIRST_PAUSE_SECONDS", 0.0)
 
 
 def changed(spec: FusionSpec, section: str, **fields) -> FusionSpec:
@@ -67,7 +68,8 @@ def test_a_model_is_looked_for_where_it_is_needed(spec):
     assert lacks(spec, reads=True) == [missing], "readers and aligners load every model's tokenizer"
 
 
-def test_a_protocol_without_its_package_is_named(spec):
+def test_a_protocol_without_its_package_is_named(spec, monkeypatch):
+    monkeypatch.setattr(node_checks, "FIRST_PAUSE_SECONDS", 0.0)
     (fault,) = lacks(changed(spec, "alignment", cache_dir="nothing://models/x"), reads=True)[1:]
     assert fault.where == "alignment.cache_dir"
     assert "nothing://models/x cannot be used: ValueError" in fault.what
@@ -146,6 +148,60 @@ def test_the_output_folder_must_be_the_drivers(spec, tmp_path, protocol):
     )
     (folder / "lease.json").unlink()
     assert lacks(spec, mark=mark, evaluates=True) == [fault]
+
+
+def test_an_output_folder_that_cannot_be_written_is_a_fault(spec, tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "file").touch()
+    (fault,) = lacks(changed(spec, "run", output_dir=str(tmp_path / "file" / "out")), trains=True)
+    assert fault.what.endswith("file/out cannot be made or written: Not a directory")
+    assert fault.remedy == "mount it for writing on every node that needs it"
+
+
+def test_a_store_that_fails_for_a_moment_is_asked_again(spec, tmp_path, monkeypatch):
+    (tmp_path / "target").mkdir()
+    pauses: list[float] = []
+    monkeypatch.setattr(node_checks.time, "sleep", pauses.append)
+
+    def first_bytes(path: str) -> list[Fault]:
+        if len(pauses) < 3:
+            raise ConnectionError("reset by peer")
+        return []
+
+    monkeypatch.setattr(node_checks, "_first_bytes", first_bytes)
+    assert lacks(spec, {"corpus.paths": "slow://a.jsonl"}, reads=True) == []
+    assert pauses == [1.0, 2.0, 4.0]
+    pauses.clear()
+    assert len(lacks(spec, {"corpus.paths": "a.jsonl"}, reads=True)) == 1
+    assert pauses == [], "a file of this machine is there or not"
+
+
+MERGES = {"m": {"method": "linear", "models": ["a", "b"]}}
+
+
+@pytest.mark.parametrize(
+    ("resources", "evaluation", "expected"),
+    [
+        ({"CPU": 8.0, "GPU": 1.0}, {"tasks": ["one"]}, Duties(True, True, True, True)),
+        ({"CPU": 8.0}, {"tasks": ["one"]}, Duties(reads=True)),
+        ({"CPU": 8.0}, {"merges": MERGES}, Duties(reads=True, evaluates=True)),
+        ({"CPU": 0.5}, {}, Duties(reads=True)),
+        ({}, {"tasks": ["one"]}, Duties()),
+    ],
+    ids=["a GPU", "CPUs alone", "merges need no GPU", "room for a reader", "a head that takes no work"],
+)
+def test_a_node_has_the_duties_that_fit_on_it(resources, evaluation, expected):
+    spec = FusionSpec.model_validate(
+        {
+            "run": {"name": "x", "output_dir": "out"},
+            "corpus": {"paths": ["a.jsonl"]},
+            "target_model": {"checkpoint": "target"},
+            "source_models": [{"name": "one", "checkpoint": "one", "num_gpus": 1}],
+            "training": {"num_gpus_per_worker": 1},
+            "evaluation": evaluation,
+        }
+    )
+    assert Duties.of(spec, {"Resources": resources, "Labels": {"ray.io/node-id": "0"}}) == expected
 
 
 @pytest.fixture
