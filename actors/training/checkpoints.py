@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from actors.training.checkpoint_index import STATE_FILE, complete, read_state
+from actors.training.checkpoint_index import STATE_FILE, TRIES, complete, read_state
 from actors.training.target_model import TargetModel
-from engine.errors import TrainingError
+from engine.errors import StoreError, TrainingError
+from engine.store import is_there, opened
 
 #: The weights that are trained: of a model with adapters the adapters alone.
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -123,16 +127,10 @@ def load(target: TargetModel, folder: str) -> dict[str, Any]:
 
     Raises:
         TrainingError: the checkpoint is damaged or belongs to another model.
+        StoreError: its store has failed for minutes, on this worker or another; Ray Train starts the workers again.
     """
     content = _content(target)
-    try:
-        dcp.load(content, storage_reader=FsspecReader(folder))
-    except CheckpointException as error:  # a BaseException, which no handler of Exception further up would catch
-        raise TrainingError(
-            f"checkpoint {folder}: does not fit the target model {target.config.model_type}, or is damaged: "
-            f"{_first_failure(error)}. Choose another run.output_dir, or delete this checkpoint to go on from "
-            f"the one before"
-        ) from error
+    _read(content, target, folder)
     set_state_dict(
         target.model,
         target.optimizer,
@@ -143,6 +141,52 @@ def load(target: TargetModel, folder: str) -> dict[str, Any]:
     state = read_state(folder)
     target.step = state["step"]
     return state
+
+
+def _read(content: dict[str, Any], target: TargetModel, folder: str) -> None:
+    """Fill tensors of this worker with what the checkpoint has for them."""
+    try:
+        dcp.load(content, storage_reader=_CheckpointReader(folder))
+        return
+    except CheckpointException as error:  # a BaseException, which no handler of Exception further up would catch
+        failures = [failure for failure, _ in error.failures.values()]
+        lost = next((failure for failure in failures if isinstance(failure, StoreError)), None)
+        if lost is None:
+            raise TrainingError(
+                f"checkpoint {folder}: does not fit the target model {target.config.model_type}, or is damaged: "
+                f"{_first_failure(error)}. Choose another run.output_dir, or delete this checkpoint to go on from "
+                f"the one before"
+            ) from error
+    raise StoreError(str(lost))  # without a cause: a person reads the innermost error
+
+
+class _CheckpointReader(FsspecReader):
+    """Reads a checkpoint, each file again where its store has failed; torch's own has one try.
+
+    Raises:
+        StoreError: the store has failed for minutes.
+    """
+
+    def __init__(self, folder: str):
+        super().__init__(folder)
+        self.fs = _StoreFiles()
+        # Read before torch asks for it: there any error of the store would become one of torch's own.
+        with self.fs.create_stream(self._get_metadata_path(), "rb") as file:
+            self._metadata = file.read()
+
+    def read_metadata(self) -> Metadata:
+        """The shards that the checkpoint has."""
+        return pickle.loads(self._metadata)
+
+
+class _StoreFiles(FileSystem):
+    """The files of a store as torch asks for them, only to be read."""
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[BinaryIO]:
+        """A file that is opened again after an error."""
+        with opened(os.fspath(path), TRIES) as file:
+            yield file
 
 
 def _first_failure(error: BaseException) -> BaseException:
@@ -175,7 +219,7 @@ def _delete(folder: str) -> None:
     """Delete a checkpoint if it exists, its marker first: an interruption must not leave one that looks complete."""
     filesystem, path = fsspec.core.url_to_fs(folder)
     marker = os.path.join(path, STATE_FILE)
-    if filesystem.exists(marker):
+    if is_there(filesystem, marker):
         filesystem.rm_file(marker)
-    if filesystem.exists(path):
+    if is_there(filesystem, path):
         filesystem.rm(path, recursive=True)

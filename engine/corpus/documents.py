@@ -3,7 +3,7 @@
 A corpus is read in units, a file, a row group of a Parquet file or a part of a JSONL file, so that many readers can
 share one big file. Reading may begin after any row of a unit (``CorpusUnit.after``). Bad input is never lost: a row or
 file whose content cannot be read becomes an ``Unreadable`` that names file, row and reason. A store that does not give
-a file is no fault of its content: it is asked again, and then a ``StoreError`` says so (``engine.corpus.store``).
+a file is no fault of its content: it is asked again, and then a ``StoreError`` says so (``engine.store``).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 import pyarrow.parquet
 
 from engine.corpus.files import CorpusUnit, kind_of_file
-from engine.corpus.store import opened
 from engine.errors import RecordError, StoreError, printable
+from engine.store import opened
 from engine.text.chat import ASSISTANT, CALLS, REASONING, Message, is_answer
 
 #: Keys of a message that a chat template may read besides role and content.

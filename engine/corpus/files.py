@@ -13,10 +13,10 @@ import fsspec
 import pyarrow.parquet
 from fsspec.spec import AbstractFileSystem
 
-from engine.corpus.store import opened, size_of
 from engine.errors import Fault, StoreError, first_line, printable
 from engine.model_files.inspection import is_lfs_pointer
 from engine.spec import CorpusSpec
+from engine.store import NOT_THERE, opened, size_of
 
 SUFFIXES = (".parquet", ".jsonl", ".txt")
 COMPRESSIONS = (".gz", ".zst")
@@ -140,7 +140,7 @@ def _matches(pattern: str) -> list[tuple[str, str]]:
         return [(path, "link")]  # to nothing
     try:
         found = {path: filesystem.info(path)}
-    except (FileNotFoundError, NotADirectoryError):
+    except NOT_THERE:
         found = _glob(filesystem, path)
     if not found and "[" in path:
         found = _glob(filesystem, path.replace("[", "[[]"))
@@ -178,7 +178,7 @@ def _named(filesystem: AbstractFileSystem, folder: str, part: str) -> list[dict[
         return [info for info in inside if fnmatchcase(_last_part(info), part)]
     try:  # a folder that may not be listed can still be entered
         return [filesystem.info(f"{folder.rstrip('/')}/{part}")]
-    except (FileNotFoundError, NotADirectoryError):
+    except NOT_THERE:
         return []
 
 

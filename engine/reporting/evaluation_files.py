@@ -10,6 +10,7 @@ from typing import Any
 
 import fsspec
 
+from engine import store
 from engine.history.result import EvaluationResult
 from engine.spec import FusionSpec
 
@@ -39,11 +40,10 @@ def write_evaluation(spec: FusionSpec, evaluation: EvaluationResult) -> list[str
 
 def read_evaluation(output_dir: str) -> EvaluationResult:
     """The evaluation in an output folder; an empty one if there is none."""
-    filesystem, folder = fsspec.core.url_to_fs(output_dir)
-    path = os.path.join(folder, JSON_FILE)
-    if not filesystem.exists(path):
+    data = store.content(os.path.join(output_dir, JSON_FILE))
+    if data is None:
         return EvaluationResult()
-    document = _with_nan(json.loads(filesystem.cat_file(path)))
+    document = _with_nan(json.loads(data))
     return EvaluationResult(**{field.name: document[field.name] for field in fields(EvaluationResult)})
 
 

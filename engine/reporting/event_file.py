@@ -11,6 +11,8 @@ from typing import Any
 
 import fsspec
 
+from engine.store import content
+
 #: A file with more lines loses its older half.
 MOST_LINES = 10_000
 
@@ -30,7 +32,7 @@ class EventFile:
     def __init__(self, url: str):
         self._filesystem, self._path = fsspec.core.url_to_fs(url)
         self.is_on_disk = "file" in self._filesystem.protocol
-        self._lines = self._whole_lines()
+        self._lines = _whole_lines(url)
         self._num_written = 0  # the first writing leaves out half a line that a crash has left
 
     def add(self, event: str, at: float, run: str, step: int, fields: Mapping[str, Any]) -> None:
@@ -77,11 +79,10 @@ class EventFile:
         else:
             self._filesystem.pipe_file(self._path, data)
 
-    def _whole_lines(self) -> list[str]:
-        if not self._filesystem.exists(self._path):
-            return []
-        text = self._filesystem.cat_file(self._path).decode("utf8", "replace")
-        return text.split("\n")[:-1][-MOST_LINES:]
+
+def _whole_lines(url: str) -> list[str]:
+    data = content(url)
+    return [] if data is None else data.decode("utf8", "replace").split("\n")[:-1][-MOST_LINES:]
 
 
 def _finite(value: Any) -> Any:

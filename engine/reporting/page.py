@@ -31,6 +31,7 @@ from engine.reporting.plots import plots
 from engine.reporting.token_view import data_in, token_view
 from engine.spec import FusionSpec
 from engine.spec.loading import dump_spec
+from engine.store import content
 
 #: Parts of the page, in its order.
 PARTS = (
@@ -84,8 +85,8 @@ def write_page(text: str, url: str) -> None:
 
 def earlier_data(url: str) -> dict[str, Any]:
     """The data of the token view in the page that is there; empty if there is none."""
-    filesystem, path = fsspec.core.url_to_fs(url)
-    return data_in(filesystem.cat_file(path).decode("utf8")) if filesystem.exists(path) else {}
+    page = content(url)
+    return {} if page is None else data_in(page.decode("utf8"))
 
 
 def render_report(spec: FusionSpec, result: RunResult, status: Status, tokens: Mapping[str, Any] | None = None) -> str:

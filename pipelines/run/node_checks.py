@@ -16,10 +16,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from engine.corpus.files import find_files
-from engine.corpus.store import FIRST_PAUSE_SECONDS, TRIES
 from engine.errors import Fault, PreflightError, first_line
 from engine.model_files.local import CACHE_DIR
 from engine.spec import FusionSpec, SourceModelSpec, TargetModelSpec
+from engine.store import FIRST_PAUSE_SECONDS, TRIES
 from pipelines.cluster.placement import Room
 from pipelines.evaluation.merges import parts_of
 from pipelines.evaluation.needs import evaluation_needs, merge_need

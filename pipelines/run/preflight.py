@@ -11,10 +11,11 @@ import fsspec
 from actors.training.checkpoint_index import checkpoints_folder, latest
 from engine.corpus.first_rows import unreadable_corpus
 from engine.corpus.shards import fingerprint
-from engine.errors import Fault, PreflightError
+from engine.errors import Fault, PreflightError, StoreError
 from engine.reporting.trackers import tracker_faults
 from engine.spec import EvaluationSpec, FusionSpec
 from engine.spec.loading import dump_spec, load_spec
+from engine.store import content
 from pipelines.evaluation.models import comparison_faults
 from pipelines.stream.output_folder import written_folder_faults
 from pipelines.stream.sizes import FlowPlan, derive_flow
@@ -86,16 +87,15 @@ def _occupied(spec: FusionSpec) -> list[Fault]:
     A run that has failed before its first checkpoint may be started again with a corrected spec.
     """
     try:
-        filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
-        path = os.path.join(folder, SPEC_FILE)
-        if not filesystem.exists(path):
+        data = content(os.path.join(spec.run.output_dir, SPEC_FILE))
+        if data is None:
             return []
-        earlier = load_spec(_yaml(filesystem.cat_file(path)))
+        earlier = load_spec(_yaml(data))
+        if _essence(earlier) == _essence(spec) or latest(checkpoints_folder(spec.run.output_dir)) is None:
+            return []
     except Exception as error:  # any filesystem's own error, none installed, or a spec that is no longer one
         reason = f"{spec.run.output_dir} cannot be used: {type(error).__name__}: {error}"
         return [Fault("run.output_dir", reason, "choose another folder")]
-    if _essence(earlier) == _essence(spec) or latest(checkpoints_folder(spec.run.output_dir)) is None:
-        return []
     difference = _first_difference(earlier, spec)
     if difference.startswith(f"its {_RETIRE_STEPS}"):
         difference += ": a source with retire is judged at each checkpoint, by the steps since the one before"
@@ -105,11 +105,13 @@ def _occupied(spec: FusionSpec) -> list[Fault]:
 
 def _other_corpus(spec: FusionSpec, flow: FlowPlan) -> list[Fault]:
     """A fault if the run has learned something of a corpus with other shards; the ledger knows only their numbers."""
-    filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
-    path = os.path.join(folder, CORPUS_FILE)
-    if not filesystem.exists(path) or latest(checkpoints_folder(spec.run.output_dir)) is None:
-        return []
-    earlier, now = json.loads(filesystem.cat_file(path)), _corpus(flow)
+    try:
+        data = content(os.path.join(spec.run.output_dir, CORPUS_FILE))
+        if data is None or latest(checkpoints_folder(spec.run.output_dir)) is None:
+            return []
+    except StoreError as error:
+        return [Fault("run.output_dir", str(error))]
+    earlier, now = json.loads(data), _corpus(flow)
     if earlier == now:
         return []
     seen = f"it had {earlier['units']} units in {earlier['shards']} shards, now {now['units']} in {now['shards']}"

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-import fsspec
 import yaml
 
 from actors.training.checkpoint_index import recorded_steps
@@ -18,6 +17,7 @@ from engine.reporting.comparison import Run, render_comparison
 from engine.reporting.evaluation_files import read_evaluation
 from engine.reporting.page import Status, earlier_data, render_report, write_page
 from engine.spec.loading import load_spec
+from engine.store import content
 from pipelines.run.preflight import SPEC_FILE
 from pipelines.run.result import REPORT_FILE, result_of
 
@@ -61,14 +61,14 @@ def recorded_run(output_dir: str) -> Run:
 
     Raises:
         FusionError: the folder holds no run.
+        StoreError: the folder cannot be read.
     """
-    filesystem, folder = fsspec.core.url_to_fs(output_dir)
-    path = os.path.join(folder, SPEC_FILE)
-    if not filesystem.exists(path):
+    data = content(os.path.join(output_dir, SPEC_FILE))
+    if data is None:
         raise FusionError(
             f"{output_dir}: holds no run, for it has no {SPEC_FILE}; give the folder of run.output_dir of a run"
         )
-    spec = load_spec(yaml.safe_load(filesystem.cat_file(path)))
+    spec = load_spec(yaml.safe_load(data))
     spec = spec.model_copy(update={"run": spec.run.model_copy(update={"output_dir": output_dir})})
     history = recorded_steps(output_dir)
     seconds = history[-1].elapsed_seconds if history else 0.0

@@ -32,18 +32,24 @@ from engine.history.result import StepRecord
 from engine.history.retirement import retired_sources
 from engine.history.totals import bytes_by_domain
 from engine.spec import CorpusSpec, FusionSpec
-from pipelines.stream.sizes import FlowPlan, mapping_sample
+from pipelines.stream.sizes import FlowPlan
 from pipelines.stream.stages import ONE_BATCH, AlignerStage, PassageReaderStage, SourceModelStage, pool, reader_pool
 
 
 def fused_blocks(
-    spec: FusionSpec, flow: FlowPlan, learned: Ledger, history: Sequence[StepRecord], monitor: ActorHandle
+    spec: FusionSpec,
+    flow: FlowPlan,
+    sample: Sequence[str],
+    learned: Ledger,
+    history: Sequence[StepRecord],
+    monitor: ActorHandle,
 ) -> Dataset:
     """The stream of training blocks (``records.TRAINING_BLOCK``); a row is what one worker learns of a batch.
 
     Args:
         spec: of the run.
         flow: the sizes that ``pipelines.stream.sizes`` has derived from it.
+        sample: text that a statistical mapping is counted on, see ``sizes.mapping_sample``.
         learned: training blocks that are never learned again, and where the reading of the others begins.
         history: of the steps so far, for the bytes of each domain and the retired source models.
         monitor: the run's ``RunMonitor`` actor.
@@ -94,7 +100,7 @@ def fused_blocks(
             "sources": list(zip([source.name for source in spec.source_models], flow.checkpoints[1:], strict=True)),
             "fusion": spec.fusion,
             "alignment": spec.alignment,
-            "sample": mapping_sample(spec, flow),
+            "sample": sample,
             "conversations": bool(spec.corpus.messages_column),
             "retired": tuple(retired),
             "meter": Meter("align and fuse", monitor, spec.training.max_restarts),

@@ -29,7 +29,7 @@ from engine.spec import FusionSpec
 from pipelines.stream.fused_blocks import fused_blocks
 from pipelines.stream.restart_limit import RestartLimit
 from pipelines.stream.scheduling import Unhurried
-from pipelines.stream.sizes import FlowPlan
+from pipelines.stream.sizes import FlowPlan, mapping_sample
 from pipelines.stream.workers import SharedStream, train_share
 
 #: Share of the shared memory in use from which an idle stage may take more than its own part of it.
@@ -49,12 +49,13 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
         KeyboardInterrupt: by Ctrl-C; the workers have ended.
         Exception: an error of Ray's with that of a stage or worker inside; see ``pipelines.cluster.failures``.
     """
+    sample = mapping_sample(spec, flow)
     limit = RestartLimit(spec.run.output_dir, spec.training.max_restarts)
     while True:
         retired = retired_sources(recorded_steps(spec.run.output_dir))
         try:
             with _interruptible():
-                history = _trainer(spec, flow, monitor).fit().return_value
+                history = _trainer(spec, flow, sample, monitor).fit().return_value
         except ControllerError as error:  # Ray Train tries no start again in which a node or a store was lost
             limit.count(error)
             continue
@@ -62,15 +63,18 @@ def train(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> tuple[StepR
             return history
 
 
-def _trainer(spec: FusionSpec, flow: FlowPlan, monitor: ActorHandle) -> TorchTrainer:
+def _trainer(spec: FusionSpec, flow: FlowPlan, sample: list[str], monitor: ActorHandle) -> TorchTrainer:
     """Ray Train's trainer for the run from its last checkpoint on."""
 
     def stream() -> Dataset:
-        """The stream; Ray Train's controller calls this at the start and after every restart of the workers."""
+        """The stream; Ray Train's controller calls this at the start and after every restart of the workers.
+
+        An error here ends the run, so it reads the checkpoints alone, whose store is asked again for minutes.
+        """
         tune(DataContext.get_current())  # the driver's context does not reach the controller
         history = recorded_steps(spec.run.output_dir)
         monitor.begin_stream.remote(tuple(retired_sources(history)))
-        return fused_blocks(spec, flow, learned_blocks(spec.run.output_dir), history, monitor)
+        return fused_blocks(spec, flow, sample, learned_blocks(spec.run.output_dir), history, monitor)
 
     training = spec.training
     filesystem, state_folder = fsspec.core.url_to_fs(os.path.join(spec.run.output_dir, "logs"))

@@ -15,7 +15,7 @@ from engine.text.tokenization import PassageTokenizer
 from pipelines.cluster.needs import Need
 from pipelines.cluster.session import ray_session
 from pipelines.stream.fused_blocks import fused_blocks
-from pipelines.stream.sizes import derive_flow
+from pipelines.stream.sizes import derive_flow, mapping_sample
 from tests.oracles import fused_passage
 from tests.support.source_passages import passages
 
@@ -95,7 +95,7 @@ def test_the_stream_equals_the_slow_path(tmp_path, distributions, fusion, alignm
     flow = derive_flow(located)
     with ray_session(located, flow.needs):
         monitor = ray.remote(num_cpus=0)(RunMonitor).remote()
-        rows = fused_blocks(located, flow, Ledger(), (), monitor).take_all()
+        rows = fused_blocks(located, flow, mapping_sample(located, flow), Ledger(), (), monitor).take_all()
     target = PassageTokenizer.load(Checkpoint.of(located.target_model))
     sources = [PassageTokenizer.load(Checkpoint(source.checkpoint)) for source in located.source_models]
     streamed = passages_inside([block for row in rows for block in row[SHARE]], located.fusion.top_k)

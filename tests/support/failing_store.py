@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from engine.corpus import store
+from engine import store
 
 #: Bytes that a file of the store fetches at once, and that readers ask for, so that small files are many reads.
 BLOCK_BYTES = 1000
@@ -83,6 +83,8 @@ class FailingStore(AbstractFileSystem):
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> FailingFile:
         self.answer("open")
+        if path not in self.files:
+            raise FileNotFoundError(path)
         return FailingFile(self, path, mode, block_size=BLOCK_BYTES, size=len(self.files[path]))
 
 

@@ -17,11 +17,12 @@ from actors.training import target_model as target_model_module
 from actors.training.checkpoint_index import latest, read_state
 from actors.training.export import export
 from actors.training.target_model import Blocks, TargetModel, _positions, learning_rate_at
-from engine.errors import FusionError, TrainingError, causes
+from engine.errors import FusionError, StoreError, TrainingError, causes
 from engine.model_files.checkpoint import Checkpoint
 from engine.records import flat_values
 from engine.spec import LoraSpec, ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingSpec
 from tests.oracles import label_gain
+from tests.support.failing_store import failing_store
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tiny_tokenizers import byte_level_with_bos
 from tests.support.training_blocks import LENGTH, TOP_K, VOCABULARY, of_domain, training_blocks, with_bad_probability
@@ -417,6 +418,34 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path):
     checkpoints.save(model, str(tmp_path / "step-00000000"), {}).result()
     with pytest.raises(TrainingError, match=r"step-00000000: does not fit the target model gpt2"):
         checkpoints.load(target(tiny_checkpoint(tmp_path / "gpt2", "gpt2")), str(tmp_path / "step-00000000"))
+
+
+def test_a_checkpoint_that_its_store_does_not_give_is_neither_damaged_nor_refused(tmp_path):
+    model = target(tiny_checkpoint(tmp_path / "model", "llama"))
+    folder = tmp_path / "step-00000000"
+    checkpoints.save(model, str(folder), {"at": 1}).result()
+    with failing_store() as store:
+        for path in folder.iterdir():
+            store.write(f"{folder.name}/{path.name}", path.read_bytes())
+        url = f"failing://{folder.name}"
+        store.fail()
+        assert checkpoints.load(model, url) == {"at": 1, "step": 0}
+        reads = store.asked["read"]
+        assert reads > 20
+        store.fail(open={1, 2, 4}, read=range(1, reads, 5))
+        assert checkpoints.load(model, url) == {"at": 1, "step": 0}
+        for first in (1, 2, reads // 2, reads):  # its metadata, its tensors and its journal
+            store.fail(read=range(first, 10**9))
+            with pytest.raises(StoreError, match=r"step-00000000.* cannot be read.*PayloadError.*tried 9") as raised:
+                checkpoints.load(model, url)
+            assert list(causes(raised.value)) == [raised.value], "the one that a person reads at the end"
+        store.fail()
+        for name in (".metadata", "__0_0.distcp"):
+            whole = store.files[f"{folder.name}/{name}"]
+            store.write(f"{folder.name}/{name}", whole[:50] + bytes(len(whole) - 50))
+            with pytest.raises(TrainingError, match=r"step-00000000: does not fit .*, or is damaged"):
+                checkpoints.load(model, url)
+            store.write(f"{folder.name}/{name}", whole)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -1,9 +1,10 @@
-"""Files of the corpus, at any fsspec URL, whose store may fail for a moment.
+"""Files at any path or fsspec URL, whose store may fail for a moment.
 
 After an error a file is opened again, where its reading has come to: a reader neither loses anything nor reads anything
 twice. A file here gives its bytes or raises a ``StoreError``, so any other error of a reader is one of the content. The
 types of errors do not tell the two apart: Arrow raises an ``OSError`` for a damaged file, and clients of stores raise
-errors that are none.
+errors that are none. A file that is not there is one that the store denies; where it gives no answer, none is guessed,
+as ``exists`` of fsspec would.
 """
 
 from __future__ import annotations
@@ -13,23 +14,55 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
+from fsspec.spec import AbstractFileSystem
 
 from engine.errors import StoreError, first_line
+
+Answer = TypeVar("Answer")
 
 #: How often a store is asked, and the seconds until it is asked for the second time; each pause is twice the last one.
 TRIES = 6
 FIRST_PAUSE_SECONDS = 1.0
 
+#: What stores raise for a file that is not there; any other error leaves open whether it is.
+NOT_THERE = (FileNotFoundError, NotADirectoryError)
+
 #: Bytes that are asked for at once where lines are read; stores read further ahead by themselves.
 BUFFER_BYTES = 2**16
 
 
-def opened(path: str) -> io.BufferedReader:
-    """The bytes of a file; its methods raise a ``StoreError`` if the store fails again and again."""
-    return io.BufferedReader(StoreFile(path), BUFFER_BYTES)
+def opened(path: str, tries: int = TRIES) -> io.BufferedReader:
+    """The bytes of a file; its methods raise a ``StoreError`` if the store fails ``tries`` times in a row."""
+    return io.BufferedReader(StoreFile(path, tries), BUFFER_BYTES)
+
+
+def content(path: str) -> bytes | None:
+    """All bytes of a small file; None if there is none.
+
+    Raises:
+        StoreError: the store has failed again and again.
+    """
+    filesystem, name = fsspec.core.url_to_fs(path)
+
+    def whole() -> bytes | None:
+        try:
+            return filesystem.cat_file(name)
+        except NOT_THERE:
+            return None
+
+    return tried(whole, f"{path}: the file cannot be read")
+
+
+def is_there(filesystem: AbstractFileSystem, name: str) -> bool:
+    """Whether a file or folder exists; an error of the store is no answer."""
+    try:
+        filesystem.info(name)
+        return True
+    except NOT_THERE:
+        return False
 
 
 def size_of(path: str) -> int:
@@ -43,7 +76,7 @@ def size_of(path: str) -> int:
         filesystem, name = fsspec.core.url_to_fs(path)
         return int(filesystem.size(name) or 0)
 
-    return _tried(size, f"{path}: the size of the file cannot be read")
+    return tried(size, f"{path}: the size of the file cannot be read")
 
 
 class StoreFile(io.RawIOBase):
@@ -51,10 +84,11 @@ class StoreFile(io.RawIOBase):
 
     Args:
         path: file or URL.
+        tries: how often it is asked for something before that is given up.
     """
 
-    def __init__(self, path: str):
-        self._path = path
+    def __init__(self, path: str, tries: int = TRIES):
+        self._path, self._tries = path, tries
         self._file: Any = None
         self._position = 0
 
@@ -105,7 +139,7 @@ class StoreFile(io.RawIOBase):
                 self._drop()
                 raise
 
-        return _tried(answer, f"{self._path}: the file cannot be read at byte {self._position}")
+        return tried(answer, f"{self._path}: the file cannot be read at byte {self._position}", self._tries)
 
     def _drop(self) -> None:
         with suppress(Exception):  # it may be broken, and is not used any more
@@ -130,16 +164,16 @@ def _end(file: Any) -> int:
     return file.seek(0, os.SEEK_END)
 
 
-def _tried(ask: Callable[[], Any], failed: str) -> Any:
+def tried(ask: Callable[[], Answer], failed: str, tries: int = TRIES) -> Answer:
     """What ``ask`` returns, once it raises no error; every store has its own errors, and all may pass.
 
     Args:
         failed: what is not possible without an answer, for the message.
 
     Raises:
-        StoreError: it has failed ``TRIES`` times.
+        StoreError: it has failed ``tries`` times.
     """
-    for number in range(TRIES):
+    for number in range(tries):
         if number:
             time.sleep(FIRST_PAUSE_SECONDS * 2 ** (number - 1))
         try:
@@ -147,8 +181,8 @@ def _tried(ask: Callable[[], Any], failed: str) -> Any:
         except Exception as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
     # Outside of the handler, without a cause: a person reads the innermost error, and this one names the file.
-    seconds = FIRST_PAUSE_SECONDS * (2 ** (TRIES - 1) - 1)
+    seconds = FIRST_PAUSE_SECONDS * (2 ** (tries - 1) - 1)
     raise StoreError(
-        f"{failed}: {reason} (tried {TRIES} times in {seconds:.0f} s); check that it is there and that this machine "
+        f"{failed}: {reason} (tried {tries} times in {seconds:.0f} s); check that it is there and that this machine "
         f"can read it"
     )

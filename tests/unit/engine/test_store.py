@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.corpus import store as corpus_store
+from engine import store as store_module
 from engine.corpus.documents import Unreadable, read_documents
 from engine.corpus.files import find_corpus, units_of
 from engine.corpus.first_rows import unreadable_corpus
 from engine.corpus.sample import sample
-from engine.corpus.store import TRIES, opened
 from engine.errors import FusionError, StoreError, causes
 from engine.spec import CorpusSpec
+from engine.store import TRIES, content, is_there, opened
 from tests.support.failing_store import FailingStore, PayloadError, failing_store
 
 TEXTS = [f"row {row} é " + random.Random(row).randbytes(row * 7919 % 200).hex() for row in range(200)]
@@ -106,12 +106,24 @@ def test_a_file_that_ends_early_is_asked_for_again(store, monkeypatch):
 
 def test_a_pause_is_twice_as_long_as_the_last_one(store, monkeypatch):
     pauses = []
-    monkeypatch.setattr(corpus_store, "FIRST_PAUSE_SECONDS", 1.0)
-    monkeypatch.setattr(corpus_store.time, "sleep", pauses.append)
+    monkeypatch.setattr(store_module, "FIRST_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(store_module.time, "sleep", pauses.append)
     store.fail(open=FOREVER)
     with opened(store.write("a.txt", b"x")) as file, pytest.raises(StoreError, match=r"tried 6 times in 31 s"):
         file.read()
     assert pauses == [1, 2, 4, 8, 16]
+
+
+def test_a_file_that_cannot_be_seen_is_not_taken_for_missing(store):
+    url = store.write("folder/a.txt", b"x")
+    assert (content(url), content("failing://folder/b.txt")) == (b"x", None)
+    filesystem = store()
+    assert [is_there(filesystem, name) for name in ("folder", "folder/a.txt", "folder/b.txt")] == [True, True, False]
+    store.fail(open=FOREVER, info={1})
+    with pytest.raises(StoreError, match=r"failing://folder/a\.txt: the file cannot be read: PayloadError"):
+        content(url)
+    with pytest.raises(PayloadError):
+        is_there(filesystem, "folder/a.txt")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
