@@ -98,7 +98,7 @@ class TrainingError(FusionError):
 
 
 class StoreError(OSError):
-    """A store, or a disk, did not give a file of the corpus although it was asked again and again.
+    """A store, or a disk, did not give a file although it was asked again and again.
 
     It is not a ``FusionError``, which would end a run: the store may come back, so Ray Train starts the stream again at
     the last checkpoint.

@@ -18,6 +18,7 @@ from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.configuration import checkpoint_dtype, load_configuration
 from engine.model_files.local import load_tokenizer
 from engine.model_files.saving import save_model
+from engine.store import is_there
 
 
 def export(target: TargetModel, checkpoint: Checkpoint, folder: str, dtype: str = "auto") -> None:
@@ -39,7 +40,7 @@ def export(target: TargetModel, checkpoint: Checkpoint, folder: str, dtype: str 
         with tempfile.TemporaryDirectory(dir=os.path.dirname(path) if local else None, prefix=".export-") as temporary:
             written = os.path.join(temporary, "export")
             _write_model(target, checkpoint, weights, written, dtype)
-            if filesystem.exists(path):
+            if is_there(filesystem, path):
                 filesystem.rm(path, recursive=True)
             if local:
                 os.rename(written, path)

@@ -21,6 +21,7 @@ from engine.model_files.configuration import load_configuration
 from engine.model_files.local import load_tokenizer, local_checkpoint
 from engine.model_files.saving import save_model
 from engine.spec import MergeSpec
+from engine.store import is_there
 from engine.text.tokenization import PassageTokenizer
 
 #: Differences between two models that a message lists.
@@ -71,7 +72,7 @@ def write_merge(merge: MergeSpec, checkpoints: Sequence[Checkpoint], url: str) -
     models = [_load(checkpoint) for checkpoint in checkpoints]
     _merge_into_first(merge, models)
     filesystem, place = fsspec.core.url_to_fs(url)
-    if filesystem.exists(place):
+    if is_there(filesystem, place):
         filesystem.rm(place, recursive=True)
     with tempfile.TemporaryDirectory() as folder:
         save_model(models[0], folder)

@@ -69,7 +69,7 @@ def _trainer(spec: FusionSpec, flow: FlowPlan, sample: list[str], monitor: Actor
     def stream() -> Dataset:
         """The stream; Ray Train's controller calls this at the start and after every restart of the workers.
 
-        An error here ends the run, so it reads the checkpoints alone, whose store is asked again for minutes.
+        An error here ends the controller, so it reads the checkpoints alone, whose store is asked again for minutes.
         """
         tune(DataContext.get_current())  # the driver's context does not reach the controller
         history = recorded_steps(spec.run.output_dir)

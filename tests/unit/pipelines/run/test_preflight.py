@@ -25,10 +25,18 @@ def learn_something(tmp_path) -> None:
     (checkpoint / "state.json").write_text('{"step": 1, "history": [], "learned": {}}')
 
 
-def test_an_output_folder_of_another_run_is_refused(tmp_path):
+def test_an_output_folder_of_another_run_is_refused(tmp_path, monkeypatch):
     check(tmp_path)
     learn_something(tmp_path)
     with pytest.raises(PreflightError, match=r"holds another run \(its training.block_length is 256, not 128\)"):
+        check(tmp_path, "training.block_length=128")
+
+    def away(*_arguments, **_options):
+        raise OSError("Transport endpoint is not connected")
+
+    monkeypatch.setattr("engine.store.FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.cat_file", away)
+    with pytest.raises(PreflightError, match=r"run\.output_dir: .*spec\.yaml: the file cannot be read: OSError"):
         check(tmp_path, "training.block_length=128")
 
 
