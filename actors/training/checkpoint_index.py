@@ -1,7 +1,7 @@
 """The checkpoints of a run and their journals, read without the weights and without torch.
 
 Ray Train's controller asks here what has been learned, and starts faster without torch. A store that gives no answer is
-asked again for minutes: an error in the controller ends the run, and a checkpoint that is only out of sight is not
+asked again for minutes: an error in the controller ends it, and a checkpoint that is only out of sight is not
 missing, or training would start over.
 """
 

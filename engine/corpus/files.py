@@ -11,6 +11,7 @@ from typing import Any
 
 import fsspec
 import pyarrow.parquet
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from engine.errors import Fault, StoreError, first_line, printable
@@ -149,25 +150,29 @@ def _matches(pattern: str) -> list[tuple[str, str]]:
 
 
 def _glob(filesystem: AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
-    """Name to what the filesystem knows of it, of all that a glob names; links to folders are followed.
+    """Name to what the filesystem knows of it, of all that a glob names. Only ``**`` follows no links.
 
     The filesystem's own glob would pass over folders that cannot be listed, and their text would be left out without a
-    word. It is asked only for ``**``, which object stores list as a whole, and which follows no link.
+    word. It is asked only for ``**`` in an object store, which lists everything as a whole.
     """
     parts = pattern.split("/")
-    if "**" in parts:
+    if "**" in parts and not isinstance(filesystem, LocalFileSystem):
         return filesystem.glob(pattern, detail=True)
     fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     folders = ["/".join(parts[:fixed]) or filesystem.root_marker]
     found: list[dict[str, Any]] = []
     for depth, part in enumerate(parts[fixed:]):
         try:
-            found = [info for folder in folders for info in _named(filesystem, folder, part)]
+            if part == "**":
+                found = [info for folder in folders for info in _below(filesystem, folder)]
+                folders += [info["name"] for info in found if info["type"] == "directory"]
+            else:
+                found = [info for folder in folders for info in _named(filesystem, folder, part)]
+                folders = [info["name"] for info in found if _is_folder(info)]
         except FileNotFoundError:
             if depth:  # it was there a moment ago
                 raise
             return {}
-        folders = [info["name"] for info in found if _is_folder(info)]
     return {info["name"]: info for info in found}
 
 
@@ -180,6 +185,13 @@ def _named(filesystem: AbstractFileSystem, folder: str, part: str) -> list[dict[
         return [filesystem.info(f"{folder.rstrip('/')}/{part}")]
     except NOT_THERE:
         return []
+
+
+def _below(filesystem: AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
+    """What the filesystem knows of all that lies in a folder, in its folders and so on; links are not followed."""
+    found = _named(filesystem, folder, "*")
+    inside = [_below(filesystem, info["name"]) for info in found if info["type"] == "directory"]
+    return found + [info for infos in inside for info in infos]
 
 
 def _entries(filesystem: AbstractFileSystem, folder: str) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """The paths of a corpus name files as a person means them: each once, whatever characters are in the names."""
 
+import os
+
 import fsspec
 import pytest
 
@@ -104,6 +106,27 @@ def test_a_part_of_a_glob_without_a_star_lists_no_folder():
         store.fail(info={2})
         (fault,) = find_files(["failing://r/*/train/*.txt"], "corpus.paths")[1]
         assert fault.what.startswith("'failing://r/*/train/*.txt' cannot be listed: PayloadError")
+
+
+def test_a_glob_of_all_folders_passes_over_none_of_a_disk(tmp_path, monkeypatch):
+    for folder in ("a", "b", "lost+found"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.txt").write_text("x")
+    scandir, away = os.scandir, {"lost+found"}
+
+    def list_folder(path):
+        if os.path.basename(path) in away:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", list_folder)
+    assert find_files([f"{tmp_path}/**/*.txt"], "corpus.paths") == ([f"{tmp_path}/{name}/x.txt" for name in "ab"], [])
+    assert faults_of(tmp_path / "none" / "**")[0].startswith("corpus.paths.0: no file is at")
+    (tmp_path / "c").symlink_to("a")
+    assert len(find_files([f"{tmp_path}/**/*.txt"], "corpus.paths")[0]) == 2, "it follows no link"
+    away.add("b")
+    (fault,) = faults_of(tmp_path / "**" / "*.txt")
+    assert "cannot be listed: PermissionError" in fault and f"{tmp_path}/b" in fault
 
 
 def test_a_path_that_a_store_does_not_show_is_not_taken_for_missing():
