@@ -80,10 +80,10 @@ class Aligner:
             for _, checkpoint in sources
         ]
         self._canonical = CanonicalPairs(target) if alignment.tokens == "bytes" and sources else None
-        if self._canonical is not None and not self._canonical.is_known:
+        if self._canonical is not None and self._canonical.unknown:
             _log.warning(
-                f"align: {target_checkpoint}: its tokenizer is {target.model_type}; tokens that it never writes one "
-                f"after the other are left out for byte-pair tokenizers alone"
+                f"align: {target_checkpoint}: tokens that its tokenizer never writes one after another are not left "
+                f"out: {self._canonical.unknown}"
             )
         self._fusion = fusion
         self._alignment = alignment

@@ -426,6 +426,19 @@ def _cuts(source, target, method: str, table: Sequence[int]) -> Callable[[int, i
     return lambda token, cut: cut_token(source, target, method, token, cut) if cut else table[token]
 
 
+def writes_pair(tokenizer, before: int, token: int, beginnings: Sequence[str]) -> bool:
+    """Whether a WordPiece or Unigram model writes two tokens, one after the other, within some word.
+
+    It is asked for the tokens of the letters of both; if WordPiece can write the first one only inside a word, after
+    each of some beginnings of words.
+    """
+    model, prefix = tokenizer.backend.model, getattr(tokenizer.backend.model, "continuing_subword_prefix", "")
+    left, right = (tokenizer.backend.id_to_token(each) for each in (before, token))
+    letters = left.removeprefix(prefix) + right.removeprefix(prefix)
+    words = [beginning + letters for beginning in (beginnings if prefix and left.startswith(prefix) else [""])]
+    return any([found.id for found in model.tokenize(word)][-2:] == [before, token] for word in words)
+
+
 def label_gain(p: Sequence[float], fused: dict[int, float], label: int) -> float:
     """Nats by which 99 % of a fused row and 1 % of the target's beat the target ``p`` [V] in the label's bucket."""
     if label in fused:

@@ -26,7 +26,8 @@ def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, voca
             what is left is scaled to one, the rest mass keeping its share. The label, which does follow, stays.
         vocabulary: V of the target.
     """
-    tokens, splits, lasts, firsts, merges, partners, places, answers = pairs
+    tokens, splits, byte_pairs, pieces, places, answers = pairs
+    token_ends, lasts, firsts, merges, partners = byte_pairs
     offsets, next_tokens = target.offsets, target.next_tokens
     ids, probs, is_fused = fused.ids, fused.probs, fused.is_fused
     num_sources, most = len(sources.match), MOST_COVERS * (ids.shape[1] + 1)
@@ -62,7 +63,7 @@ def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, voca
             if tokens.size:
                 count, mass, whole = _take_possible(
                     token_ids[row], next_tokens[row], accumulator, touched, count, room[0],
-                    tokens, splits, lasts, firsts, merges, partners, places, answers,
+                    tokens, splits, token_ends, lasts, firsts, merges, partners, pieces, places, answers,
                 )  # fmt: skip
             else:
                 mass, whole = take_masses(accumulator, touched, count, room[0]), 1.0
@@ -109,7 +110,7 @@ def _continue_passage(
 @njit
 def _take_possible(
     before, label, accumulator, touched, count, values,
-    tokens, splits, lasts, firsts, merges, partners, places, answers,
+    tokens, splits, token_ends, lasts, firsts, merges, partners, pieces, places, answers,
 ):  # fmt: skip
     """As ``take_masses``, of the tokens that can follow ``before``.
 
@@ -125,7 +126,7 @@ def _take_possible(
         column = place_of(token, places)
         answer = remembered(answers, row, column)
         if answer == UNKNOWN_PAIR:
-            answer = may_follow(before, token, tokens, splits, lasts, firsts, merges, partners)
+            answer = may_follow(before, token, tokens, splits, token_ends, lasts, firsts, merges, partners, pieces)
             remember(answer, answers, row, column)
         if answer == POSSIBLE or token == label:
             touched[place], values[place] = token, mass

@@ -1,26 +1,27 @@
 """Canonical tokenization: which token a tokenizer can write after another.
 
 The target has written token p because the text does not go on in a way that would have made its tokenizer write another
-token there. So tokens that it never writes after p are impossible, whatever a source says. For byte-pair models a pair
-of tokens is impossible exactly if the tokenizer, given the bytes of both, would write others (Vieira et al. 2025), and
-no text is split between them.
+token there. So tokens that it never writes after p are impossible, whatever a source says: those that its model does
+not write after p, given the text of both, where the text cannot be split between them.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine.method import merge_pairs, piece_pairs
 from engine.method.compiled import njit
-from engine.text.merges import Merges, model_layout, read_merges
+from engine.method.merge_pairs import NO_MERGES, MergeTables, merge_tables
+from engine.method.piece_pairs import NO_PIECES, PieceTables, piece_tables
+from engine.text.merges import read_merges
 from engine.text.splits import MAYBE, NEVER, WANTED, Splits
+from engine.text.token_bytes import part_types
 from engine.text.tokenization import PassageTokenizer
-
-#: The rank of a merge that does not exist.
-NO_MERGE = 2**31 - 1
-
-_EMPTY = -1
+from engine.text.vocabulary_pieces import read_pieces
 
 #: Tokens between which answers are remembered; they come to 16 MiB at most.
 MOST_REMEMBERED = 2**13
@@ -28,19 +29,18 @@ MOST_REMEMBERED = 2**13
 #: Answers of ``may_follow``.
 UNKNOWN_PAIR, POSSIBLE, IMPOSSIBLE = 0, 1, 2
 
+#: Pre-tokenizers that split where the characters on both sides do not show it.
+_HIDDEN_SPLITS = ("CharDelimiterSplit", "FixedLength", "UnicodeScripts")
+
 
 class Pairs(NamedTuple):
-    """What ``may_follow`` looks up for byte-pair models.
+    """What kernels look up.
 
     Attributes:
-        tokens: int32 [V, 6], of each token: whether it may stand beside any other (special and added ones), whether
-            merges lead to it, the classes of its end and its beginning (``engine.text.splits``), and where its symbols
-            begin in ``lasts`` and ``firsts``.
+        tokens: int32 [V, 4], of each token: whether any other may stand after it, whether it may stand after any other
+            (special and added ones do both), and the classes of its end and its beginning (``engine.text.splits``).
         splits: int8, ``Splits.table``.
-        lasts: int32 [., 2], the symbols that stand at a token's end while its symbols are merged, in order, and the
-            highest rank of the merges that are made until the next one does. firsts: the same at its beginning.
-        merges: int64 [., 2], a hash table of pairs of symbols and the ranks of their merges.
-        partners: uint64 [V], which symbols a symbol has merges with on its right, one bit for many symbols.
+        merges: of a byte-pair model. pieces: of a WordPiece or Unigram model.
         places: int32 [V+1], the row and column of a token in ``answers``, -1 for none; last, how many are taken.
         answers: uint8 [MOST_REMEMBERED, MOST_REMEMBERED / 4], the answers so far for the tokens that came first, four
             in a byte: more of them fit into a processor's cache.
@@ -48,26 +48,22 @@ class Pairs(NamedTuple):
 
     tokens: np.ndarray
     splits: np.ndarray
-    lasts: np.ndarray
-    firsts: np.ndarray
-    merges: np.ndarray
-    partners: np.ndarray
+    merges: MergeTables
+    pieces: PieceTables
     places: np.ndarray
     answers: np.ndarray
 
 
 #: Columns of ``Pairs.tokens``.
-_FREE, _WRITTEN, _TAIL, _HEAD, _LASTS, _FIRSTS = range(6)
+_PRECEDES_ANY, _FOLLOWS_ANY, _TAIL, _HEAD = range(4)
 
 
 #: Every pair is possible.
 NO_PAIRS = Pairs(
-    tokens=np.zeros((0, 6), np.int32),
+    tokens=np.zeros((0, 4), np.int32),
     splits=np.zeros((0, 0), np.int8),
-    lasts=np.zeros((0, 2), np.int32),
-    firsts=np.zeros((0, 2), np.int32),
-    merges=np.zeros((0, 2), np.int64),
-    partners=np.zeros(0, np.uint64),
+    merges=NO_MERGES,
+    pieces=NO_PIECES,
     places=np.zeros(1, np.int32),
     answers=np.zeros((0, 0), np.uint8),
 )
@@ -77,109 +73,73 @@ class CanonicalPairs:
     """The pairs of tokens that a tokenizer writes.
 
     Attributes:
-        pairs: for kernels. is_known: whether they are known; if not, every pair is taken for possible.
+        pairs: for kernels.
+        unknown: why it is not known which pairs it never writes, and every pair is taken for possible; empty if it is.
     """
 
     def __init__(self, tokenizer: PassageTokenizer):
-        self.is_known = are_known(tokenizer)
+        layout = json.loads(tokenizer.backend.to_str())
+        self.unknown = _why_unknown(layout)
         self.pairs = NO_PAIRS
-        if self.is_known:
+        self._splits: Splits | None = None
+        if self.unknown:
+            return
+        model = layout["model"]
+        if model["type"] != "WordPiece":  # whose continuing pieces say that no split is before them
             self._splits = Splits(tokenizer)
-            self.pairs = build_pairs(read_merges(tokenizer, model_layout(tokenizer)), self._splits)
+        self.pairs = _pairs_of(tokenizer, model, self._splits)
 
     def answer(self) -> bool:
         """Ask the pre-tokenizer what ``may_follow`` wanted; whether it wanted anything."""
-        return self.is_known and self._splits.answer()
+        return self._splits is not None and self._splits.answer()
 
 
-def are_known(tokenizer: PassageTokenizer) -> bool:
-    """Whether it is known which tokens a tokenizer never writes one after another: byte-pair models without affixes."""
-    model = model_layout(tokenizer)
-    affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
-    return model["type"] == "BPE" and not model.get("dropout") and not affixes
+def why_unknown(tokenizer: PassageTokenizer) -> str:
+    """Why it is not known which tokens a tokenizer never writes one after another; empty if it is known."""
+    return _why_unknown(json.loads(tokenizer.backend.to_str()))
 
 
-def build_pairs(merges: Merges, splits: Splits) -> Pairs:
-    """The tables of a byte-pair model."""
-    slots = 1 << max(4, (2 * len(merges.left)).bit_length())
-    table, results = np.full((slots, 2), _EMPTY, np.int64), np.zeros(slots, np.int32)
-    size = len(merges.offsets) - 1
-    partners = np.zeros(size, np.uint64)
-    _fill(merges.left, merges.right, merges.merged, table, results, partners)
-    lasts, firsts = (np.empty((len(merges.symbols), 2), np.int32) for _ in range(2))
-    tokens = np.zeros((size, 6), np.int32)
-    tokens[:, _FREE], tokens[:, _TAIL], tokens[:, _HEAD] = np.diff(merges.offsets) == 0, splits.tails, splits.heads
-    places = np.full(size + 1, _EMPTY, np.int32)
+def _why_unknown(layout: Mapping[str, Any]) -> str:
+    model = layout["model"]
+    hidden = [part for part in part_types(layout["pre_tokenizer"], "pretokenizers") if part in _HIDDEN_SPLITS]
+    if model["type"] == "WordPiece":
+        return "" if model["continuing_subword_prefix"] else "its WordPiece does not mark pieces that continue a word"
+    if model["type"] not in ("BPE", "Unigram"):
+        return f"its model is {model['type']}, not BPE, Unigram or WordPiece"
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        return "its BPE marks the pieces of a word"
+    return f"its pre-tokenizer {hidden[0]} splits where two tokens do not show it" if hidden else ""
+
+
+def _pairs_of(tokenizer: PassageTokenizer, model: Mapping[str, Any], splits: Splits | None) -> Pairs:
+    """The tables of a tokenizer.
+
+    Args:
+        model: the part ``model`` of the serialized tokenizer.
+        splits: None where no split is between two tokens of which one cannot stand beside any other.
+    """
+    merges, pieces = NO_MERGES, NO_PIECES
+    tokens = np.zeros((tokenizer.vocab_size, 4), np.int32)
+    if model["type"] == "BPE":
+        found = read_merges(tokenizer, model)
+        merges = merge_tables(found)
+        tokens[:, _PRECEDES_ANY] = tokens[:, _FOLLOWS_ANY] = np.diff(found.offsets) == 0
+    else:
+        found = read_pieces(tokenizer, model)
+        pieces = piece_tables(found, is_greedy=model["type"] == "WordPiece")
+        tokens[:, _PRECEDES_ANY], tokens[:, _FOLLOWS_ANY] = found.precede_any, found.follow_any
+    if splits is not None:
+        tokens[:, _TAIL], tokens[:, _HEAD] = splits.tails, splits.heads
+    places = np.full(len(tokens) + 1, -1, np.int32)
     places[-1] = 0
-    answers = np.zeros((MOST_REMEMBERED, MOST_REMEMBERED // 4), np.uint8)
-    used = _ends(merges.symbols, merges.offsets, table, results, lasts, firsts, tokens)
     return Pairs(
-        tokens, splits.table, lasts[: used[0]].copy(), firsts[: used[1]].copy(), table, partners, places, answers
+        tokens=tokens,
+        splits=splits.table if splits is not None else np.full((1, 1), NEVER, np.int8),
+        merges=merges,
+        pieces=pieces,
+        places=places,
+        answers=np.zeros((MOST_REMEMBERED, MOST_REMEMBERED // 4), np.uint8),
     )
-
-
-@njit
-def _slot(merges, left, right):
-    """The slot of a pair of symbols, or the empty one where it would be."""
-    key = (np.int64(left) << 32) | np.int64(right)
-    mask = merges.shape[0] - 1
-    slot = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
-    while merges[slot, 0] != -1 and merges[slot, 0] != key:
-        slot = (slot + 1) & mask
-    return slot, key
-
-
-@njit
-def _bit(symbol):
-    return np.uint64(1) << ((np.uint64(symbol) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(58))
-
-
-@njit
-def _fill(left, right, merged, merges, results, partners):
-    for rank in range(left.size):
-        slot, key = _slot(merges, left[rank], right[rank])
-        partners[left[rank]] |= _bit(right[rank])
-        if merges[slot, 0] == -1:  # a merge that is listed twice counts where it comes first
-            merges[slot, 0], merges[slot, 1], results[slot] = key, rank, merged[rank]
-
-
-@njit
-def _ends(symbols, offsets, merges, results, lasts, firsts, tokens):
-    """Merge the symbols of each token as the tokenizer does, and note the symbols at both ends."""
-    last = first = 0
-    for token in range(offsets.size - 1):
-        parts = symbols[offsets[token] : offsets[token + 1]].copy()
-        count = parts.size
-        tokens[token, _LASTS], tokens[token, _FIRSTS] = last, first
-        if not count:
-            continue
-        highest_last = highest_first = -1
-        lasts[last, 0], firsts[first, 0] = parts[count - 1], parts[0]
-        while count > 1:
-            best, place, slot = NO_MERGE, -1, 0
-            for index in range(count - 1):
-                found, _ = _slot(merges, parts[index], parts[index + 1])
-                if merges[found, 0] != -1 and merges[found, 1] < best:
-                    best, place, slot = merges[found, 1], index, found
-            if place < 0:
-                break
-            highest_last, highest_first = max(highest_last, best), max(highest_first, best)
-            parts[place] = results[slot]
-            for index in range(place + 1, count - 1):
-                parts[index] = parts[index + 1]
-            count -= 1
-            if place == count - 1:
-                lasts[last, 1], highest_last = highest_last, -1
-                last += 1
-                lasts[last, 0] = parts[place]
-            if place == 0:
-                firsts[first, 1], highest_first = highest_first, -1
-                first += 1
-                firsts[first, 0] = parts[0]
-        lasts[last, 1], firsts[first, 1] = NO_MERGE, NO_MERGE
-        last, first = last + 1, first + 1
-        tokens[token, _WRITTEN] = count == 1 and parts[0] == token
-    return last, first
 
 
 @njit
@@ -208,42 +168,24 @@ def remember(answer, answers, row, column):
 
 
 @njit
-def may_follow(before, token, tokens, splits, lasts, firsts, merges, partners):
-    """Whether the tokenizer can write ``token`` after ``before``; ``Pairs``, taken apart.
+def may_follow(before, token, tokens, splits, ends, lasts, firsts, merges, partners, pieces):
+    """Whether the tokenizer can write ``token`` after ``before``; ``Pairs`` and its ``MergeTables``, taken apart.
 
     Where that depends on a split that has not been asked for, it becomes ``WANTED``, and the answer is unknown.
     """
-    if tokens[before, _FREE] or tokens[token, _FREE]:
+    if tokens[before, _PRECEDES_ANY] or tokens[token, _FOLLOWS_ANY]:
         return POSSIBLE
     tail, head = tokens[before, _TAIL], tokens[token, _HEAD]
     is_split = splits[tail, head]
     if is_split == MAYBE:
         return POSSIBLE
-    if tokens[before, _WRITTEN] and tokens[token, _WRITTEN]:
-        left, right = tokens[before, _LASTS], tokens[token, _FIRSTS]
-        if not _merges_across(left, right, lasts, firsts, merges, partners):
-            return POSSIBLE
+    if ends.size:
+        is_written = merge_pairs.writes_both(before, token, ends, lasts, firsts, merges, partners)
+    else:
+        is_written = piece_pairs.writes_both(before, token, pieces)
+    if is_written:
+        return POSSIBLE
     if is_split == NEVER:
         return IMPOSSIBLE
     splits[tail, head] = WANTED
     return UNKNOWN_PAIR
-
-
-@njit
-def _merges_across(left, right, lasts, firsts, merges, partners):
-    """Whether the tokenizer merges across the boundary, given where the symbols at both sides begin."""
-    while True:
-        one, other = lasts[left, 0], firsts[right, 0]
-        left_rank, right_rank = lasts[left, 1], firsts[right, 1]
-        if partners[one] & _bit(other):
-            slot, _ = _slot(merges, one, other)
-            rank = merges[slot, 1]
-            # Of equal merges the one further left comes first.
-            if rank >= 0 and rank < left_rank and rank <= right_rank:
-                return True
-        if left_rank == NO_MERGE and right_rank == NO_MERGE:
-            return False
-        if left_rank <= right_rank:
-            left += 1
-        else:
-            right += 1

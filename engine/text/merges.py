@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -31,16 +30,11 @@ class Merges:
     offsets: np.ndarray
 
 
-def model_layout(tokenizer: PassageTokenizer) -> Mapping[str, Any]:
-    """The part ``model`` of the serialized tokenizer."""
-    return json.loads(tokenizer.backend.to_str())["model"]
-
-
 def read_merges(tokenizer: PassageTokenizer, model: Mapping[str, Any]) -> Merges:
     """The merges of a byte-pair model.
 
     Args:
-        model: ``model_layout(tokenizer)``, of type BPE.
+        model: the part ``model`` of the serialized tokenizer, of type BPE.
     """
     ids: Mapping[str, int] = model["vocab"]
     rules = [tuple(rule.split(" ", 1)) if isinstance(rule, str) else rule for rule in model["merges"]]

@@ -87,7 +87,8 @@ class Splits:
                 return False
         else:
             whole = left + right
-        return any(start == len(left) for _, (start, _) in self._backend.pre_tokenizer.pre_tokenize_str(whole))
+        words = self._backend.pre_tokenizer.pre_tokenize_str(whole)
+        return not any(start < len(left) < end for _, (start, end) in words)  # some drop the spaces between words
 
 
 def _class(known: dict, examples: list[list[str]], key: object, example: list[str]) -> int:

@@ -229,11 +229,6 @@ class PassageTokenizer:
         return self._dummy_prefix_before[" " if text.startswith(" ") else ""]
 
     @property
-    def model_type(self) -> str:
-        """BPE, Unigram or WordPiece."""
-        return self._model["type"]
-
-    @property
     def added_ids(self) -> frozenset[int]:
         """The ids of added tokens, which are found in a text before its splitting and its merges."""
         return frozenset(self._added)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from actors.sources.backends.step_size import PLANNED_GPU_BYTES
 from engine.corpus.shards import LARGEST_SHARD
-from engine.method.canonical import are_known
+from engine.method.canonical import why_unknown
 from engine.reporting.figures import MISSING, Rows
 from engine.spec import FusionSpec, TrainingSpec
 from engine.text.tokenization import PassageTokenizer
@@ -119,12 +119,12 @@ def fusion_line(spec: FusionSpec) -> str:
 
 def pairs_line(spec: FusionSpec, target: PassageTokenizer) -> str:
     """That tokens which the target never writes one after another are not left out; empty where they are."""
-    if spec.alignment.tokens != "bytes" or not spec.source_models or are_known(target):
+    if spec.alignment.tokens != "bytes" or not spec.source_models:
         return ""
-    return (
-        f"the target's tokenizer is {target.model_type}: tokens that it never writes one after another are not left "
-        f"out, as they are for byte-pair tokenizers"
-    )
+    unknown = why_unknown(target)
+    if not unknown:
+        return ""
+    return f"tokens that the target's tokenizer never writes one after another are not left out: {unknown}"
 
 
 def survey_lines(source: SourceSurvey, spec: FusionSpec) -> list[str]:

@@ -182,7 +182,8 @@ def asked(align: Aligner) -> Callable[[int, int], bool]:
     """Whether the target's tokenizer writes a token after another; ``test_canonical`` asks the tokenizer itself."""
 
     def may_follow(before: int, token: int) -> bool:
-        tables = align._canonical.pairs[:6]
+        pairs = align._canonical.pairs
+        tables = (pairs.tokens, pairs.splits, *pairs.merges, pairs.pieces)
         if canonical.may_follow(before, token, *tables) == canonical.UNKNOWN_PAIR:
             align._canonical.answer()
         return canonical.may_follow(before, token, *tables) == canonical.POSSIBLE
