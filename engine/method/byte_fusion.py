@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.method.canonical import POSSIBLE, UNKNOWN_PAIR, may_follow, place_of, remember, remembered
+from engine.method.canonical import (
+    POSSIBLE,
+    UNKNOWN_PAIR,
+    merges_allow,
+    pieces_allow,
+    place_of,
+    remember,
+    remembered,
+)
 from engine.method.compiled import njit
 from engine.method.continuations import MOST_COVERS, continue_row
 from engine.method.top_entries import add, sorting_room, take_masses, write_top
@@ -26,8 +34,9 @@ def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, voca
             what is left is scaled to one, the rest mass keeping its share. The label, which does follow, stays.
         vocabulary: V of the target.
     """
-    tokens, splits, byte_pairs, pieces, places, answers = pairs
-    token_ends, lasts, firsts, merges, partners = byte_pairs
+    tokens, splits, of_merges, of_pieces, places, answers = pairs
+    token_ends, lasts, firsts, merges, partners = of_merges
+    letters, spans, children, piece_scores, unknown, is_greedy = of_pieces
     offsets, next_tokens = target.offsets, target.next_tokens
     ids, probs, is_fused = fused.ids, fused.probs, fused.is_fused
     num_sources, most = len(sources.match), MOST_COVERS * (ids.shape[1] + 1)
@@ -38,6 +47,7 @@ def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, voca
     ends, scales = np.zeros((num_sources, longest + 1), np.int64), np.zeros((num_sources, longest))
     totals = np.empty(longest)
     accumulator, touched = np.zeros(vocabulary), np.empty(num_sources * most, np.int64)
+    follows = np.empty(touched.size, np.uint8)
     room = sorting_room(touched.size)
     for passage in range(offsets.size - 1):
         begin, length = offsets[passage], offsets[passage + 1] - offsets[passage]
@@ -61,10 +71,18 @@ def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, voca
             if not count:
                 continue
             if tokens.size:
-                count, mass, whole = _take_possible(
-                    token_ids[row], next_tokens[row], accumulator, touched, count, room[0],
-                    tokens, splits, token_ends, lasts, firsts, merges, partners, pieces, places, answers,
-                )  # fmt: skip
+                before = token_ids[row]
+                if token_ends.size:
+                    _ask_merges(
+                        before, touched, count, follows, places, answers,
+                        tokens, splits, token_ends, lasts, firsts, merges, partners,
+                    )  # fmt: skip
+                else:
+                    _ask_pieces(
+                        before, touched, count, follows, places, answers,
+                        tokens, splits, letters, spans, children, piece_scores, unknown, is_greedy,
+                    )  # fmt: skip
+                count, mass, whole = _take_possible(next_tokens[row], accumulator, touched, count, room[0], follows)
             else:
                 mass, whole = take_masses(accumulator, touched, count, room[0]), 1.0
             is_fused[row] = count > 0
@@ -108,27 +126,51 @@ def _continue_passage(
 
 
 @njit
-def _take_possible(
-    before, label, accumulator, touched, count, values,
-    tokens, splits, token_ends, lasts, firsts, merges, partners, pieces, places, answers,
+def _ask_merges(
+    before, touched, count, follows, places, answers, tokens, splits, ends, lasts, firsts, merges, partners
+):
+    """Fill ``follows`` with the answers for ``touched`` tokens after ``before``, remembered ones if there are."""
+    row = place_of(before, places)
+    for entry in range(count):
+        token = touched[entry]
+        column = place_of(token, places)
+        answer = remembered(answers, row, column)
+        if answer == UNKNOWN_PAIR:
+            answer = merges_allow(before, token, tokens, splits, ends, lasts, firsts, merges, partners)
+            remember(answer, answers, row, column)
+        follows[entry] = answer
+
+
+@njit
+def _ask_pieces(
+    before, touched, count, follows, places, answers,
+    tokens, splits, letters, spans, children, scores, unknown, is_greedy,
 ):  # fmt: skip
-    """As ``take_masses``, of the tokens that can follow ``before``.
+    """As ``_ask_merges``, of a WordPiece or Unigram model."""
+    row = place_of(before, places)
+    for entry in range(count):
+        token = touched[entry]
+        column = place_of(token, places)
+        answer = remembered(answers, row, column)
+        if answer == UNKNOWN_PAIR:
+            answer = pieces_allow(before, token, tokens, splits, letters, spans, children, scores, unknown, is_greedy)
+            remember(answer, answers, row, column)
+        follows[entry] = answer
+
+
+@njit
+def _take_possible(label, accumulator, touched, count, values, follows):
+    """As ``take_masses``, of the tokens that can follow; the label does.
 
     Returns:
         How many they are; their mass; and the share of all mass that they have.
     """
     kept, dropped, place = 0.0, 0.0, 0
-    row = place_of(before, places)
     for entry in range(count):
         token = touched[entry]
         mass = accumulator[token]
         accumulator[token] = 0.0
-        column = place_of(token, places)
-        answer = remembered(answers, row, column)
-        if answer == UNKNOWN_PAIR:
-            answer = may_follow(before, token, tokens, splits, token_ends, lasts, firsts, merges, partners, pieces)
-            remember(answer, answers, row, column)
-        if answer == POSSIBLE or token == label:
+        if follows[entry] == POSSIBLE or token == label:
             touched[place], values[place] = token, mass
             place += 1
             kept += mass

@@ -26,7 +26,7 @@ from engine.text.vocabulary_pieces import read_pieces
 #: Tokens between which answers are remembered; they come to 16 MiB at most.
 MOST_REMEMBERED = 2**13
 
-#: Answers of ``may_follow``.
+#: Answers of ``merges_allow`` and ``pieces_allow``.
 UNKNOWN_PAIR, POSSIBLE, IMPOSSIBLE = 0, 1, 2
 
 #: Pre-tokenizers that split where the characters on both sides do not show it.
@@ -90,7 +90,7 @@ class CanonicalPairs:
         self.pairs = _pairs_of(tokenizer, model, self._splits)
 
     def answer(self) -> bool:
-        """Ask the pre-tokenizer what ``may_follow`` wanted; whether it wanted anything."""
+        """Ask the pre-tokenizer what kernels wanted; whether it wanted anything."""
         return self._splits is not None and self._splits.answer()
 
 
@@ -168,24 +168,44 @@ def remember(answer, answers, row, column):
 
 
 @njit
-def may_follow(before, token, tokens, splits, ends, lasts, firsts, merges, partners, pieces):
-    """Whether the tokenizer can write ``token`` after ``before``; ``Pairs`` and its ``MergeTables``, taken apart.
+def merges_allow(before, token, tokens, splits, ends, lasts, firsts, merges, partners):
+    """Whether a byte-pair tokenizer can write ``token`` after ``before``; ``Pairs`` and ``MergeTables``, taken apart.
 
     Where that depends on a split that has not been asked for, it becomes ``WANTED``, and the answer is unknown.
     """
+    if _is_surely_possible(before, token, tokens, splits):
+        return POSSIBLE
+    if merge_pairs.writes_both(before, token, ends, lasts, firsts, merges, partners):
+        return POSSIBLE
+    return _answer_by_split(before, token, tokens, splits)
+
+
+@njit
+def pieces_allow(before, token, tokens, splits, letters, spans, children, scores, unknown, is_greedy):
+    """As ``merges_allow``, of a WordPiece or Unigram tokenizer.
+
+    The two have a function each, and so do the loops over them: in one function the longer half slows the shorter one.
+    """
+    if _is_surely_possible(before, token, tokens, splits):
+        return POSSIBLE
+    if piece_pairs.writes_both(before, token, letters, spans, children, scores, unknown, is_greedy):
+        return POSSIBLE
+    return _answer_by_split(before, token, tokens, splits)
+
+
+@njit
+def _is_surely_possible(before, token, tokens, splits):
+    """Whether a pair is possible whatever the model says."""
     if tokens[before, _PRECEDES_ANY] or tokens[token, _FOLLOWS_ANY]:
-        return POSSIBLE
+        return True
+    return splits[tokens[before, _TAIL], tokens[token, _HEAD]] == MAYBE
+
+
+@njit
+def _answer_by_split(before, token, tokens, splits):
+    """The answer for a pair that the model does not write and that is not known to be split."""
     tail, head = tokens[before, _TAIL], tokens[token, _HEAD]
-    is_split = splits[tail, head]
-    if is_split == MAYBE:
-        return POSSIBLE
-    if ends.size:
-        is_written = merge_pairs.writes_both(before, token, ends, lasts, firsts, merges, partners)
-    else:
-        is_written = piece_pairs.writes_both(before, token, pieces)
-    if is_written:
-        return POSSIBLE
-    if is_split == NEVER:
+    if splits[tail, head] == NEVER:
         return IMPOSSIBLE
     splits[tail, head] = WANTED
     return UNKNOWN_PAIR

@@ -24,7 +24,7 @@ class PieceTables(NamedTuple):
     """What ``writes_both`` looks up.
 
     Attributes:
-        letters: int32, the code points of the tokens, one token after the other. tokens: int64 [V, 3], where those of
+        letters: int32, the code points of the tokens, one token after the other. spans: int64 [V, 3], where those of
             each token begin, without the prefix of WordPiece's continuing pieces, and end; and the node of its piece.
         children: int64 [., 2], a hash table of nodes of a trie of all pieces, the root being 0, with a letter, and the
             node of both.
@@ -33,20 +33,20 @@ class PieceTables(NamedTuple):
     """
 
     letters: np.ndarray
-    tokens: np.ndarray
+    spans: np.ndarray
     children: np.ndarray
     scores: np.ndarray
     unknown: float
     is_greedy: bool
 
 
-#: Columns of ``PieceTables.tokens``.
+#: Columns of ``PieceTables.spans``.
 _BEGIN, _END, _NODE = range(3)
 
 #: Of tokenizers of other kinds.
 NO_PIECES = PieceTables(
     letters=np.zeros(0, np.int32),
-    tokens=np.zeros((0, 3), np.int64),
+    spans=np.zeros((0, 3), np.int64),
     children=np.zeros((0, 2), np.int64),
     scores=np.zeros(0),
     unknown=0.0,
@@ -60,8 +60,8 @@ def piece_tables(pieces: Pieces, is_greedy: bool) -> PieceTables:
     scores = np.full(len(pieces.letters) + 1, -np.inf)
     nodes = np.zeros(len(pieces.scores), np.int64)
     count = _grow(pieces.letters, pieces.begins, pieces.scores, children, scores, nodes)
-    tokens = np.stack([pieces.begins[:-1] + pieces.marked, pieces.begins[1:], nodes], axis=1)
-    return PieceTables(pieces.letters, tokens, children, scores[:count].copy(), float(pieces.unknown), is_greedy)
+    spans = np.stack([pieces.begins[:-1] + pieces.marked, pieces.begins[1:], nodes], axis=1)
+    return PieceTables(pieces.letters, spans, children, scores[:count].copy(), float(pieces.unknown), is_greedy)
 
 
 @njit
@@ -83,14 +83,13 @@ def _grow(letters, begins, piece_scores, children, scores, nodes):
 
 
 @njit
-def writes_both(before, token, tables):
-    """Whether the model writes two tokens for the letters of both."""
-    letters, tokens, children, scores, unknown, is_greedy = tables
-    node = tokens[before, _NODE]
+def writes_both(before, token, letters, spans, children, scores, unknown, is_greedy):
+    """Whether the model writes two tokens for the letters of both; ``PieceTables``, taken apart."""
+    node = spans[before, _NODE]
     if is_greedy:
-        return not _is_longer(node, tokens[token, _BEGIN], tokens[token, _END], letters, children, scores)
-    own = scores[node] + scores[tokens[token, _NODE]]
-    return _best_score(before, token, letters, tokens, children, scores, unknown) <= own + TIE
+        return not _is_longer(node, spans[token, _BEGIN], spans[token, _END], letters, children, scores)
+    own = scores[node] + scores[spans[token, _NODE]]
+    return _best_score(before, token, letters, spans, children, scores, unknown) <= own + TIE
 
 
 @njit
@@ -107,13 +106,13 @@ def _is_longer(node, begin, end, letters, children, scores):
 
 
 @njit
-def _best_score(before, token, letters, tokens, children, scores, unknown):
+def _best_score(before, token, letters, spans, children, scores, unknown):
     """The log-probability of the most probable pieces of the letters of two tokens (Viterbi)."""
-    length = tokens[before, _END] - tokens[before, _BEGIN]
-    size = length + tokens[token, _END] - tokens[token, _BEGIN]
+    length = spans[before, _END] - spans[before, _BEGIN]
+    size = length + spans[token, _END] - spans[token, _BEGIN]
     joined = np.empty(size, np.int32)
-    joined[:length] = letters[tokens[before, _BEGIN] : tokens[before, _END]]
-    joined[length:] = letters[tokens[token, _BEGIN] : tokens[token, _END]]
+    joined[:length] = letters[spans[before, _BEGIN] : spans[before, _END]]
+    joined[length:] = letters[spans[token, _BEGIN] : spans[token, _END]]
     best = np.full(size + 1, -np.inf)
     best[0] = 0.0
     for begin in range(size):

@@ -183,10 +183,10 @@ def asked(align: Aligner) -> Callable[[int, int], bool]:
 
     def may_follow(before: int, token: int) -> bool:
         pairs = align._canonical.pairs
-        tables = (pairs.tokens, pairs.splits, *pairs.merges, pairs.pieces)
-        if canonical.may_follow(before, token, *tables) == canonical.UNKNOWN_PAIR:
+        tables = (pairs.tokens, pairs.splits, *pairs.merges)
+        if canonical.merges_allow(before, token, *tables) == canonical.UNKNOWN_PAIR:
             align._canonical.answer()
-        return canonical.may_follow(before, token, *tables) == canonical.POSSIBLE
+        return canonical.merges_allow(before, token, *tables) == canonical.POSSIBLE
 
     return may_follow
 

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from engine.method.canonical import IMPOSSIBLE, POSSIBLE, CanonicalPairs, may_follow, why_unknown
+from engine.method.canonical import IMPOSSIBLE, POSSIBLE, CanonicalPairs, merges_allow, pieces_allow, why_unknown
 from engine.method.compiled import njit
 from engine.text.tokenization import PassageTokenizer
 from tests import oracles
@@ -66,22 +66,26 @@ def varied(name: str) -> PassageTokenizer:
 
 
 @njit
-def answers_of(ids, tokens, splits, ends, lasts, firsts, merges, partners, pieces):
+def answers_of(ids, tokens, splits, of_merges, of_pieces):
+    ends, lasts, firsts, merges, partners = of_merges
+    letters, spans, children, scores, unknown, is_greedy = of_pieces
     found = np.empty(ids.size - 1, np.int64)
     for place in range(ids.size - 1):
-        found[place] = may_follow(
-            ids[place], ids[place + 1], tokens, splits, ends, lasts, firsts, merges, partners, pieces
-        )
+        before, token = ids[place], ids[place + 1]
+        if ends.size:
+            found[place] = merges_allow(before, token, tokens, splits, ends, lasts, firsts, merges, partners)
+        else:
+            found[place] = pieces_allow(
+                before, token, tokens, splits, letters, spans, children, scores, unknown, is_greedy
+            )
     return found
 
 
 def answers(canonical: CanonicalPairs, ids: np.ndarray) -> np.ndarray:
-    """``may_follow`` for each token of a text and the one before it."""
-    pairs = canonical.pairs
-    tables = (pairs.tokens, pairs.splits, *pairs.merges, pairs.pieces)
-    answers_of(ids, *tables)
+    """The kernel's answer for each token of a text and the one before it."""
+    answers_of(ids, *canonical.pairs[:4])
     canonical.answer()
-    return answers_of(ids, *tables)
+    return answers_of(ids, *canonical.pairs[:4])
 
 
 @pytest.mark.parametrize("name", BYTE_PAIRS)
