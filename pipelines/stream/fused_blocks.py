@@ -31,7 +31,7 @@ from engine.history.ledger import Ledger
 from engine.history.result import StepRecord
 from engine.history.retirement import retired_sources
 from engine.history.totals import bytes_by_domain
-from engine.spec import CorpusSpec, FusionSpec
+from engine.spec import CorpusSpec, FusionSpec, SourceModelSpec
 from pipelines.stream.sizes import FlowPlan
 from pipelines.stream.stages import ONE_BATCH, AlignerStage, PassageReaderStage, SourceModelStage, pool, reader_pool
 
@@ -76,22 +76,8 @@ def fused_blocks(
         compute=reader_pool(flow.reader_replicas),
     )
     for source in spec.source_models:
-        if source.name in retired:
-            continue
-        stream = stream.map_batches(
-            SourceModelStage,
-            fn_constructor_kwargs={
-                "score": SourceModel if source.required else OptionalSource,
-                "source": source,
-                "top_k": spec.fusion.top_k,
-                "meter": Meter(source.name, monitor, source.max_restarts, "source_models max_restarts"),
-            },
-            **ONE_BATCH,
-            num_cpus=source.num_cpus,
-            num_gpus=source.num_gpus * source.tensor_parallel_size,
-            label_selector=spec.cluster.source_model_labels,
-            compute=pool(source),
-        )
+        if source.name not in retired:
+            stream = _scored(stream, source, spec, monitor)
     return stream.map_batches(
         AlignerStage,
         fn_constructor_kwargs={
@@ -110,6 +96,24 @@ def fused_blocks(
         **ONE_BATCH,
         num_cpus=flow.aligner_cpus,
         compute=ActorPoolStrategy(size=flow.aligner_replicas),
+    )
+
+
+def _scored(stream: Dataset, source: SourceModelSpec, spec: FusionSpec, monitor: ActorHandle) -> Dataset:
+    """The stream with one source model's columns."""
+    return stream.map_batches(
+        SourceModelStage,
+        fn_constructor_kwargs={
+            "score": SourceModel if source.required else OptionalSource,
+            "source": source,
+            "top_k": spec.fusion.top_k,
+            "meter": Meter(source.name, monitor, source.max_restarts, "source_models max_restarts"),
+        },
+        **ONE_BATCH,
+        num_cpus=source.num_cpus,
+        num_gpus=source.num_gpus * source.tensor_parallel_size,
+        label_selector=spec.cluster.source_model_labels,
+        compute=pool(source),
     )
 
 

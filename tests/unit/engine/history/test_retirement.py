@@ -47,12 +47,12 @@ def step(number, llama, by_domain=()):
 
 
 def test_the_steps_since_the_last_checkpoint_decide():
-    ahead, behind = ([step(number, nats) for number in range(1, 4)] for nats in (BETTER, WORSE))
-    assert to_retire(spec(), behind) == ("llama",)
-    assert to_retire(spec(), ahead) == ()
-    assert to_retire(spec(), [*ahead, *behind]) == ("llama",)
-    assert to_retire(spec(), [*behind, *ahead]) == ()
-    assert to_retire(spec(retire=False), behind) == (), "gpt2 stays, too: it is not to be retired"
+    better, worse = ([step(number, nats) for number in range(1, 4)] for nats in (BETTER, WORSE))
+    assert to_retire(spec(), worse) == ("llama",)
+    assert to_retire(spec(), better) == ()
+    assert to_retire(spec(), [*better, *worse]) == ("llama",)
+    assert to_retire(spec(), [*worse, *better]) == ()
+    assert to_retire(spec(retire=False), worse) == (), "gpt2 stays, too: it is not to be retired"
 
 
 def test_a_source_that_leads_in_one_domain_stays():
