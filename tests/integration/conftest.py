@@ -18,16 +18,16 @@ def shared_ray():
     """The Ray of this process, started as a run starts it; ``engine.run`` joins it. It stays for the next test."""
     if not ray.is_initialized():
         os.environ.update({**QUIET, **LOCAL, TRAIN_TAB: "0"})
-        FORKS.enter_context(workers_forked(FORKS.enter_context(fork_server(with_vllm=True))))
-        ray.init(
-            address="local",
-            num_cpus=12,
-            object_store_memory=2**28,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _system_config={"metrics_report_interval_ms": 1000},
-        )
+        with workers_forked(FORKS.enter_context(fork_server(with_vllm=True))):  # no other Ray's, which this process starts
+            ray.init(
+                address="local",
+                num_cpus=12,
+                object_store_memory=2**28,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _system_config={"metrics_report_interval_ms": 1000},
+            )
 
 
 @pytest.fixture
