@@ -18,9 +18,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -132,27 +133,44 @@ def start(tree: Path) -> Start:
 
 
 def watched(run: psutil.Popen, output: Path, began: float) -> Start:
-    """Look at a run's processes until the last of them has ended."""
+    """Look at a run's processes until the last of them has ended.
+
+    Memory is added up in a thread of its own: beside busy loops that takes seconds, in which a run can end.
+    """
     seen = Start()
     children: dict[tuple[int, float], psutil.Process] = {}
-    next_sum = 0.0
+    ended = threading.Event()
+    adding = threading.Thread(target=add_up_memory, args=(run, seen, ended))
+    adding.start()
     while True:
-        now = time.monotonic() - began
         for process in tree_of(run):
             children[process.pid, process.create_time()] = process
-        adds_up = now >= next_sum
-        next_sum = now + SECONDS_BETWEEN_SUMS if adds_up else next_sum
-        alive = [look(process, key, seen, now, adds_up) for key, process in children.items()]
-        seen.memory = max(seen.memory, sum(pss for pss in alive if pss))
+        for key, process in children.items():
+            look(process, key, seen, time.monotonic() - began)
         if not seen.first_step and any(output.glob("checkpoints/*")):
-            seen.first_step = now
+            seen.first_step = time.monotonic() - began
             seen.cpu_seconds = sum(process.cpu_seconds for process in seen.processes.values())
         if not seen.exported and (output / "export" / "config.json").exists():
-            seen.exported = now
+            seen.exported = time.monotonic() - began
         if run.poll() is not None and not any(is_alive for is_alive in map(_is_alive, children.values())):
-            seen.ended = now
+            seen.ended = time.monotonic() - began
+            ended.set()
+            adding.join()
             return seen
         time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def add_up_memory(run: psutil.Process, seen: Start, ended: threading.Event) -> None:
+    """Note the most memory of all processes together, and of each, until the run has ended."""
+    while not ended.wait(SECONDS_BETWEEN_SUMS):
+        total = 0
+        for process in tree_of(run):
+            with suppress(psutil.Error):  # it has ended meanwhile
+                key, pss = (process.pid, process.create_time()), process.memory_full_info().pss
+                total += pss
+                if key in seen.processes:
+                    seen.processes[key].pss = max(seen.processes[key].pss, pss)
+        seen.memory = max(seen.memory, total)
 
 
 def tree_of(run: psutil.Process) -> list[psutil.Process]:
@@ -163,19 +181,13 @@ def tree_of(run: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def look(process: psutil.Process, key: tuple[int, float], seen: Start, now: float, adds_up: bool) -> int:
-    """Note what a process has used so far; returns its PSS in bytes where memory is added up, else 0."""
-    try:
-        with process.oneshot():
-            kind = kind_of(process) if process.name() != "raylet" else "raylet"
-            times = process.cpu_times()
-        pss = process.memory_full_info().pss if adds_up else 0
-    except psutil.Error:  # it has ended meanwhile
-        return 0
-    noted = seen.processes.setdefault(key, Seen(kind, now))
-    noted.kind, noted.last = name_of(process, kind), now
-    noted.cpu_seconds, noted.pss = times.user + times.system, max(noted.pss, pss)
-    return pss
+def look(process: psutil.Process, key: tuple[int, float], seen: Start, now: float) -> None:
+    """Note what a process has used so far, if it is still there."""
+    with suppress(psutil.Error), process.oneshot():
+        kind = kind_of(process) if process.name() != "raylet" else "raylet"
+        times = process.cpu_times()
+        noted = seen.processes.setdefault(key, Seen(kind, now))
+        noted.kind, noted.last, noted.cpu_seconds = name_of(process, kind), now, times.user + times.system
 
 
 def name_of(process: psutil.Process, kind: str) -> str:

@@ -18,7 +18,9 @@ def shared_ray():
     """The Ray of this process, started as a run starts it; ``engine.run`` joins it. It stays for the next test."""
     if not ray.is_initialized():
         os.environ.update({**QUIET, **LOCAL, TRAIN_TAB: "0"})
-        with workers_forked(FORKS.enter_context(fork_server(with_vllm=True))):  # no other Ray's, which this process starts
+        with workers_forked(
+            FORKS.enter_context(fork_server(with_vllm=True))
+        ):  # no other Ray's, which this process starts
             ray.init(
                 address="local",
                 num_cpus=12,
