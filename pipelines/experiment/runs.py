@@ -1,15 +1,11 @@
-"""Run arms, each in a process of its own, and score their models. Finished runs are not repeated."""
+"""Run arms, two at once, and score their models. Finished runs are not repeated."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +13,19 @@ import numpy as np
 from engine.model_files.checkpoint import Checkpoint
 from pipelines.evaluation.bits_per_byte import ScoredText, score_texts
 from pipelines.evaluation.ensemble import ensemble
-from pipelines.experiment.arms import SETTINGS, Run
+from pipelines.experiment.arms import SETTINGS, SPEC, Run
+from pipelines.experiment.bench import carry_out, start_bench
 from pipelines.experiment.bootstrap import ScoredDomain, Scores, mean_bits_per_byte
 from pipelines.experiment.real_tasks import scores_of_tasks
 from pipelines.experiment.real_texts import TASKS
 from pipelines.experiment.texts import read_texts
 
-#: Loading takes half of a run's time and does not fill a core, so two runs share two cores well.
+#: A run waits for itself in many places, so two share two cores well.
 AT_ONCE = 2
 
 
 class Laboratory:
-    """The experiment's folder, and two processes that score models.
+    """The experiment's folder, two processes that carry out runs, and two that score models.
 
     Args:
         folder: of the experiment; relative, so that the commands on the results page have relative paths.
@@ -36,27 +33,38 @@ class Laboratory:
         say: called with a line about every finished run.
     """
 
-    def __init__(self, folder: Path, longest_run_seconds: float, say: Callable[[str], None]):
+    def __init__(self, folder: Path, longest_run_seconds: int, say: Callable[[str], None]):
         self.folder = folder
         self._longest_run_seconds = longest_run_seconds
         self._say = say
-        self._scorers = ProcessPoolExecutor(AT_ONCE, mp_context=multiprocessing.get_context("spawn"))
+        spawned = multiprocessing.get_context("spawn")
+        self._benches = ProcessPoolExecutor(AT_ONCE, mp_context=spawned, initializer=start_bench, initargs=(SPEC,))
+        self._scorers = ProcessPoolExecutor(AT_ONCE, mp_context=spawned)
 
     def __enter__(self) -> Laboratory:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self._benches.shutdown(cancel_futures=True)
         self._scorers.shutdown(cancel_futures=True)
 
     def run(self, runs: Sequence[Run]) -> None:
-        """Start ``python -m engine run`` for each unfinished run, ``AT_ONCE`` at a time.
+        """Carry out each unfinished run, ``AT_ONCE`` at a time, as ``python -m engine run`` would.
 
         Raises:
             RuntimeError: a run failed; the message names its log.
         """
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for _ in pool.map(self._run, [run for run in runs if not self._done(run).exists()]):
-                pass
+        jobs = {}
+        for run in runs:
+            if not self._done(run).exists():
+                spec, overrides = SETTINGS[run.arm.setting].spec, run.overrides(self.folder)
+                log = run.folder(self.folder) / "console.log"
+                jobs[self._benches.submit(carry_out, spec, overrides, log, self._longest_run_seconds)] = run
+        for job in as_completed(jobs):
+            run, seconds = jobs[job], job.result()
+            command = ["-m", "engine", "run", SETTINGS[run.arm.setting].spec, *run.overrides(self.folder)]
+            self._done(run).write_text(json.dumps({"command": command, "seconds": seconds}))
+            self._say(f"{run.arm.setting} {run.arm.name}, rate {run.rate:g}, seed {run.seed}: {seconds:.0f} s")
 
     def scores(self, setting: str, part: str, checkpoints: Sequence[Path]) -> list[Scores]:
         """Scores of models on the texts of ``part``."""
@@ -95,24 +103,6 @@ class Laboratory:
 
     def _done(self, run: Run) -> Path:
         return run.folder(self.folder) / "done.json"
-
-    def _run(self, run: Run) -> None:
-        started = time.monotonic()
-        folder = run.folder(self.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        spec = SETTINGS[run.arm.setting].spec
-        command = [sys.executable, "-m", "engine", "run", spec, *run.overrides(self.folder)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        log = folder / "console.log"
-        with log.open("w") as output:
-            ended = subprocess.run(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment, timeout=self._longest_run_seconds
-            )
-        if ended.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with exit code {ended.returncode}; see {log}")
-        seconds = time.monotonic() - started
-        self._done(run).write_text(json.dumps({"command": command[1:], "seconds": seconds}))
-        self._say(f"{run.arm.setting} {run.arm.name}, rate {run.rate:g}, seed {run.seed}: {seconds:.0f} s")
 
 
 def scored(folder: Path, setting: str, part: str, checkpoint: Path) -> dict[str, list[ScoredText]]:
