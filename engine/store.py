@@ -39,11 +39,11 @@ def opened(path: str, tries: int = TRIES) -> io.BufferedReader:
     return io.BufferedReader(StoreFile(path, tries), BUFFER_BYTES)
 
 
-def content(path: str) -> bytes | None:
+def content(path: str, tries: int = TRIES) -> bytes | None:
     """All bytes of a small file; None if there is none.
 
     Raises:
-        StoreError: the store has failed again and again.
+        StoreError: the store has failed ``tries`` times.
     """
     filesystem, name = fsspec.core.url_to_fs(path)
 
@@ -53,7 +53,7 @@ def content(path: str) -> bytes | None:
         except NOT_THERE:
             return None
 
-    return tried(whole, f"{path}: the file cannot be read")
+    return tried(whole, f"{path}: the file cannot be read", tries)
 
 
 def is_there(filesystem: AbstractFileSystem, name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import fsspec
 
+from engine.history.files import read_files, record_of
 from engine.history.ledger import Ledger
 from engine.history.result import StepRecord
 from engine.store import NOT_THERE, is_there, tried
@@ -46,12 +47,16 @@ def recorded_steps(output_dir: str) -> list[StepRecord]:
         StoreError: the store has failed for minutes.
     """
     state = _last_state(output_dir)
-    return [record_of(fields) for fields in state["history"]] if state else []
+    return history_of(output_dir, state) if state else []
 
 
-def record_of(fields: dict[str, Any]) -> StepRecord:
-    """A record as it was before JSON turned its tuples into lists."""
-    return StepRecord(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+def history_of(output_dir: str, state: dict[str, Any]) -> list[StepRecord]:
+    """The records of all steps up to a checkpoint: those in files, and those that its journal ``state`` holds.
+
+    Raises:
+        StoreError: the store has failed for minutes, or a file is missing.
+    """
+    return [*read_files(output_dir, state["steps_in_files"], TRIES), *map(record_of, state["history"])]
 
 
 def latest(folder: str) -> str | None:

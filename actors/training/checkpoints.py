@@ -55,15 +55,16 @@ class CheckpointWriter:
         self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=timeout_hours))
         self._pending: Future[None] | None = None
 
-    def save(self, target: TargetModel, state: dict[str, Any]) -> None:
-        """Begin a checkpoint of the target as it is now, after the last one is complete.
+    def save(self, target: TargetModel, state: dict[str, Any], before_complete: Callable[[], None]) -> None:
+        """Begin a checkpoint of the target as it is now, after the last one is complete; see ``save``.
 
         Raises:
             OSError: the last one could not be written.
         """
         self.finish()
         folder = os.path.join(self._folder, f"step-{target.step:08d}")
-        self._pending = save(target, folder, state, self._group, partial(self._when_complete, target.step))
+        when_complete = partial(self._when_complete, target.step)
+        self._pending = save(target, folder, state, self._group, before_complete, when_complete)
 
     def finish(self) -> None:
         """Wait until the last checkpoint is complete, then delete those that are too old.
@@ -82,6 +83,7 @@ def save(
     folder: str,
     state: dict[str, Any],
     group: dist.ProcessGroup | None = None,
+    before_complete: Callable[[], None] = lambda: None,
     when_complete: Callable[[], None] = lambda: None,
 ) -> Future[None]:
     """Copy the target's state and write it as one checkpoint in a thread; all workers take part.
@@ -91,6 +93,8 @@ def save(
         state: values that JSON can hold, equal on all workers.
         group: of all workers, on CPUs; None takes the default group, which nothing else may use before the checkpoint
             is complete.
+        before_complete: called on the first worker, in another thread, before the checkpoint counts; writes what the
+            state refers to.
         when_complete: called on the first worker when the checkpoint is complete, in another thread.
 
     Returns:
@@ -102,15 +106,23 @@ def save(
     dist.barrier()
     written = dcp.async_save(_content(target), storage_writer=FsspecWriter(folder), process_group=group)
     journal = json.dumps({**state, "step": target.step}).encode("utf8")
-    return _MARKING.submit(_mark_complete, written, folder, journal, dist.get_rank() == 0, when_complete)
+    return _MARKING.submit(
+        _mark_complete, written, folder, journal, dist.get_rank() == 0, before_complete, when_complete
+    )
 
 
 def _mark_complete(
-    written: Future, folder: str, journal: bytes, is_first: bool, when_complete: Callable[[], None]
+    written: Future,
+    folder: str,
+    journal: bytes,
+    is_first: bool,
+    before_complete: Callable[[], None],
+    when_complete: Callable[[], None],
 ) -> None:
     try:
         written.result()
         if is_first:
+            before_complete()
             filesystem, path = fsspec.core.url_to_fs(folder)
             filesystem.pipe_file(os.path.join(path, STATE_FILE + ".part"), journal)
             filesystem.mv(os.path.join(path, STATE_FILE + ".part"), os.path.join(path, STATE_FILE))

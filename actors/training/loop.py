@@ -81,7 +81,7 @@ def train_worker(
             journal.history[-1] = replace(journal.history[-1], retired=to_retire(spec, journal.history))
         reports.send(journal.history[:-1] if held_out else journal.history)
         if notices.is_new() or is_due:
-            commit(target, journal, writer)
+            commit(target, journal, writer, spec.run.output_dir)
         if journal.history[-1].retired:
             writer.finish()
             reports.send(journal.history)
@@ -90,7 +90,7 @@ def train_worker(
         _evaluate(target, spec, held_out, journal)
     reports.send(journal.history)
     if target.step != journal.saved_step:  # a finished run that is started again keeps its only checkpoint as it is
-        commit(target, journal, writer)
+        commit(target, journal, writer, spec.run.output_dir)
     writer.finish()
     is_exported = spec.evaluation.patience and best_step(spec, journal.history)
     if journal.history and not is_exported:

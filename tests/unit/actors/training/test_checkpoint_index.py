@@ -21,7 +21,7 @@ def store():
     ledger.learn(np.ones((1, ENTRY_NUMBERS), np.int64))
     with failing_store() as found:
         for step in (1, 2):
-            journal = {"step": step, "history": [], "learned": ledger.state()}
+            journal = {"step": step, "steps_in_files": 0, "history": [], "learned": ledger.state()}
             found.write(f"out/checkpoints/step-{step:08d}/state.json", json.dumps(journal).encode("utf8"))
         found.write("out/checkpoints/step-00000003/__0_0.distcp", b"x")
         found.write("out/checkpoints/.keep", b"")

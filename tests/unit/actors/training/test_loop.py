@@ -11,7 +11,7 @@ import torch
 from ray.train import PreemptionInfo
 
 from actors.training import loop
-from actors.training.checkpoint_index import recorded_steps
+from actors.training.checkpoint_index import checkpoints_folder, complete, read_state, recorded_steps
 from actors.training.held_out_loss import HeldOutBlocks
 from actors.training.journal import Journal
 from actors.training.looks import Looks
@@ -19,7 +19,7 @@ from actors.training.loop import StepReports, learn, train_worker
 from actors.training.step_counts import StepCounts
 from actors.training.target_model import StepLosses
 from engine.errors import TrainingError
-from engine.history import retirement
+from engine.history import files, retirement
 from engine.method.losses import NO_LABEL
 from engine.records.batches import shares
 from engine.records.ragged import of_list
@@ -134,6 +134,25 @@ def test_a_notice_of_preemption_makes_one_checkpoint_at_once(spec, monkeypatch):
     saved = sorted(entry.name for entry in os.scandir(os.path.join(spec.run.output_dir, "checkpoints")))
     assert saved == ["step-00000002", "step-00000005"]
     assert monitor.checkpoints == [2, 5], "reported when they are complete"
+
+
+def test_a_long_history_goes_into_files_and_a_checkpoint_holds_the_rest(spec, monkeypatch):
+    monkeypatch.setattr(files, "STEPS_IN_FILE", 2)
+    training = spec.training.model_copy(update={"checkpoint_every_steps": 3})
+    long = spec.model_copy(update={"training": training})
+    _, history = work(long, monkeypatch, steps=4)
+    folder = checkpoints_folder(spec.run.output_dir)
+    held = [
+        (state["step"], state["steps_in_files"], len(state["history"])) for state in map(read_state, complete(folder))
+    ]
+    assert held == [(3, 2, 1), (4, 2, 2)], "the last step is never in a file"
+    assert tuple(recorded_steps(spec.run.output_dir)) == history
+    _, longer = work(long, monkeypatch, steps=3, first_step=5)
+    assert longer[:4] == history and [record.step for record in longer[4:]] == [5, 6, 7]
+    assert sorted(os.listdir(os.path.join(spec.run.output_dir, "history"))) == [
+        f"steps-{first:08d}.jsonl" for first in (1, 3, 5)
+    ]
+    assert tuple(recorded_steps(spec.run.output_dir)) == longer
 
 
 def test_a_step_that_is_not_finite_is_reported(spec):

@@ -360,16 +360,18 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints.FsspecWriter, "write_data", write_later)
     writer = checkpoints.CheckpointWriter(str(tmp_path / "checkpoints"), keep=1, timeout_hours=1.0)
-    writer.save(model, {"at": 1})
+    written = []
+    writer.save(model, {"at": 1}, lambda: written.append(latest(str(tmp_path / "checkpoints"))))
     ahead = [model.train_step(training_blocks(seed=seed)).loss for seed in (1, 2)]
     assert latest(str(tmp_path / "checkpoints")) is None
     goes_on.set()
     writer.finish()
+    assert written == [None], "what the checkpoint refers to is written before it counts"
     again = target(checkpoint)
     assert checkpoints.load(again, latest(str(tmp_path / "checkpoints"))) == {"at": 1, "step": 1}
     assert [again.train_step(training_blocks(seed=seed)).loss for seed in (1, 2)] == ahead
     for _ in range(2):
-        writer.save(model, {})
+        writer.save(model, {}, lambda: None)
         model.train_step(training_blocks(seed=3))
     writer.finish()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]

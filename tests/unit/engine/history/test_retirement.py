@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from actors.training.checkpoint_index import record_of
 from engine.errors import SpecError
+from engine.history.files import record_of
 from engine.history.retirement import retired_sources, to_retire
 from engine.spec.loading import parse
 from tests.support.step_records import step_record

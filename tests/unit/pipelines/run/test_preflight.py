@@ -22,7 +22,7 @@ def learn_something(tmp_path) -> None:
     """Leave a complete checkpoint in the output folder."""
     checkpoint = tmp_path / "out" / "checkpoints" / "step-00000001"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text('{"step": 1, "history": [], "learned": {}}')
+    (checkpoint / "state.json").write_text('{"step": 1, "steps_in_files": 0, "history": [], "learned": {}}')
 
 
 def test_an_output_folder_of_another_run_is_refused(tmp_path, monkeypatch):

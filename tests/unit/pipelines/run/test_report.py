@@ -34,7 +34,7 @@ def run_folder(tmp_path, name, rate, losses):
     history = [asdict(step_record(step, loss=loss, held_out={"docs": 2.0})) for step, loss in enumerate(losses, 1)]
     checkpoint = folder / "checkpoints" / f"step-{len(losses):08d}"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text(json.dumps({"history": history, "learned": {}}))
+    (checkpoint / "state.json").write_text(json.dumps({"steps_in_files": 0, "history": history, "learned": {}}))
     (folder / "spec.yaml").write_text(dump_spec(spec))
     bits = {"target before": {"docs": 2.5}, "continued target": {"docs": 2.0 + rate, "code": math.nan}}
     (folder / "evaluation.json").write_text(evaluation_json(spec, EvaluationResult(bits_per_byte=bits)))
