@@ -11,11 +11,11 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
 
+import engine
 from engine.errors import FusionError, SpecError
 from engine.spec.loading import load_spec
 from pipelines.cluster.fork_server import fork_server
 from pipelines.cluster.needs import Need
-from pipelines.run.start import run
 
 #: Logical CPUs of a bench's Ray: admission tickets of the stages of one run, not cores.
 LOGICAL_CPUS = 16.0
@@ -48,7 +48,7 @@ def carry_out(spec: str, overrides: Sequence[str], log: Path, most_seconds: int)
     signal.alarm(most_seconds)
     try:
         with log.open("w") as console, redirect_stdout(console), redirect_stderr(console):
-            run(load_spec(spec, overrides))
+            engine.run(load_spec(spec, overrides))
     except (FusionError, SpecError, TimeoutError) as error:
         raise RuntimeError(f"{spec} {' '.join(overrides)}: {error}; see {log}") from None
     finally:
