@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelines.experiment.arms import CONTINUED, FUSED, SETTINGS, SINGLE, SPEC
 from pipelines.experiment.bootstrap import LEVEL, RESAMPLES, Interval, spread
+from pipelines.experiment.kept import keep
 from pipelines.experiment.plots import plot_differences
 from pipelines.experiment.results import Findings, Row
 
@@ -40,7 +41,8 @@ seeds are few: where they disagree, the true interval is wider. Every arm chose 
 `lm_loss_weight` with seed 0, every expert its rate, on validation text that serves no other purpose. The columns *rate*
 and *weight* show what they chose; an arm with one source takes fusion's.
 
-{machine}. {minutes:.0f} minutes for the last start of `make experiment`, which does not repeat finished work.
+{machine}. {minutes:.0f} minutes for the last start of `make experiment`, which does not repeat finished work. The scores
+of all documents are in `figures/`.
 """
 
 CAVEATS = """\
@@ -57,7 +59,7 @@ CAVEATS = """\
 
 
 def write_page(path: Path, findings: Sequence[Findings], minutes: float) -> None:
-    """Write the page, and its plots into ``figures/`` beside it."""
+    """Write the page, and the plots and the scores of all documents into ``figures/`` beside it."""
     plots = path.parent / "figures"
     plots.mkdir(parents=True, exist_ok=True)
     head = INTRODUCTION.format(
@@ -65,6 +67,7 @@ def write_page(path: Path, findings: Sequence[Findings], minutes: float) -> None
     )
     lines = [head]
     for found in findings:
+        keep(plots, found)
         lines += [f"## {TITLES[found.setting]}", "", *_verdict(found), "", *table(found), ""]
         if found.ablations:
             lines += ["### What matters", "", *_ablations(found), ""]

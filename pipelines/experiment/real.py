@@ -1,6 +1,7 @@
 """``python -m pipelines.experiment.real``: fusion of published models; writes its chapter of the results page.
 
-Finished work stays in the folder and is not repeated, so a stopped experiment continues where it stopped.
+Finished work stays in the folder and is not repeated, so a stopped experiment continues where it stopped. The findings
+on each corpus stay beside the page, which shows all that are there: corpora can be done on days of their own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from pipelines.experiment.__main__ import model_row, run_row, trained_runs
 from pipelines.experiment.arms import REAL_RATES, REAL_WEIGHTS, real_arms
 from pipelines.experiment.choices import choose
+from pipelines.experiment.kept import keep, kept
+from pipelines.experiment.page import machine
 from pipelines.experiment.real_models import place_models, smollm2_file
 from pipelines.experiment.real_page import write_real_chapter
 from pipelines.experiment.real_texts import REAL_CORPORA, write_real_texts
@@ -36,10 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_real_texts(options.folder / "texts", options.corpora)
     say("models and texts are in place")
     with Laboratory(options.folder, LONGEST_RUN_SECONDS, say) as laboratory:
-        found = []
+        figures = options.page.parent / "figures"
         for corpus in options.only or REAL_CORPORA:
-            found.append(on_corpus(laboratory, corpus, sorted(options.rates), range(options.seeds)))
-            write_real_chapter(options.page, found, (time.monotonic() - started) / 60)
+            began = time.monotonic()
+            found = on_corpus(laboratory, corpus, sorted(options.rates), range(options.seeds))
+            keep(figures, replace(found, machine=machine(), minutes=(time.monotonic() - began) / 60))
+            write_real_chapter(options.page, [found for name in REAL_CORPORA if (found := kept(figures, name))])
             say(f"{corpus} is on {options.page}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines.experiment.arms import REAL_SPEC, real_arms
 from pipelines.experiment.bootstrap import LEVEL
-from pipelines.experiment.page import chosen, commands, compared, machine, table, write_chapter
+from pipelines.experiment.page import chosen, commands, compared, table, write_chapter
 from pipelines.experiment.real_tasks import HEADINGS
 from pipelines.experiment.real_texts import QUOTAS
 from pipelines.experiment.results import Findings
@@ -23,17 +23,18 @@ their learning rates, and fusion its `lm_loss_weight`, with seed 0 on validation
 target itself and with both takes Gemma's. A seed changes the order of the corpus. Brackets are {level:.0%} intervals
 of a bootstrap over seeds and documents, paired.
 
-{machine}. {minutes:.0f} minutes for the last start, which does not repeat finished work.
+Each corpus may have had a machine and a start of its own; a start does not repeat finished work. The scores of all
+documents are in `figures/`.
 """
 
 
-def write_real_chapter(path: Path, findings: Sequence[Findings], minutes: float) -> None:
+def write_real_chapter(path: Path, findings: Sequence[Findings]) -> None:
     """Write the chapter, and leave the others of the page as they are."""
     sizes = {"corpus": QUOTAS[CORPUS], "held_out": QUOTAS[HELD_OUT]}
-    lines = [INTRODUCTION.format(spec=REAL_SPEC, level=LEVEL, machine=machine(), minutes=minutes, **sizes)]
+    lines = [INTRODUCTION.format(spec=REAL_SPEC, level=LEVEL, **sizes)]
     for found in findings:
         lines += [f"## {found.setting.capitalize()}", "", *_verdict(found), "", *table(found), "", *_tasks(found), ""]
-        lines += [*chosen(found), ""]
+        lines += [*chosen(found), "", f"{found.machine}; {found.minutes:.0f} minutes.", ""]
     write_chapter(path, [*lines, *commands(findings)])
 
 

@@ -78,12 +78,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Findings:
-    """The findings of one setting: choices of learning rates, compared rows, and ablations of fusion."""
+    """The findings of one setting.
+
+    Attributes:
+        setting: one of ``arms.SETTINGS``.
+        choices: of learning rates and weights.
+        rows: compared.
+        ablations: of fusion.
+        machine: what they were found on: versions and cores, in words.
+        minutes: of the start that finished them; what earlier starts had finished was not repeated.
+    """
 
     setting: str
     choices: Sequence[Choice]
     rows: Sequence[Row]
     ablations: Sequence[Row] = field(default_factory=tuple)
+    machine: str = ""
+    minutes: float = nan
 
     def row(self, name: str) -> Row:
         """The compared row of that name."""

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import math
 import os
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from pipelines.experiment.arms import SPEC, Run
 from pipelines.experiment.bootstrap import ScoredDomain
 from pipelines.experiment.choices import choose_rates
 from pipelines.experiment.domains import DOCUMENT_CHARACTERS, LARGEST_SHARE, deal, folder_domains
+from pipelines.experiment.kept import keep, kept
 from pipelines.experiment.models import base_folder, expert_folder, expert_job
 from pipelines.experiment.page import PAPERS_ORDER, write_page
 from pipelines.experiment.real_page import write_real_chapter
@@ -238,16 +241,32 @@ def test_a_chapter_leaves_the_others(tmp_path):
     means |= {arm.name: 1.4 for arm in (german.gemma, german.itself, german.both)}
     tasks = [dict.fromkeys(HEADINGS, value) for value in (0.25, 0.75)]
     rows = [row(name, mean, seeds=2, tasks=tasks) for name, mean in means.items()]
-    found = Findings("german", [Choice(german.gemma.name, {1e-4: 1.4, 2e-4: 1.5}, {0.2: 1.4})], rows)
-    write_real_chapter(path, [found], minutes=3.0)
+    found = Findings(
+        "german", [Choice(german.gemma.name, {1e-4: 1.4, 2e-4: 1.5}, {0.2: 1.4})], rows, machine="2 cores", minutes=3.0
+    )
+    write_real_chapter(path, [found])
     alone = path.read_text(encoding="utf8")
     assert "**Fusion with Gemma beats continued training** by -0.1000" in alone
     assert "| fusion with both | 0.5 | 0.5 | 0.5 |" in alone, "means over seeds"
     assert "No difference is shown between fusion with both and fusion with Gemma alone" in alone
+    assert "2 cores; 3 minutes." in alone
     both = page(tmp_path, 2.4)
     assert both.startswith("# Does fusion work?") and both.endswith(alone)
-    write_real_chapter(path, [found], minutes=3.0)
+    write_real_chapter(path, [found])
     assert path.read_text(encoding="utf8") == both
+
+
+def test_findings_that_were_kept_give_the_same_page(tmp_path):
+    assert kept(tmp_path / "figures", "a") is None
+    text = page(tmp_path, 2.4)
+    again = [kept(tmp_path / "figures", setting) for setting in ("a", "b")]
+    assert again[0].choices == findings(2.4)[0].choices
+    write_page(tmp_path / "RESULTS.md", again, minutes=1.0)
+    assert (tmp_path / "RESULTS.md").read_text(encoding="utf8") == text
+    tasks = replace(again[0], setting="c", machine="2 cores", rows=[row("base", 2.0, tasks=[{"word": 0.5}])])
+    keep(tmp_path / "figures", tasks)
+    [found] = kept(tmp_path / "figures", "c").rows
+    assert (found.tasks, found.overrides, math.isnan(found.seconds)) == ([{"word": 0.5}], (), True)
 
 
 def test_tasks_are_made_of_the_text(tmp_path):

@@ -1,0 +1,63 @@
+"""The findings of a setting in a file: the page can be written again from them, and intervals be computed anew."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.experiment.bootstrap import ScoredDomain
+from pipelines.experiment.results import Choice, Findings, Row
+
+#: Decimals of a document's bits in the file: the bits of a held-out text of 48,000 bytes are then right to ten digits.
+DECIMALS = 3
+
+
+def keep(folder: Path, findings: Findings) -> None:
+    """Write the findings of a setting, in place of those that are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = asdict(findings)
+    for row in (*fields["rows"], *fields["ablations"]):
+        row["scores"] = [{domain: _lists(scored) for domain, scored in seed.items()} for seed in row["scores"]]
+    _file(folder, findings.setting).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf8")
+
+
+def kept(folder: Path, setting: str) -> Findings | None:
+    """The findings of a setting as they were kept; None if none are there."""
+    file = _file(folder, setting)
+    if not file.exists():
+        return None
+    fields = json.loads(file.read_text(encoding="utf8"))
+    return Findings(
+        **fields
+        | {
+            "choices": [_choice(**choice) for choice in fields["choices"]],
+            "rows": [_row(row) for row in fields["rows"]],
+            "ablations": [_row(row) for row in fields["ablations"]],
+        }
+    )
+
+
+def _lists(scored: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    return {name: np.round(values, DECIMALS).tolist() for name, values in scored.items()}
+
+
+def _choice(arm: str, validation: dict[str, float], by_weight: dict[str, float]) -> Choice:
+    """A choice, whose numbers JSON has turned into names."""
+    return Choice(arm, *({float(value): bits for value, bits in tried.items()} for tried in (validation, by_weight)))
+
+
+def _row(fields: dict[str, Any]) -> Row:
+    scores = [{domain: _scored(lists) for domain, lists in seed.items()} for seed in fields["scores"]]
+    return Row(**fields | {"scores": scores, "overrides": tuple(fields["overrides"])})
+
+
+def _scored(lists: dict[str, list[float]]) -> ScoredDomain:
+    return ScoredDomain(**{name: np.array(values) for name, values in lists.items()})
+
+
+def _file(folder: Path, setting: str) -> Path:
+    return folder / f"{setting}.json"
