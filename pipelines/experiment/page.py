@@ -41,8 +41,8 @@ seeds are few: where they disagree, the true interval is wider. Every arm chose 
 `lm_loss_weight` with seed 0, every expert its rate, on validation text that serves no other purpose. The columns *rate*
 and *weight* show what they chose; an arm with one source takes fusion's.
 
-{machine}. {minutes:.0f} minutes for the last start of `make experiment`, which does not repeat finished work. The scores
-of all documents are in `figures/`.
+{machine}. {minutes:.0f} minutes for the last start of `make experiment`, which does not repeat finished work. The
+scores of all documents are in `figures/`.
 """
 
 CAVEATS = """\
