@@ -122,7 +122,8 @@ class FlowRates:
         counts = {stage.name: stage.replicas for stage in (self._looks[-1].stages.values() if self._looks else ())}
         shares = {rate.name: rate.busy_share for rate in self.stages()}
         training = shares.pop(TRAIN, math.nan)
-        if not self._changes or self._changes[""][0][1] <= self._began_at:
+        changes = self._changes.get("", ())
+        if len(changes) < 2 or changes[0][1] <= self._began_at:
             training = math.nan
         return [Load(name, counts[name], share) for name, share in shares.items()], training
 

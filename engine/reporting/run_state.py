@@ -39,6 +39,7 @@ class RunState:
         self.elapsed_seconds = 0.0
         self._earlier = tuple(earlier)
         self._pace = PaceKeeper(spec)
+        self._pace.begin_stream(self._earlier[-1].step if self._earlier else 0)
         self._loading = _Loading()
         self._began = time.monotonic() if now is None else now
         self._event, self._event_seconds = "", 0.0
