@@ -89,7 +89,8 @@ class LivePage:
         """Take in a picture, and write the page if steps were taken and it is due."""
         with self._writing:
             self._take(picture, now)
-            if self._state.steps and now >= self._next_writing and not self._has_ended.is_set():
+            has_begun = self._state.steps or math.isfinite(self._next_writing)  # a restart may void all steps
+            if has_begun and now >= self._next_writing and not self._has_ended.is_set():
                 self._next_writing = now + self._seconds_between
                 if self._looks and not self._token_bytes:
                     self._token_bytes = self._read_tokens()
@@ -119,6 +120,11 @@ class LivePage:
         words = f"done: {result.steps:,} steps in {duration(result.wall_seconds)}"
         with self._writing:
             write_page(render_report(self._spec, result, Status(words, self._clock()), self._tokens()), self._url)
+
+    @property
+    def _last_step(self) -> int:
+        """Number of the run's latest step, 0 before the first."""
+        return self._state.last_step or len(self.earlier)
 
     def _take(self, picture: Progress, now: float) -> None:
         """Take in a picture; what a restart has made void is dropped."""
@@ -172,7 +178,7 @@ class LivePage:
     def _words_of_progress(self) -> str:
         """The step, the time left, and what the page does not list."""
         state = self._state
-        words = [f"running, step {state.last_step:,} of {self._spec.training.max_steps:,}"]
+        words = [f"running, step {self._last_step:,} of {self._spec.training.max_steps:,}"]
         if not math.isnan(state.seconds_left):
             words.append(f"at most {duration(state.seconds_left)} left")
         picture = state.picture
@@ -181,12 +187,11 @@ class LivePage:
         return ", ".join(words)
 
     def _words_of_evaluation(self) -> str:
-        return f"trained for {self._state.last_step:,} steps, evaluating"
+        return f"trained for {self._last_step:,} steps, evaluating"
 
     def _words_of(self, error: BaseException) -> str:
         """How the run ended without coming to its end."""
-        step = self._state.last_step or len(self.earlier)
-        where = f"after step {step:,}" if step else "before its first step"
+        where = f"after step {self._last_step:,}" if self._last_step else "before its first step"
         if isinstance(error, KeyboardInterrupt):
             return f"stopped {where}; the same command goes on from the last checkpoint"
         return f"failed {where}: {str(error)[:MOST_LETTERS] or type(error).__name__}"

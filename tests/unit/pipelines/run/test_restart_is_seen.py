@@ -143,6 +143,17 @@ def test_the_page_has_no_void_step_and_says_where_a_second_failure_was(spec):
     assert "120,000 tokens in 480 passages" in text
 
 
+def test_the_page_goes_on_when_a_restart_voids_all_steps(spec):
+    with LivePage(spec) as page:
+        run = Run(page.see)
+        run.take(1, 30)
+        run.begin()
+        run.wait(31)
+        text = (Path(spec.run.output_dir) / "report.html").read_text()
+        assert "running, step 0 of 6,250" in text
+        assert "no step was taken" in text
+
+
 def test_events_after_a_restart_carry_the_step_that_the_run_has_come_to(spec):
     with pytest.raises(FusionError), EventLog(spec) as log:
         run = Run(log.see)
