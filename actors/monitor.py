@@ -15,11 +15,13 @@ from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import islice
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from engine.errors import FusionError
 from engine.history.result import TRAIN, Committed, LeftOut, Progress, SkippedRow, StageTotals, StepRecord
 from engine.history.sampling import is_sampled
+from engine.history.step_log import StepLog
 
 #: Skipped rows and passages left out that a picture lists; it counts all of them.
 MOST_ROWS = 100
@@ -55,23 +57,39 @@ class RunMonitor:
         self._nodes: dict[tuple[str, str], str] = {}
         self._lost_nodes: set[str] = set()
         self._reasons: dict[str, list[tuple[str, bool]]] = {}
-        self._streams = 0
+        self._stream = self._began_at = self._first_began_at = 0
+        self._training_starts = 0
         self._retired: tuple[str, ...] = ()
         self._earlier: set[tuple[str, str]] = set()
-        self._steps: dict[int, StepRecord] = {}
+        self._steps = StepLog()
         self._skipped: dict[tuple[str, int], SkippedRow] = {}
         self._left_out: dict[tuple[str, str], LeftOut] = {}
-        self._looks: dict[tuple[int, str], dict[str, Any]] = {}
+        self._looks: dict[tuple[int, str], tuple[int, dict[str, Any]]] = {}  # each with its mark
         self._checkpoints: deque[Committed] = deque(maxlen=MOST_CHECKPOINTS)
         self._num_not_finite = 0
 
-    def begin_stream(self, retired: tuple[str, ...] = ()) -> None:
-        """Note that a stream begins, with new replicas: the first, one after a restart of the training workers, or one
-        without a source model that was ``retired``, which is no restart."""
-        if retired == self._retired or not self._streams:
-            self._streams += 1
+    def begin_stream(self, retired: tuple[str, ...] = (), checkpoint: StepRecord | None = None) -> None:
+        """Note that a stream begins, with new replicas.
+
+        It is the first, one after a restart of the training workers, or one without a source model that was
+        ``retired``, which is no restart.
+
+        Args:
+            checkpoint: the last step of the checkpoint that the stream goes on from; later steps are void. Workers may
+                have ended before they could report it. None: there is no checkpoint, and no step stands.
+        """
+        if retired == self._retired or not self._stream:
+            self._training_starts += 1
         self._retired = retired
         self._earlier = {key for processes in self._processes.values() for key in processes}
+        self._began_at = checkpoint.step if checkpoint else 0
+        if not self._stream:
+            self._first_began_at = self._began_at
+        elif checkpoint and checkpoint.step > max(self._steps.last_step, self._first_began_at):
+            self._steps.add(checkpoint)
+        self._stream += 1
+        self._steps.go_back(self._began_at)
+        self._drop_looks(self._began_at)
 
     def report(self, replica: str, process: str, totals: StageTotals) -> None:
         """Take the totals of one process so far; they replace its earlier report.
@@ -118,8 +136,10 @@ class RunMonitor:
                 self._forgiven[stage, replica] = self._own_deaths(stage, replica)
 
     def step(self, record: StepRecord) -> None:
-        """Add one optimizer step; a step that is taken again after a restart replaces the first."""
-        self._steps[record.step] = record
+        """Add one optimizer step; a step that is taken again takes the place of the first and voids all after it."""
+        if record.step <= self._steps.last_step:
+            self._drop_looks(record.step)
+        self._steps.add(record)
 
     def refuse_step(self) -> None:
         """Note that a step was not taken, since its loss or its gradient was not finite."""
@@ -127,9 +147,10 @@ class RunMonitor:
 
     def inspect(self, passages: Sequence[dict[str, Any]]) -> None:
         """Add passages of a step that a page shows token by token (``actors.training.looks``); drop those too many."""
-        looks = self._looks | {(passage["step"], passage["passage"]): passage for passage in passages}
-        newest = max(look["sample"] for look in looks.values())
-        self._looks = {key: look for key, look in looks.items() if is_sampled(look["sample"], newest)}
+        mark = self._steps.note()
+        looks = self._looks | {(passage["step"], passage["passage"]): (mark, passage) for passage in passages}
+        newest = max(look["sample"] for _, look in looks.values())
+        self._looks = {key: found for key, found in looks.items() if is_sampled(found[1]["sample"], newest)}
 
     def skip(self, row: SkippedRow) -> None:
         """Add a file or row that was left out; it counts once, however often it is read."""
@@ -140,20 +161,25 @@ class RunMonitor:
         for passage_id in passage_ids:
             self._left_out[source, passage_id] = LeftOut(source, passage_id, reason)
 
-    def snapshot(self, since_step: int = 0, most_rows: int | None = MOST_ROWS) -> Progress:
-        """Everything so far, but only the steps after ``since_step``; the totals count all steps.
+    def snapshot(self, mark: int = 0, most_rows: int | None = MOST_ROWS) -> Progress:
+        """Everything so far, but of the steps and looks only those that are new; the totals count all steps.
 
         Args:
+            mark: of the snapshot before; 0: all steps are new.
             most_rows: skipped rows, and passages left out, that are listed, the first ones to come; None: all, sorted.
                 A hundred thousand of them cost a second, and the driver looks every second.
         """
         stages = [self._sum(name) for name in self._processes]
-        if self._steps:
-            stages.append(_train_totals(self._steps.values(), max(1, self._streams)))
+        if self._steps.last_step or self._training_starts > 1:
+            stages.append(self._train_totals())
         return Progress(
             stages=tuple(stages),
-            steps=tuple(self._steps[step] for step in sorted(self._steps) if step > since_step),
-            looks=tuple(self._looks[key] for key in sorted(self._looks) if key[0] > since_step),
+            steps=self._steps.since(mark),
+            void_after=self._steps.void_after(mark) if mark else None,
+            mark=self._steps.mark,
+            stream=self._stream,
+            began_at=self._began_at,
+            looks=tuple(look for _, (since, look) in sorted(self._looks.items(), key=itemgetter(0)) if since > mark),
             skipped=_listed(self._skipped, most_rows),
             left_out=_listed(self._left_out, most_rows),
             num_skipped=len(self._skipped),
@@ -161,6 +187,23 @@ class RunMonitor:
             checkpoints=tuple(self._checkpoints),
             num_not_finite=self._num_not_finite,
             retired=self._retired,
+        )
+
+    def _drop_looks(self, step: int) -> None:
+        """Drop the looks at steps after ``step``, which are void."""
+        self._looks = {key: found for key, found in self._looks.items() if key[0] <= step}
+
+    def _train_totals(self) -> StageTotals:
+        """Training as a stage. The first worker reports for all, so it counts as one replica."""
+        sums = self._steps.sums
+        return StageTotals(
+            name=TRAIN,
+            passages=sums.passages,
+            tokens=sums.tokens,
+            busy_seconds=sums.seconds - sums.wait_seconds,
+            wait_seconds=sums.wait_seconds,
+            replicas=1,
+            starts=max(1, self._training_starts),
         )
 
     def _own_deaths(self, stage: str, replica: str) -> int:
@@ -304,20 +347,6 @@ def _actor_id() -> str | None:
     """Ray's id of the actor that runs this code, the same for all processes of the actor; None outside of Ray."""
     ray = sys.modules.get("ray")  # every actor has imported it, and elsewhere it is not needed
     return ray.get_runtime_context().get_actor_id() if ray is not None and ray.is_initialized() else None
-
-
-def _train_totals(steps: Collection[StepRecord], starts: int) -> StageTotals:
-    """Training as a stage. The first worker reports for all, so it counts as one replica."""
-    wait_seconds = sum(record.wait_seconds for record in steps)
-    return StageTotals(
-        name=TRAIN,
-        passages=sum(record.passages for record in steps),
-        tokens=sum(record.tokens for record in steps),
-        busy_seconds=sum(record.seconds for record in steps) - wait_seconds,
-        wait_seconds=wait_seconds,
-        replicas=1,
-        starts=starts,
-    )
 
 
 def _deaths(replica: str | None) -> int:

@@ -136,13 +136,24 @@ class Committed:
 
 @dataclass(frozen=True)
 class Progress:
-    """A snapshot of a run, which the driver takes about once a second.
+    """A snapshot of one start of a run, which the driver takes about once a second.
 
     Attributes:
-        skipped, left_out: the first ones, ``num_skipped`` and ``num_left_out`` in all.
+        stages: their totals. Those of training count the steps that stand, the others all work, also that for steps
+            that are void.
+        steps: that were taken since the snapshot before.
+        void_after: the run has gone back to a checkpoint since the snapshot before: of the steps seen there, all after
+            this one are void. Drop them first; ``steps`` follow it. None: it has not gone back.
+        mark: ask for the next snapshot with it (``engine.history.step_log``).
+        stream: how many streams have begun: the first, one after each restart of the training workers, and one after
+            each retirement of a source model, which voids no step.
+        began_at: step of the checkpoint at which the present stream began. The first step after it has waited for all
+            models to load.
+        skipped, left_out: the first ones, ``num_skipped`` and ``num_left_out`` in all. One that was met in a step that
+            is void counts on: it is met again, and counts once.
         checkpoints: the latest ones of this start, oldest first.
         num_not_finite: steps that were not taken, since their loss or gradient was not finite.
-        looks: passages that a page shows token by token, those of the steps since the snapshot before
+        looks: passages that a page shows token by token, those new since the snapshot before
             (``engine.method.inspection``, ``actors.training.looks``).
         retired: source models that the stream does without.
     """
@@ -157,6 +168,10 @@ class Progress:
     num_not_finite: int = 0
     looks: tuple[dict[str, Any], ...] = ()
     retired: tuple[str, ...] = ()
+    void_after: int | None = None
+    mark: int = 0
+    stream: int = 0
+    began_at: int = 0
 
 
 @dataclass(frozen=True)
@@ -238,7 +253,7 @@ class RunResult:
         wall_seconds: over all starts; of earlier starts only the training up to their last checkpoint.
         stopped_by: why the run has ended; None while it works, and of a run that has not come to its end.
         exported_step: the last step; with ``evaluation.patience`` the step with the lowest held-out loss.
-        spilled_bytes, stages: of this start.
+        spilled_bytes, stages, skipped, left_out: of this start.
     """
 
     name: str

@@ -6,8 +6,11 @@ It is written while the run works, and reloads itself then. Without JavaScript i
 from __future__ import annotations
 
 import os
+import re
 import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -49,6 +52,9 @@ STORE_OPTIONS: dict[str, dict[str, str]] = {
     "gs": {"content_type": "text/html; charset=utf-8"},
 }
 
+#: The status in a page; its words are escaped, so that it ends where it seems to.
+_STATUS = re.compile(r'<p class="status" id="status".*?</p>', re.DOTALL)
+
 
 @dataclass(frozen=True)
 class Status:
@@ -75,9 +81,14 @@ def write_page(text: str, url: str) -> None:
     filesystem.makedirs(os.path.dirname(path), exist_ok=True)
     protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
     if protocol == "file":  # a browser that reloads must not see half a page
-        with filesystem.open(f"{path}.new", "wb") as file:
-            file.write(text.encode("utf8"))
-        os.replace(f"{path}.new", path)
+        whole = f"{path}.{uuid.uuid4().hex}.new"  # of this writing alone: another process may write the page as well
+        try:
+            with filesystem.open(whole, "wb") as file:
+                file.write(text.encode("utf8"))
+            os.replace(whole, path)
+        finally:
+            with suppress(FileNotFoundError):  # it has become the page
+                os.remove(whole)
     else:
         with filesystem.open(path, "wb", **STORE_OPTIONS.get(protocol, {})) as file:
             file.write(text.encode("utf8"))
@@ -134,6 +145,11 @@ def status_element(status: Status) -> str:
         f'<p class="status" id="status" {times}><span class="words">{escape(status.words)}</span> '
         f'<span id="written">last written {written}</span></p>'
     )
+
+
+def with_status(page: str, status: Status) -> str:
+    """A page with another status than that with which it was rendered, which costs next to nothing."""
+    return _STATUS.sub(lambda _: status_element(status), page, count=1)
 
 
 def _lead(spec: FusionSpec) -> str:

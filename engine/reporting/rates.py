@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.history.result import TRAIN, Progress, StageTotals
 from engine.history.totals import ratio
@@ -53,48 +53,50 @@ class StageRate:
 
 @dataclass(frozen=True)
 class _Look:
-    """The totals of a picture, the number of steps and the time."""
+    """The totals of a picture and the time."""
 
     now: float
-    step: int
     stages: dict[str, StageTotals]
 
 
 class FlowRates:
-    """Rates over the last ``WINDOW_SECONDS`` of pictures."""
+    """Rates over the last ``WINDOW_SECONDS`` of pictures, those of the present stream alone."""
 
     def __init__(self, spec: FusionSpec):
         self._spec = spec
         self._looks: deque[_Look] = deque()
         self._changes: dict[str, list[tuple[float, int]]] = {}
+        self._stream = self._began_at = 0
+        self._before: dict[str, StageTotals] = {}  # when the stream began
 
     def update(self, picture: Progress, step: int, now: float) -> None:
-        """Take in a picture. Drop those that are too old, except the last one before the window."""
-        self._looks.append(_Look(now, step, {stage.name: stage for stage in picture.stages}))
+        """Take in a picture. Drop those that are too old, except the last one before the window.
+
+        Args:
+            step: number of the latest step.
+        """
+        if picture.stream != self._stream or picture.void_after is not None:
+            self._begin_stream(picture)
+        # The first step of a stream has waited for all models to load: training is looked at from then on.
+        stages = [stage for stage in picture.stages if stage.name != TRAIN or step > picture.began_at]
+        self._looks.append(_Look(now, {stage.name: stage for stage in stages}))
         while len(self._looks) > 2 and self._looks[1].now <= now - WINDOW_SECONDS:
             self._looks.popleft()
         self._note("", step, now)
-        for stage in picture.stages:
+        for stage in stages:
             self._note(stage.name, stage.tokens, now)
 
     def stages(self) -> list[StageRate]:
         """All stages that have reported, in the order of the stream."""
         stages = in_stream_order(self._looks[-1].stages.values() if self._looks else (), self._spec)
-        arrived = [0, *(stage.passages for stage in stages)]
-        return [self._rate(stage, before > stage.passages) for stage, before in zip(stages, arrived, strict=False)]
+        done = [self._of_stream(stage).passages for stage in stages]
+        arrived = [0, *done]
+        return [self._rate(stage, before > own) for stage, before, own in zip(stages, arrived, done, strict=False)]
 
     @property
     def train_tokens_per_second(self) -> float:
         """Target tokens learned per second, NaN before the second picture."""
         return next((rate.tokens_per_second for rate in self.stages() if rate.name == TRAIN), math.nan)
-
-    @property
-    def seconds_per_step(self) -> float:
-        """Wall time of a step, NaN before the second step."""
-        looks = [look for look in self._looks if look.step]
-        if looks and looks[-1].step > looks[0].step:
-            return (looks[-1].now - looks[0].now) / (looks[-1].step - looks[0].step)
-        return ratio(1.0, self._slow_rate("")) if self._changes.get("", [(0.0, 0)])[0][1] else math.nan
 
     def bottleneck(self) -> str:
         """Say which stage the others wait for, and how long training waits for data."""
@@ -115,18 +117,31 @@ class FlowRates:
     def loads(self) -> tuple[list[Load], float]:
         """The loads of all pools before training, and the share of its time that training works.
 
-        The latter is NaN until the window contains two steps: the first one has waited for all models to load.
+        The latter is NaN until the stream has taken two steps: the first one has waited for all models to load.
         """
         counts = {stage.name: stage.replicas for stage in (self._looks[-1].stages.values() if self._looks else ())}
         shares = {rate.name: rate.busy_share for rate in self.stages()}
         training = shares.pop(TRAIN, math.nan)
-        if math.isnan(self.seconds_per_step):
+        changes = self._changes.get("", ())
+        if len(changes) < 2 or changes[0][1] <= self._began_at:
             training = math.nan
         return [Load(name, counts[name], share) for name, share in shares.items()], training
 
     def starvation(self) -> str:
         """Say which pools to grow and by how much, while training waits for data; else empty."""
         return starvation(*self.loads())
+
+    def _begin_stream(self, picture: Progress) -> None:
+        """Forget what an earlier stream has done: its work for steps that are void counts in some totals only."""
+        if self._stream:
+            self._before = {stage.name: stage for stage in picture.stages}
+        self._stream, self._began_at = picture.stream, picture.began_at
+        self._looks.clear()
+        self._changes.clear()
+
+    def _of_stream(self, stage: StageTotals) -> StageTotals:
+        """What of a stage's totals the present stream has done."""
+        return _difference(stage, self._before.get(stage.name, StageTotals(stage.name)))
 
     def _rate(self, stage: StageTotals, has_input: bool) -> StageRate:
         first = next(look for look in self._looks if stage.name in look.stages)
@@ -145,7 +160,7 @@ class FlowRates:
         return self._slow_rate(stage.name) if stage.tokens else math.nan
 
     def _note(self, name: str, count: int, now: float) -> None:
-        """Keep the last two changes of a stage's tokens, or of the number of steps, which has the name ``""``."""
+        """Keep the last two changes of a stage's tokens, or of the latest step's number, which has the name ``""``."""
         changes = self._changes.setdefault(name, [])
         if not changes or changes[-1][1] != count:
             changes.append((now, count))
@@ -165,14 +180,20 @@ class FlowRates:
         """Busy share within the window.
 
         A stage without a report in the window is in the middle of a long batch if passages wait for it: its share is
-        then that of the whole run. Otherwise it is idle.
+        then that of the whole stream. Otherwise it is idle.
         """
-        recent = StageTotals(
-            stage.name,
-            busy_seconds=stage.busy_seconds - earlier.busy_seconds,
-            wait_seconds=stage.wait_seconds - earlier.wait_seconds,
-        )
-        share = busy_share(recent)
+        share = busy_share(_difference(stage, earlier))
         if not math.isnan(share):
             return share
-        return busy_share(stage) if has_input or len(self._looks) == 1 else 0.0
+        return busy_share(self._of_stream(stage)) if has_input or len(self._looks) == 1 else 0.0
+
+
+def _difference(stage: StageTotals, earlier: StageTotals) -> StageTotals:
+    """What a stage has done since earlier totals of it."""
+    return replace(
+        stage,
+        passages=stage.passages - earlier.passages,
+        tokens=stage.tokens - earlier.tokens,
+        busy_seconds=stage.busy_seconds - earlier.busy_seconds,
+        wait_seconds=stage.wait_seconds - earlier.wait_seconds,
+    )

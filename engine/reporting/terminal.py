@@ -19,8 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from engine.history.result import TRAIN, DomainTotals, EvaluationResult, Progress, RunResult, StepRecord
-from engine.history.totals import DomainSums, ratio
+from engine.history.result import DomainTotals, EvaluationResult, Progress, RunResult, StepRecord
 from engine.reporting.evaluation_tables import ScoreTable, failure_lines, score_tables
 from engine.reporting.figures import (
     Rows,
@@ -34,7 +33,8 @@ from engine.reporting.figures import (
     stage_rows,
     training_restarts,
 )
-from engine.reporting.rates import FlowRates, StageRate
+from engine.reporting.rates import StageRate
+from engine.reporting.run_state import RunState, whole_seconds
 from engine.spec import FusionSpec
 
 #: Between two lines of a log: short while a person checks that the run works, then long, to keep the log readable.
@@ -51,7 +51,7 @@ def terminal() -> Console:
 
 def show_phase(what: str, seconds: float, console: Console | None = None) -> None:
     """Print that a phase of a run's start is done, and the seconds since the run began."""
-    words = f"{time.strftime('%Y-%m-%d %H:%M:%S')} | {what}, {_seconds(seconds)} after the run began"
+    words = f"{time.strftime('%Y-%m-%d %H:%M:%S')} | {what}, {whole_seconds(seconds)} after the run began"
     (console or terminal()).print(words, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -60,24 +60,26 @@ class ProgressDisplay:
 
     Args:
         spec: of the run.
+        earlier: steps of earlier starts of the run.
         console: where to write; the process's standard output by default.
     """
 
     product = "the progress display"
 
-    def __init__(self, spec: FusionSpec, console: Console | None = None):
+    def __init__(self, spec: FusionSpec, earlier: Sequence[StepRecord] = (), console: Console | None = None):
         self._console = console or terminal()
-        self._state = RunState(spec)
+        self._state = RunState(spec, earlier)
         self._next_line = -math.inf
         can_redraw = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = Live(console=self._console, auto_refresh=False) if can_redraw else None
-        if self._live is not None:
-            self._live.start()
 
     def see(self, picture: Progress, now: float) -> None:
         """Show a picture; in a log only when a line is due or the target was evaluated."""
         self._state.update(picture, now)
         if self._live is not None:
+            # It hides the cursor. Not before there is something to show: where another observer cannot be made, none
+            # is ever closed.
+            self._live.start()
             self._live.update(panel(self._state), refresh=True)
         elif now >= self._next_line or any(record.held_out for record in picture.steps):
             is_early = self._state.elapsed_seconds < FIRST_SECONDS
@@ -97,111 +99,6 @@ class ProgressDisplay:
 
     def _print_line(self) -> None:
         self.say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} | {line(self._state)}")
-
-
-class RunState:
-    """The state that the display shows: the spec, the latest picture, and the rates of the last half minute."""
-
-    def __init__(self, spec: FusionSpec, now: float | None = None):
-        self.spec = spec
-        self.picture = Progress()
-        self.step: StepRecord | None = None
-        self.evaluated: StepRecord | None = None
-        self.tokens = 0
-        self._domains = DomainSums(spec)
-        self.rates = FlowRates(spec)
-        self._began = time.monotonic() if now is None else now
-        self.elapsed_seconds = 0.0
-        self._started: dict[str, float] = {}
-        self._loaded: dict[str, float] = {}
-        self._event, self._event_seconds = "", 0.0
-
-    @property
-    def last_step(self) -> int:
-        """Number of the latest step, 0 before the first."""
-        return self.step.step if self.step else 0
-
-    @property
-    def seconds_left(self) -> float:
-        """Seconds to the first limit of the spec at the pace of the last half minute; NaN before the pace is known."""
-        training, step_seconds = self.spec.training, self.rates.seconds_per_step
-        left = [(training.max_steps - self.last_step) * step_seconds]
-        if training.max_tokens and self.step is not None:
-            left.append((training.max_tokens - self.tokens) * ratio(step_seconds, self.step.tokens))
-        if training.max_hours and self.step is not None:
-            left.append(3600 * training.max_hours - self.step.elapsed_seconds)
-        return math.nan if math.isnan(step_seconds) else max(0.0, min(left))
-
-    @property
-    def domains(self) -> tuple[DomainTotals, ...]:
-        """What this start of the run has learned of each domain of the corpus."""
-        return self._domains.totals()
-
-    def update(self, picture: Progress, now: float) -> None:
-        """Take in a picture and the time of it."""
-        self.elapsed_seconds = now - self._began
-        self._note_events(picture)
-        self.picture = picture
-        self.step = picture.steps[-1] if picture.steps else self.step
-        self.evaluated = next((record for record in reversed(picture.steps) if record.held_out), self.evaluated)
-        self.tokens += sum(record.tokens for record in picture.steps)
-        self._domains.add(picture.steps)
-        for stage in picture.stages:
-            self._started.setdefault(stage.name, self.elapsed_seconds)
-            if stage.passages:
-                self._loaded.setdefault(stage.name, self.elapsed_seconds)
-        self.rates.update(picture, self.last_step, now)
-
-    @property
-    def headline(self) -> str:
-        """The current activity of the run; before the first step the phases of its start, each with its seconds."""
-        if self.step is not None:
-            return self.rates.bottleneck()
-        names = (source.name for source in self.spec.source_models)
-        sources = [name for name in names if name not in self.picture.retired]
-        loaded = [f"{name} {self.loading_time(name)}" for name in sources if name in self._loaded]
-        loading = [f"{name} {self.loading_time(name)}" for name in sources if self.is_loading(name)]
-        missing = [name for name in sources if name not in self._started]
-        phases = [f"loaded {', '.join(loaded)}"] if loaded else []
-        phases += [f"loading {', '.join(loading)}"] if loading else []
-        phases += [f"starting {', '.join(missing)} {_seconds(self.elapsed_seconds)}"] if missing else []
-        if not loading and not missing:
-            phases.append(f"waiting for the first step {_seconds(self.elapsed_seconds)}")
-        return "; ".join(phases)
-
-    def is_loading(self, stage: str) -> bool:
-        """Whether a stage has started, but has not done a passage yet."""
-        return stage in self._started and stage not in self._loaded
-
-    def loading_time(self, stage: str) -> str:
-        """Time from the start of a stage's first process to its first passages, or until now."""
-        return _seconds(self._loaded.get(stage, self.elapsed_seconds) - self._started[stage])
-
-    @property
-    def last_event(self) -> str:
-        """The last event and how long ago it was; empty before the first."""
-        return f"{self._event}, {_seconds(self.elapsed_seconds - self._event_seconds)} ago" if self._event else ""
-
-    def _note_events(self, picture: Progress) -> None:
-        """Note the last of the events that are new in a picture."""
-        replaced = {stage.name: stage.starts - stage.replicas for stage in self.picture.stages}
-        events = [
-            "training was restarted" if stage.name == TRAIN else f"{stage.name} lost a process, which was replaced"
-            for stage in picture.stages
-            if stage.starts - stage.replicas > max(0, replaced.get(stage.name, 0))
-        ]
-        if self.step is None and picture.steps:
-            events.append(f"first step, {_seconds(self.elapsed_seconds)} after the start")
-        events += [f"evaluated after step {record.step}" for record in picture.steps if record.held_out]
-        new = [checkpoint for checkpoint in picture.checkpoints if checkpoint not in self.picture.checkpoints]
-        events += [f"checkpoint of step {checkpoint.step}" for checkpoint in new]
-        if events:
-            self._event, self._event_seconds = events[-1], self.elapsed_seconds
-
-
-def _seconds(seconds: float) -> str:
-    """Whole seconds below a minute, then minutes or hours."""
-    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 
 
 def line(state: RunState) -> str:
@@ -275,7 +172,7 @@ def _bar(state: RunState) -> RenderableType:
 
 def _pace(state: RunState) -> str:
     speed = _speed(state.rates.train_tokens_per_second)
-    return f"{speed} tokens/s, {duration(state.elapsed_seconds)}, at most {duration(state.seconds_left)} left"
+    return f"{speed} tokens/s, {duration(state.run_seconds)}, at most {duration(state.seconds_left)} left"
 
 
 def _speed(tokens_per_second: float) -> str:

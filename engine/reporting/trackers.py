@@ -17,6 +17,9 @@ from engine.spec import FusionSpec
 #: The URLs that tensorboardX can write to, besides local folders.
 TENSORBOARD_URLS = ("s3://", "gs://")
 
+#: The metric over which Weights & Biases draws all others.
+WANDB_AXIS = "step"
+
 
 def tracker_faults(spec: FusionSpec) -> list[Fault]:
     """The missing requirements of the trackers that ``spec.run`` asks for."""
@@ -50,9 +53,12 @@ class TensorBoardLog:
         self._writer: Any = None
 
     def see(self, picture: Progress, now: float) -> None:
-        """Write the new steps, each with its own time."""
+        """Write the new steps, each with its own time; after a restart of the training workers into another file."""
+        if picture.void_after is not None:
+            self.close()
+            self._writer = None
         for record in picture.steps:
-            # An earlier start may have written steps after its last checkpoint; they are void and must not be shown.
+            # Steps may have been written after the last checkpoint; they are void and must not be shown.
             self._writer = self._writer or _summary_writer(self._folder, first_step=record.step)
             taken = time.time() - (picture.steps[-1].elapsed_seconds - record.elapsed_seconds)
             for found in measurements(self._spec, record):
@@ -84,11 +90,15 @@ class WandbLog:
             config=spec.model_dump(mode="json"),
             dir=self._scratch.name,
         )
+        # Its own count of steps only grows: it would drop the steps that are taken again after a restart.
+        self._run.define_metric(WANDB_AXIS)
+        self._run.define_metric("*", step_metric=WANDB_AXIS)
 
     def see(self, picture: Progress, now: float) -> None:
-        """Send the new steps."""
+        """Send the new steps; those that are taken again after a restart are drawn beside the first."""
         for record in picture.steps:
-            self._run.log({_path(found): found.value for found in measurements(self._spec, record)}, step=record.step)
+            found = {_path(found): found.value for found in measurements(self._spec, record)}
+            self._run.log({WANDB_AXIS: record.step, **found})
 
     def close(self) -> None:
         """Send the rest and end the entry."""

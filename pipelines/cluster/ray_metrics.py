@@ -39,7 +39,8 @@ RUN_GAUGES = {
 class RayMetrics:
     """An observer that exports the run's numbers through Ray: gauges of the last step, counters, histograms of times.
 
-    Counters begin at 0 in every start of a run, as Prometheus expects.
+    Counters begin at 0 in every start of a run, as Prometheus expects. They only grow: steps that are taken again after
+    a restart of the training workers count again.
     """
 
     product = "the metrics of Ray"
@@ -80,6 +81,8 @@ class RayMetrics:
 
     def see(self, picture: Progress, now: float) -> None:
         """Export the new numbers of a snapshot."""
+        if picture.void_after is not None:
+            self._last_step = picture.void_after
         for record in picture.steps:
             self._add_step(record)
             self._last_step = record.step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,6 +24,9 @@ SECONDS_BETWEEN_WRITINGS = 30.0
 
 #: Between two events that count rows: there may be a hundred thousand of them.
 SECONDS_BETWEEN_COUNTS = 60.0
+
+#: The longest wait for another writing to end before the event of the run's end is given up.
+MOST_SECONDS_TO_END = 10.0
 
 #: Of a reason or an error's message an event keeps so many characters.
 MOST_LETTERS = 600
@@ -53,6 +57,8 @@ class EventLog:
         self._picture = Progress()
         self._counts = (0, 0)
         self._next_count = -math.inf
+        self._writing = threading.Lock()  # the watch may still be in a call when the run stops
+        self._has_stopped = False
 
     def __enter__(self) -> EventLog:
         with suppress(Exception):  # every store has errors of its own, and the run's first checkpoint meets them too
@@ -71,8 +77,7 @@ class EventLog:
     ) -> None:
         if error is not None:
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            self._add("stopped", reason=reason, error=str(error)[:MOST_LETTERS] or type(error).__name__)
-            self._write()
+            self._stop({"reason": reason, "error": str(error)[:MOST_LETTERS] or type(error).__name__})
 
     def see(self, picture: Progress, now: float) -> None:
         """Note what is new in a picture.
@@ -80,6 +85,37 @@ class EventLog:
         Raises:
             OSError: the events cannot be written.
         """
+        with self._writing:
+            if not self._has_stopped:
+                self._see(picture, now)
+
+    def close(self) -> None:
+        """Write what the pictures have shown; the evaluation follows, unless the run has failed."""
+        with self._writing:
+            if not self._has_stopped:
+                self._note_counts()
+                self._write()
+
+    def finish(self, result: RunResult) -> None:
+        """Note the evaluation and the end of a run."""
+        totals = {"seconds": round(result.wall_seconds, 1), "tokens": result.tokens, "passages": result.passages}
+        stopped = {"reason": result.stopped_by, **totals, "export": result.export_dir}
+        self._stop(stopped, step=result.steps, bits_per_byte=result.bits_per_byte)
+
+    def _stop(self, stopped: Mapping[str, Any], step: int = 0, bits_per_byte: Mapping[str, Any] | None = None) -> None:
+        """Note how the run has ended. An observer's call that hangs must not hold that up, and notes nothing later."""
+        self._has_stopped = True
+        if self._writing.acquire(timeout=MOST_SECONDS_TO_END):
+            self._step = step or self._step
+            if bits_per_byte:
+                self._add("evaluated", bits_per_byte=bits_per_byte)
+            self._add("stopped", **stopped)
+            self._write()
+            self._writing.release()
+
+    def _see(self, picture: Progress, now: float) -> None:
+        if picture.void_after is not None:
+            self._step = picture.void_after
         for checkpoint in picture.checkpoints:
             if checkpoint.time > self._committed:
                 self._committed = checkpoint.time
@@ -97,20 +133,6 @@ class EventLog:
         if self._file is not None and not self._file.is_written and now >= self._next_writing:
             self._next_writing = now if self._file.is_on_disk else now + SECONDS_BETWEEN_WRITINGS
             self._file.write()
-
-    def close(self) -> None:
-        """Write what the pictures have shown; the evaluation follows, unless the run has failed."""
-        self._note_counts()
-        self._write()
-
-    def finish(self, result: RunResult) -> None:
-        """Note the evaluation and the end of a run."""
-        self._step = result.steps
-        if result.bits_per_byte:
-            self._add("evaluated", bits_per_byte=result.bits_per_byte)
-        totals = {"seconds": round(result.wall_seconds, 1), "tokens": result.tokens, "passages": result.passages}
-        self._add("stopped", reason=result.stopped_by, **totals, export=result.export_dir)
-        self._write()
 
     def _note_stages(self, picture: Progress) -> None:
         for stage in picture.stages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,8 +17,8 @@ from engine.history.sampling import is_sampled
 from engine.history.totals import seconds_of_earlier_starts
 from engine.model_files.checkpoint import Checkpoint
 from engine.reporting.figures import duration
-from engine.reporting.page import Status, earlier_data, render_report, write_page
-from engine.reporting.terminal import RunState
+from engine.reporting.page import Status, earlier_data, render_report, with_status, write_page
+from engine.reporting.run_state import RunState
 from engine.reporting.token_view import token_data
 from engine.spec import FusionSpec
 from engine.text.tokenization import PassageTokenizer
@@ -26,6 +27,9 @@ from pipelines.run.result import REPORT_FILE, result_of
 #: Between two writings; longer where one takes more CPU time than this share of it.
 SECONDS_BETWEEN, MOST_CPU_SHARE = 30.0, 0.01
 
+#: The longest wait for another writing to end before the page of a failure is given up.
+MOST_SECONDS_TO_END = 10.0
+
 #: Of an error's message a page shows so many characters.
 MOST_LETTERS = 600
 
@@ -33,11 +37,15 @@ MOST_LETTERS = 600
 class LivePage:
     """A context that keeps a run's page up to date, and an observer of the run (``engine.reporting.watch``).
 
-    Leaving the context by an error writes how the run failed. Only ``finish`` may raise because of the page.
+    The page goes on from "running" to "evaluating" and to how the run has ended, never back. Leaving the context by an
+    error writes how the run failed. Only ``finish`` may raise because of the page.
 
     Args:
         spec: of the run.
         clock: seconds since 1970.
+
+    Attributes:
+        earlier: steps of earlier starts of the run, once the context was entered.
     """
 
     product = "the page report.html"
@@ -48,48 +56,59 @@ class LivePage:
         self._url = os.path.join(spec.run.output_dir, REPORT_FILE)
         self._began = time.monotonic()
         self._state = RunState(spec)
-        self._earlier: list[StepRecord] = []
-        self._steps: list[StepRecord] = []
+        self.earlier: list[StepRecord] = []
+        self._stream = 0
         self._looks: dict[tuple[int, str], dict[str, Any]] = {}
         self._token_bytes: Sequence[bytes | None] = ()
         self._seconds_between = SECONDS_BETWEEN
         self._next_writing = -math.inf
+        self._writing = threading.Lock()  # of all that follows, which several threads call
+        self._has_ended = threading.Event()
 
     def __enter__(self) -> LivePage:
-        self._earlier = recorded_steps(self._spec.run.output_dir)
-        if self._earlier:
+        self.earlier = recorded_steps(self._spec.run.output_dir)
+        self._state = RunState(self._spec, self.earlier)
+        if self.earlier:
             with suppress(OSError, ValueError):  # a page that cannot be read stops no run
-                earlier = earlier_data(self._url).get("passages", [])
-                last = self._earlier[-1].step  # later steps are taken again
-                self._looks = {(look["step"], look["passage"]): look for look in earlier if look["step"] <= last}
+                passages = earlier_data(self._url).get("passages", [])
+                last = self.earlier[-1].step  # later steps are taken again
+                self._looks = {(look["step"], look["passage"]): look for look in passages if look["step"] <= last}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None:
+        self._has_ended.set()
+        # A writing that hangs must not hold up the error.
+        if error is not None and self._writing.acquire(timeout=MOST_SECONDS_TO_END):
             with suppress(Exception):  # the run's own error is the one to report
-                self._write(self._words_of(error))
+                write_page(with_status(self._render(), Status(self._words_of(error), self._clock())), self._url)
+            self._writing.release()
 
     def see(self, picture: Progress, now: float) -> None:
         """Take in a picture, and write the page if steps were taken and it is due."""
-        self._state.update(picture, now)
-        self._steps += picture.steps
-        self._looks |= {(look["step"], look["passage"]): look for look in picture.looks}
-        if self._steps and now >= self._next_writing:
-            if self._looks and not self._token_bytes:
-                self._token_bytes = self._read_tokens()
-            self._next_writing = now + self._seconds_between
-            started = time.thread_time()
-            self._write(self._words_of_progress(), self._seconds_between)
-            self._seconds_between = max(SECONDS_BETWEEN, (time.thread_time() - started) / MOST_CPU_SHARE)
-            self._next_writing = now + self._seconds_between
+        with self._writing:
+            self._take(picture, now)
+            has_begun = self._state.steps or math.isfinite(self._next_writing)  # a restart may void all steps
+            if has_begun and now >= self._next_writing and not self._has_ended.is_set():
+                self._next_writing = now + self._seconds_between
+                if self._looks and not self._token_bytes:
+                    self._token_bytes = self._read_tokens()
+                page = self._render_in_time()
+                self._next_writing = now + self._seconds_between
+                self._stamp(page, self._words_of_progress())
 
     def close(self) -> None:
-        """Write that training has ended, if an evaluation follows; a run that has failed writes how."""
+        """Write that training has ended, and go on writing it, if an evaluation follows."""
         evaluation = self._spec.evaluation
-        if self._steps and (evaluation.corpora or evaluation.tasks or evaluation.merges):
-            self._write(f"trained for {self._state.last_step:,} steps, evaluating", self._seconds_between)
+        with self._writing:
+            if not self._state.steps or not (evaluation.corpora or evaluation.tasks or evaluation.merges):
+                return
+            if not self._has_ended.is_set():
+                page, began = self._render_in_time(), time.monotonic()
+                self._stamp(page, self._words_of_evaluation())
+                follow = (page, began)
+                threading.Thread(target=self._follow_evaluation, args=follow, name="page", daemon=True).start()
 
     def finish(self, result: RunResult) -> None:
         """Write the page of the whole run.
@@ -97,18 +116,51 @@ class LivePage:
         Raises:
             OSError: it cannot be written.
         """
+        self._has_ended.set()
         words = f"done: {result.steps:,} steps in {duration(result.wall_seconds)}"
-        write_page(render_report(self._spec, result, Status(words, self._clock()), self._tokens()), self._url)
+        with self._writing:
+            write_page(render_report(self._spec, result, Status(words, self._clock()), self._tokens()), self._url)
 
-    def _write(self, words: str, seconds_between: float = 0.0) -> None:
-        """Write the page of the steps so far."""
-        first = self._steps[0].step if self._steps else math.inf
-        history = [*(record for record in self._earlier if record.step < first), *self._steps]
-        seconds = seconds_of_earlier_starts(history, Progress(steps=tuple(self._steps)))
-        picture = self._state.picture
-        result = result_of(self._spec, history, picture, seconds + time.monotonic() - self._began, stopped_by=None)
-        status = Status(words, self._clock(), seconds_between)
-        write_page(render_report(self._spec, result, status, self._tokens()), self._url)
+    @property
+    def _last_step(self) -> int:
+        """Number of the run's latest step, 0 before the first."""
+        return self._state.last_step or len(self.earlier)
+
+    def _take(self, picture: Progress, now: float) -> None:
+        """Take in a picture; what a restart has made void is dropped."""
+        self._state.update(picture, now)
+        if picture.stream != self._stream:
+            self._stream = picture.stream
+            self._looks = {key: look for key, look in self._looks.items() if look["step"] <= picture.began_at}
+        self._looks |= {(look["step"], look["passage"]): look for look in picture.looks}
+
+    def _follow_evaluation(self, page: str, began: float) -> None:
+        """Say every half minute for how long the run has been evaluated: a page that falls silent is that of a killed
+        run."""
+        while not self._has_ended.wait(self._seconds_between):
+            with self._writing, suppress(Exception):  # a store that is away comes back
+                if not self._has_ended.is_set():
+                    self._stamp(page, f"{self._words_of_evaluation()} for {duration(time.monotonic() - began)}")
+
+    def _render_in_time(self) -> str:
+        """The page of the steps so far. Sets the time to the next one by what this one has cost."""
+        started = time.thread_time()
+        page = self._render()
+        self._seconds_between = max(SECONDS_BETWEEN, (time.thread_time() - started) / MOST_CPU_SHARE)
+        return page
+
+    def _stamp(self, page: str, words: str) -> None:
+        """Write a page with what the run does and when the next page follows."""
+        write_page(with_status(page, Status(words, self._clock(), self._seconds_between)), self._url)
+
+    def _render(self) -> str:
+        """The page of the steps so far, without a status."""
+        steps = self._state.steps
+        first = steps[0].step if steps else math.inf
+        history = [*(record for record in self.earlier if record.step < first), *steps]
+        seconds = seconds_of_earlier_starts(history, Progress(steps=tuple(steps))) + time.monotonic() - self._began
+        result = result_of(self._spec, history, self._state.picture, seconds, stopped_by=None)
+        return render_report(self._spec, result, Status("", 0.0), self._tokens())
 
     def _tokens(self) -> dict[str, Any]:
         """The data of the token view, from this start's steps and those of earlier ones."""
@@ -126,7 +178,7 @@ class LivePage:
     def _words_of_progress(self) -> str:
         """The step, the time left, and what the page does not list."""
         state = self._state
-        words = [f"running, step {state.last_step:,} of {self._spec.training.max_steps:,}"]
+        words = [f"running, step {self._last_step:,} of {self._spec.training.max_steps:,}"]
         if not math.isnan(state.seconds_left):
             words.append(f"at most {duration(state.seconds_left)} left")
         picture = state.picture
@@ -134,10 +186,12 @@ class LivePage:
             words.append(f"{picture.num_skipped:,} rows skipped so far")
         return ", ".join(words)
 
+    def _words_of_evaluation(self) -> str:
+        return f"trained for {self._last_step:,} steps, evaluating"
+
     def _words_of(self, error: BaseException) -> str:
         """How the run ended without coming to its end."""
-        step = self._state.last_step or len(self._earlier)
-        where = f"after step {step:,}" if step else "before its first step"
+        where = f"after step {self._last_step:,}" if self._last_step else "before its first step"
         if isinstance(error, KeyboardInterrupt):
             return f"stopped {where}; the same command goes on from the last checkpoint"
         return f"failed {where}: {str(error)[:MOST_LETTERS] or type(error).__name__}"

@@ -105,10 +105,10 @@ def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan, page: LivePage, events
     """
     spilled_before, monitor = spilled_bytes(), _run_monitor()
 
-    def snapshot(since_step: int) -> Progress:
-        return ray.get(monitor.snapshot.remote(since_step))
+    def snapshot(mark: int) -> Progress:
+        return ray.get(monitor.snapshot.remote(mark))
 
-    display = ProgressDisplay(spec)
+    display = ProgressDisplay(spec, page.earlier)
     stalls = StallAlarm(spec.cluster.stall_minutes, display.say)
     observers = [display, page, events, stalls, NodesInUse(), RayMetrics(spec), *chosen_trackers(spec)]
     with Watch(snapshot, observers, display.say):

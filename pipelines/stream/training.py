@@ -73,7 +73,7 @@ def _trainer(spec: FusionSpec, flow: FlowPlan, sample: list[str], monitor: Actor
         """
         tune(DataContext.get_current())  # the driver's context does not reach the controller
         history = recorded_steps(spec.run.output_dir)
-        monitor.begin_stream.remote(tuple(retired_sources(history)))
+        monitor.begin_stream.remote(tuple(retired_sources(history)), history[-1] if history else None)
         return fused_blocks(spec, flow, sample, learned_blocks(spec.run.output_dir), history, monitor)
 
     training = spec.training

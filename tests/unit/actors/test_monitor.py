@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from actors import monitor as run_monitor
 from actors.monitor import Deaths, Meter, NoMeter, RunMonitor
@@ -89,13 +91,97 @@ def test_a_replica_that_starts_again_was_replaced_and_its_work_counts():
     assert monitor.snapshot().stages == (StageTotals("gpt2-code", 20, 1900, 5.0, 1.25, replicas=2, starts=3),)
 
 
-def test_a_step_that_comes_again_replaces_the_old_one():
+def test_a_step_that_comes_again_replaces_the_old_one_and_voids_those_after_it():
     monitor = RunMonitor()
     for step, loss in ((1, 5.0), (2, 4.0), (3, 3.0), (2, 4.5)):
         monitor.step(step_record(step, loss=loss))
     picture = monitor.snapshot()
-    assert [(record.step, record.loss) for record in picture.steps] == [(1, 5.0), (2, 4.5), (3, 3.0)]
-    assert picture.stages == (StageTotals("train", 12, 300, 4.5, 1.5, replicas=1, starts=1),)
+    assert [(record.step, record.loss) for record in picture.steps] == [(1, 5.0), (2, 4.5)]
+    assert picture.stages == (StageTotals("train", 8, 200, 3.0, 1.0, replicas=1, starts=1),)
+
+
+def test_a_restart_voids_the_steps_after_its_checkpoint():
+    monitor = RunMonitor()
+    monitor.begin_stream()
+    for step in (1, 2, 3, 4):
+        monitor.step(step_record(step))
+        monitor.inspect([{"step": step, "sample": step, "passage": "a"}])
+    seen = monitor.snapshot()
+    assert (seen.void_after, seen.stream, seen.began_at) == (None, 1, 0)
+    monitor.begin_stream((), step_record(2))
+    picture = monitor.snapshot(seen.mark)
+    assert (picture.void_after, picture.stream, picture.began_at, picture.steps) == (2, 2, 2, ())
+    assert picture.stages == (StageTotals("train", 8, 200, 3.0, 1.0, replicas=1, starts=2),)
+    assert [look["step"] for look in monitor.snapshot().looks] == [1, 2]
+    monitor.step(step_record(3, loss=1.0))
+    again = monitor.snapshot(picture.mark)
+    assert (again.void_after, [(record.step, record.loss) for record in again.steps]) == (None, [(3, 1.0)])
+
+
+def test_a_restart_without_a_checkpoint_voids_all_steps_and_is_seen():
+    monitor = RunMonitor()
+    monitor.begin_stream((), step_record(900))
+    monitor.step(step_record(901))
+    seen = monitor.snapshot()
+    monitor.begin_stream((), step_record(900))
+    picture = monitor.snapshot(seen.mark)
+    assert (picture.void_after, picture.steps) == (900, ())
+    assert picture.stages == (StageTotals("train", replicas=1, starts=2),)
+
+
+def test_the_step_of_a_checkpoint_that_no_worker_has_reported_is_not_missing():
+    """With held-out text the last step waits; the workers may end between its checkpoint and its report."""
+    monitor = RunMonitor()
+    monitor.begin_stream((), step_record(10))
+    monitor.step(step_record(11))
+    monitor.begin_stream((), step_record(12))
+    monitor.step(step_record(13))
+    assert [record.step for record in monitor.snapshot().steps] == [11, 12, 13]
+
+
+def test_a_retirement_voids_no_step():
+    monitor = RunMonitor()
+    monitor.begin_stream()
+    for step in (1, 2):
+        monitor.step(step_record(step))
+    seen = monitor.snapshot()
+    monitor.begin_stream(("gpt2-code",), step_record(2))
+    picture = monitor.snapshot(seen.mark)
+    assert (picture.void_after, picture.stream, picture.began_at) == (None, 2, 2)
+    assert picture.stages[0].passages == 8
+
+
+EVENTS = st.one_of(st.just("step"), st.just("look"), st.just("picture"), st.integers(0, 20))
+
+
+@given(events=st.lists(EVENTS, max_size=80))
+def test_all_that_happens_leaves_the_totals_and_the_pictures_right(events):
+    """Steps, pictures, and restarts from a checkpoint some steps back, in any order; who follows has what stands."""
+    monitor, standing, followed, mark, loss = RunMonitor(), [], [], 0, 0.0
+    monitor.begin_stream()
+    for event in [*events, "picture"]:
+        if event == "step":
+            loss += 0.1
+            standing.append(step_record(len(standing) + 1, seconds=loss, wait_seconds=loss / 3, tokens=len(standing)))
+            monitor.step(standing[-1])
+        elif event == "look":
+            monitor.inspect([{"step": len(standing) + 1, "sample": len(standing) + 1, "passage": "a"}])
+        elif event == "picture":
+            picture = monitor.snapshot(mark)
+            if picture.void_after is not None:
+                followed = [record for record in followed if record.step <= picture.void_after]
+            followed += picture.steps
+            mark = picture.mark
+            assert followed == standing
+            assert monitor.snapshot(mark).steps == monitor.snapshot(mark).looks == ()
+            assert all(look["step"] <= len(standing) + 1 for look in picture.looks)
+        else:
+            del standing[max(0, len(standing) - event) :]
+            monitor.begin_stream((), standing[-1] if standing else None)
+    train = next((stage for stage in monitor.snapshot().stages), StageTotals("train"))
+    seconds, waited = (sum(getattr(record, name) for record in standing) for name in ("seconds", "wait_seconds"))
+    assert (train.passages, train.tokens) == (4 * len(standing), sum(record.tokens for record in standing))
+    assert (train.busy_seconds, train.wait_seconds) == (pytest.approx(seconds - waited), pytest.approx(waited))
 
 
 def test_a_new_stream_has_new_replicas_and_forgets_no_work():
@@ -107,7 +193,7 @@ def test_a_new_stream_has_new_replicas_and_forgets_no_work():
     monitor.begin_stream()
     assert monitor.start("second", "3", "gpt2-code").count == 0, "a replica of another stream"
     monitor.report("second", "3", totals(4, 300, 1.0, 0.25))
-    assert monitor.snapshot().stages == (StageTotals("gpt2-code", 12, 1100, 3.0, 0.75, replicas=1, starts=2),)
+    assert monitor.snapshot().stages[0] == StageTotals("gpt2-code", 12, 1100, 3.0, 0.75, replicas=1, starts=2)
 
 
 def test_training_that_starts_again_is_counted():
@@ -143,9 +229,11 @@ def test_a_stage_whose_replicas_die_too_often_is_refused():
 
 def test_a_snapshot_leaves_out_known_steps_but_not_their_totals():
     monitor = RunMonitor()
-    for step in (3, 1, 2):
+    for step in (1, 2):
         monitor.step(step_record(step))
-    picture = monitor.snapshot(since_step=2)
+    mark = monitor.snapshot().mark
+    monitor.step(step_record(3))
+    picture = monitor.snapshot(mark)
     assert [record.step for record in picture.steps] == [3]
     assert picture.stages[0].tokens == 300
     assert pickle.loads(pickle.dumps(picture)) == picture
@@ -273,7 +361,7 @@ def test_a_picture_lists_the_latest_checkpoints_and_counts_steps_that_were_not_f
     for step in range(1, 31):
         monitor.commit(step)
     monitor.refuse_step()
-    picture = monitor.snapshot(since_step=30)
+    picture = monitor.snapshot()
     assert (len(picture.checkpoints), picture.checkpoints[-1]) == (20, Committed(30, 1029))
     assert picture.num_not_finite == 1
 
@@ -312,4 +400,7 @@ def test_the_looks_at_tokens_are_few_and_travel_once():
         monitor.inspect([{"step": step + 1, "sample": step, "passage": "a"}])
     samples = [look["sample"] for look in monitor.snapshot().looks]
     assert samples[:4] == [1, 1, 4, 4] and samples[-1] == 40 and len(samples) == 2 * 11
-    assert {look["step"] for look in monitor.snapshot(since_step=37).looks} == {41}
+    mark = monitor.snapshot().mark
+    assert monitor.snapshot(mark).looks == ()
+    monitor.inspect([{"step": 45, "sample": 44, "passage": "a"}])
+    assert [look["step"] for look in monitor.snapshot(mark).looks] == [45]

@@ -208,10 +208,22 @@ def test_tensorboard_hides_the_steps_that_a_restart_lost(tmp_path):
     assert marks == [1, 3]
 
 
+def test_tensorboard_hides_the_steps_that_a_restart_of_the_workers_has_made_void(tmp_path):
+    log = TensorBoardLog(spec(tmp_path))
+    log.see(Progress(steps=(step(1), step(2), step(3))), 0.0)
+    log.see(Progress(void_after=1), 1.0)
+    log.see(Progress(steps=(step(2),)), 2.0)
+    log.close()
+    marks = [event.step for event in events(tmp_path / "logs" / "tensorboard") if event.HasField("session_log")]
+    assert marks == [1, 2]
+
+
 def test_wandb_gets_every_step_in_a_resumed_run(monkeypatch, tmp_path):
-    calls = []
+    calls, axes = [], []
     run = SimpleNamespace(
-        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finished")
+        log=lambda values: calls.append(values),
+        finish=lambda: calls.append("finished"),
+        define_metric=lambda name, step_metric="": axes.append((name, step_metric)),
     )
     fake = SimpleNamespace(init=lambda **how: calls.append(how) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
@@ -219,11 +231,12 @@ def test_wandb_gets_every_step_in_a_resumed_run(monkeypatch, tmp_path):
         log = WandbLog(spec(tmp_path, wandb_project="fusion"))
         log.see(Progress(steps=(step(2),)), 0.0)
         log.close()
-    first, (number, values), finished, second = calls[:4]
+    first, values, finished, second = calls[:4]
     assert (first["project"], first["name"], first["resume"]) == ("fusion", "trial", "allow")
     assert first["config"]["fusion"]["rule"] == "min_ce"
     assert first["id"] == second["id"]
-    assert (number, values["loss/objective"], values["source_win_rate/gpt2"]) == (2, 1.5, 0.75)
+    assert (values["step"], values["loss/objective"], values["source_win_rate/gpt2"]) == (2, 1.5, 0.75)
+    assert axes[:2] == [("step", ""), ("*", "step")], "its own steps only grow"
     assert finished == "finished"
     assert list(tmp_path.iterdir()) == [], "its own files lie elsewhere"
 

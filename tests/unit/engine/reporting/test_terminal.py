@@ -24,7 +24,8 @@ from engine.history.result import (
 from engine.reporting.figures import domain_rows, domain_source_rows, duration, run_figures, share, stage_rows
 from engine.reporting.page import Status, render_report
 from engine.reporting.rates import FlowRates
-from engine.reporting.terminal import ProgressDisplay, RunState, line, panel, show_evaluation, show_phase, show_summary
+from engine.reporting.run_state import RunState
+from engine.reporting.terminal import ProgressDisplay, line, panel, show_evaluation, show_phase, show_summary
 from engine.spec import CorpusSpec, EvaluationSpec
 from engine.spec.loading import parse
 from pipelines.run.result import result_of
@@ -42,6 +43,9 @@ SPEC = parse(
         "training": {"max_steps": 50},
     }
 )
+#: What a terminal is told about its cursor.
+HIDDEN, SHOWN = "\x1b[?25l", "\x1b[?25h"
+
 STEP = step_record(10, tokens=1000, passages=40, bytes=4000, fused_rows=900)
 
 
@@ -57,8 +61,8 @@ def state():
     state = RunState(SPEC, now=0.0)
     early = stages(100, train=(30.0, 10.0), llama_docs=(20.0, 20.0), gpt2_code=(30.0, 10.0))
     late = stages(200, train=(42.0, 18.0), llama_docs=(25.0, 35.0), gpt2_code=(49.0, 11.0))
-    state.update(Progress(stages=early, steps=(replace(STEP, step=10),)), now=40.0)
-    state.update(Progress(stages=late, steps=(replace(STEP, step=20),)), now=60.0)
+    state.update(Progress(stages=early, steps=tuple(replace(STEP, step=step) for step in range(1, 11))), now=40.0)
+    state.update(Progress(stages=late, steps=tuple(replace(STEP, step=step) for step in range(11, 21))), now=60.0)
     return state
 
 
@@ -74,7 +78,6 @@ def test_rates_are_those_of_the_last_half_minute(state):
     assert state.rates.train_tokens_per_second == pytest.approx(100 * 100 / 20)
     assert rates["gpt2-code"].busy_share == pytest.approx(19 / 20)
     assert rates["llama-docs"].busy_share == pytest.approx(5 / 20)
-    assert state.rates.seconds_per_step == pytest.approx(2.0)
     assert state.seconds_left == pytest.approx(30 * 2.0)
 
 
@@ -200,7 +203,6 @@ def test_a_step_longer_than_the_window_has_a_rate():
         if now >= 200:
             assert rates.train_tokens_per_second > 0
     assert rates.train_tokens_per_second == pytest.approx(5.0)
-    assert rates.seconds_per_step == pytest.approx(100.0)
     rates.update(Progress(stages=(StageTotals("train", tokens=1000),)), 2, 400.0)
     assert rates.train_tokens_per_second == pytest.approx(2.5), "the next step is late"
 
@@ -271,7 +273,7 @@ def test_a_restart_of_training_is_shown(state):
 
 def test_a_log_gets_lines_with_their_time():
     console = Console(file=io.StringIO(), force_terminal=False, width=20)
-    display = ProgressDisplay(SPEC, console)
+    display = ProgressDisplay(SPEC, console=console)
     began = time.monotonic()
     evaluated = {14: {"docs": 2.5}}
     for second in range(40):
@@ -284,7 +286,7 @@ def test_a_log_gets_lines_with_their_time():
     assert [parts[2] for parts in lines] == [f"step {step}/50" for step in (1, 11, 15, 25, 35, 40)], "not wrapped"
     assert all(abs(datetime.fromisoformat(parts[0]) - datetime.now()).total_seconds() < 60 for parts in lines)
     assert lines[1][3:6] == [
-        "100 tokens/s, 10.0 s, at most 39.0 s left",
+        "100 tokens/s, 10.0 s, at most 1 min 18 s left",
         "loss 5.0000 (causal LM 5.2500, fusion 4.7500) nats per row, gradient norm 1",
         "training is busy 75 % of the time: the other stages wait for it",
     ]
@@ -294,7 +296,7 @@ def test_a_log_gets_lines_with_their_time():
 
 def test_a_long_run_has_one_line_per_minute():
     console = Console(file=io.StringIO(), force_terminal=False)
-    display = ProgressDisplay(SPEC, console)
+    display = ProgressDisplay(SPEC, console=console)
     began = time.monotonic()
     for second in range(0, 1800, 5):
         display.see(Progress(), began + second)
@@ -303,7 +305,7 @@ def test_a_long_run_has_one_line_per_minute():
 
 def test_a_terminal_gets_one_panel_that_is_redrawn():
     console = Console(file=io.StringIO(), force_terminal=True, width=100, _environ={"TERM": "xterm"})
-    display = ProgressDisplay(SPEC, console)
+    display = ProgressDisplay(SPEC, console=console)
     display.see(Progress(steps=(STEP,), stages=stages(10, train=(1.5, 0.5))), time.monotonic())
     display.close()
     assert "step 10/50" in console.file.getvalue()
@@ -311,16 +313,18 @@ def test_a_terminal_gets_one_panel_that_is_redrawn():
     assert "training is busy 75 %" in console.file.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("limits", "seconds"),
-    [({}, 60.0), ({"max_tokens": 12_000}, 20.0), ({"max_hours": 0.01}, 30.0), ({"max_tokens": 1}, 0.0)],
-)
-def test_the_time_left_ends_at_the_first_limit(limits, seconds):
-    spec = SPEC.model_copy(update={"training": SPEC.training.model_copy(update=limits)})
-    state = RunState(spec, now=0.0)
-    state.update(Progress(steps=(replace(STEP, step=10),)), now=40.0)
-    state.update(Progress(steps=(replace(STEP, step=20, elapsed_seconds=6.0),)), now=60.0)
-    assert state.seconds_left == pytest.approx(seconds)
+def test_a_display_that_shows_nothing_leaves_the_cursor_alone():
+    """Another observer may fail to be made: no one would close the display."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, _environ={"TERM": "xterm"})
+    display = ProgressDisplay(SPEC, console=console)
+    assert console.file.getvalue() == ""
+    display.close()
+    assert console.file.getvalue() == ""
+    display = ProgressDisplay(SPEC, console=console)
+    display.see(Progress(), time.monotonic())
+    assert HIDDEN in console.file.getvalue()
+    display.close()
+    assert console.file.getvalue().rfind(SHOWN) > console.file.getvalue().rfind(HIDDEN)
 
 
 @pytest.fixture

@@ -35,13 +35,13 @@ class Recorder:
 def test_observers_see_the_start_and_the_end_and_every_step_once():
     asked, said, recorder = [], [], Recorder()
 
-    def snapshot(since_step):
-        asked.append(since_step)
-        return Progress(steps=(step_record(10),) if len(asked) == 1 else ())
+    def snapshot(mark):
+        asked.append(mark)
+        return Progress(steps=(step_record(10),) if len(asked) == 1 else (), mark=7)
 
     with Watch(snapshot, [recorder], said.append):
         assert recorder.has_seen.wait(10)
-    assert asked[:2] == [0, 10], "each time only the steps that are new"
+    assert asked[:2] == [0, 7], "each time only the steps that are new"
     assert sum(len(picture.steps) for picture in recorder.pictures) == 1
     assert len(recorder.pictures) == len(asked) >= 2
     assert recorder.is_closed
@@ -104,7 +104,82 @@ def test_a_cluster_that_no_longer_answers_does_not_hold_up_the_end(monkeypatch):
         return Progress()
 
     began = time.monotonic()
-    with Watch(snapshot, [recorder], print):
+    with Watch(snapshot, [recorder], print) as watch:
         pass
     assert time.monotonic() - began < 10
+    assert recorder.is_closed
     answer.set()
+    watch._watcher.join()
+    assert recorder.pictures == [], "seen after it was closed"
+
+
+class Slow(Recorder):
+    """Works on its first picture until it is let go, and notes what is done with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.may_go_on = [], threading.Event()
+
+    def see(self, picture, now):
+        self.has_seen.set()
+        self.may_go_on.wait(20)
+        self.calls.append("seen")
+
+    def close(self):
+        self.calls.append("closed")
+
+
+def test_an_observer_that_is_slow_is_closed_when_it_is_done_and_holds_up_nothing(monkeypatch):
+    monkeypatch.setattr("engine.reporting.watch.MOST_SECONDS_TO_END", 0.1)
+    said, slow, other = [], Slow(), Recorder()
+    began = time.monotonic()
+    with Watch(lambda _: Progress(), [slow, other], said.append) as watch:
+        assert slow.has_seen.wait(10)
+    assert time.monotonic() - began < 10
+    assert (slow.calls, other.is_closed) == ([], True)
+    slow.may_go_on.set()
+    watch._watcher.join(10)
+    assert slow.calls == ["seen", "closed"]
+    assert other.pictures == []
+    assert said == []
+
+
+def test_observers_are_closed_when_the_wait_for_the_end_is_interrupted(monkeypatch):
+    recorder = Recorder()
+    with pytest.raises(KeyboardInterrupt), Watch(lambda _: Progress(), [recorder], print) as watch:
+        join = watch._watcher.join
+
+        def interrupted(timeout):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(watch._watcher, "join", interrupted)
+    assert recorder.is_closed
+    join(10)
+
+
+def test_no_observer_is_seen_after_it_was_closed(monkeypatch):
+    """Many short watches, each left in the middle of what it does."""
+    monkeypatch.setattr("engine.reporting.watch.SECONDS_BETWEEN_PICTURES", 0.0)
+    monkeypatch.setattr("engine.reporting.watch.MOST_SECONDS_TO_END", 0.0)
+    late = []
+
+    class Strict(Recorder):
+        def see(self, picture, now):
+            assert not self.is_closed or late.append(now)
+            time.sleep(0.0005)
+            assert not self.is_closed or late.append(now)
+
+        def close(self):
+            assert not self.is_closed or late.append("twice")
+            super().close()
+
+    watches = []
+    for _ in range(100):
+        observers = [Strict(), Strict()]
+        with Watch(lambda _: Progress(), observers, print) as watch:
+            time.sleep(0.001)
+        watches.append((watch, observers))
+    for watch, observers in watches:
+        watch._watcher.join(10)
+        assert all(observer.is_closed for observer in observers)
+    assert late == []

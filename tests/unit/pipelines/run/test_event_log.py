@@ -102,6 +102,16 @@ def test_a_run_that_fails_and_is_started_again_goes_on_in_the_same_file(spec, er
     assert (stopped["reason"], stopped["error"]) == (reason, words)
 
 
+def test_nothing_follows_the_end_of_a_run(spec):
+    """The watch waits for no observer for long: one may still be called when the run has ended."""
+    with EventLog(spec) as log:
+        log.see(picture(steps=(step_record(1),)), 0.0)
+        log.finish(result_of(spec, [step_record(1)], picture(), 200.0, "steps"))
+        log.see(picture(replaced=1, steps=(step_record(2, held_out={"docs": 2.5}),), num_skipped=1), 1.0)
+        log.close()
+    assert names_and_steps(spec)[-1] == ("stopped", 1)
+
+
 def test_a_file_that_cannot_be_written_ends_no_run(tmp_path, spec, monkeypatch):
     said = []
     monkeypatch.setattr("pipelines.run.event_log.EventFile.write", lambda file: 1 / 0)

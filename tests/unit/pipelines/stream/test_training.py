@@ -58,3 +58,16 @@ def test_workers_wait_for_one_another_as_long_as_the_spec_says(tmp_path, monkeyp
     assert (given["torch_config"].backend, given["torch_config"].timeout_s) == (backend, 9000)
     assert given["scaling_config"].label_selector == {"pool": "training"}
     assert given["scaling_config"].use_gpu == bool(gpus)
+
+
+def test_the_monitor_hears_of_every_stream_where_it_begins(tmp_path, monkeypatch):
+    begun, histories = [], iter([[], [step_record(1), step_record(2, retired=("gpt2-code",))]])
+    monitor = SimpleNamespace(begin_stream=SimpleNamespace(remote=lambda *arguments: begun.append(arguments)))
+    monkeypatch.setattr(training, "recorded_steps", lambda _: next(histories))
+    monkeypatch.setattr(training, "fused_blocks", lambda *_: None)
+    monkeypatch.setattr(training, "TorchTrainer", lambda _loop, **settings: SimpleNamespace(**settings))
+    spec = load_spec("pipelines/specs/quickstart.yaml", [f"run.output_dir={tmp_path}"])
+    stream = training._trainer(spec, derive_flow(spec), [], monitor).datasets["train"]
+    stream()
+    stream()
+    assert [(retired, step and step.step) for retired, step in begun] == [((), None), (("gpt2-code",), 2)]
