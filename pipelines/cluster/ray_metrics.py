@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -16,6 +18,10 @@ PREFIX = "knowledge_fusion_"
 
 #: Seconds, doubling from a hundredth to about an hour.
 SECONDS = [0.01 * 2**power for power in range(19)]
+
+#: How long the end of a run waits where its last figure is an alert: Ray exports every 10 seconds, and a Prometheus asks
+#: every 15 or 30 mostly.
+SECONDS_TO_BE_READ = 45.0
 
 #: Counters of each stage of the stream: the field of ``StageTotals`` and its meaning.
 STAGE_COUNTERS = {
@@ -40,13 +46,20 @@ class RayMetrics:
     """An observer that exports the run's numbers through Ray: gauges of the last step, counters, histograms of times.
 
     Counters begin at 0 in every start of a run, as Prometheus expects. They only grow: steps that are taken again after
-    a restart of the training workers count again.
+    a restart of the training workers count again. A loss that is not finite ends a run, so the end waits until
+    Prometheus can have read of it: on a cluster, and where the local Ray has its dashboard.
+
+    Args:
+        spec: of the run.
+        say: prints a line.
     """
 
     product = "the metrics of Ray"
 
-    def __init__(self, spec: FusionSpec):
+    def __init__(self, spec: FusionSpec, say: Callable[[str], None] = print):
         self._spec = spec
+        self._say = say
+        self._num_not_finite = 0
         self._run = {"run": spec.run.name}
         self._gauges = {
             name: Gauge(PREFIX + name, family.meaning, tag_keys=_tag_keys(family.label))
@@ -91,6 +104,7 @@ class RayMetrics:
         committed = picture.checkpoints[-1].time if picture.checkpoints else self._began
         self._totals["training"].set(1, self._run)
         self._totals["last_checkpoint_timestamp_seconds"].set(committed, self._run)
+        self._num_not_finite = picture.num_not_finite
         self._totals["not_finite_steps"].set(picture.num_not_finite, self._run)
         self._totals["skipped_rows"].set(picture.num_skipped, self._run)
         self._totals["left_out_passages"].set(picture.num_left_out, self._run)
@@ -103,6 +117,9 @@ class RayMetrics:
     def close(self) -> None:
         """Export that training has ended: from here on no alert waits for steps or checkpoints."""
         self._totals["training"].set(0, self._run)
+        if self._num_not_finite and (self._spec.cluster.dashboard or os.environ.get("RAY_ADDRESS")):
+            self._say(f"a loss was not finite: {SECONDS_TO_BE_READ:.0f} s are left for the alert of Prometheus")
+            time.sleep(SECONDS_TO_BE_READ)
 
     def _add_step(self, record: StepRecord) -> None:
         for family, label, value in measurements(self._spec, record):

@@ -110,7 +110,7 @@ def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan, page: LivePage, events
 
     display = ProgressDisplay(spec, page.earlier)
     stalls = StallAlarm(spec.cluster.stall_minutes, display.say)
-    observers = [display, page, events, stalls, NodesInUse(), RayMetrics(spec), *chosen_trackers(spec)]
+    observers = [display, page, events, stalls, NodesInUse(), RayMetrics(spec, display.say), *chosen_trackers(spec)]
     with Watch(snapshot, observers, display.say):
         history = train(spec, flow, monitor)
     progress = ray.get(monitor.snapshot.remote(0, most_rows=None))

@@ -159,6 +159,22 @@ def test_ray_gets_gauges_counters_and_histograms(monkeypatch):
         assert written[f"knowledge_fusion_{name}", *tags] == pytest.approx(values), name
 
 
+@pytest.mark.parametrize(
+    ("address", "refused", "waits"), [("", 1, 0), ("10.0.0.1:6379", 0, 0), ("10.0.0.1:6379", 1, 1)]
+)
+def test_on_a_cluster_the_end_waits_until_a_loss_that_was_not_finite_is_read(monkeypatch, address, refused, waits):
+    written, slept, said = defaultdict(list), [], []
+    for kind in ("Gauge", "Counter", "Histogram"):
+        monkeypatch.setattr(f"pipelines.cluster.ray_metrics.{kind}", partial(Recorder, written))
+    monkeypatch.setattr("pipelines.cluster.ray_metrics.time.sleep", slept.append)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    metrics = RayMetrics(spec(), said.append)
+    metrics.see(Progress(num_not_finite=refused), 0.0)
+    metrics.close()
+    assert (len(slept), len(said)) == (waits, waits)
+    assert written["knowledge_fusion_training", ("run", "trial")] == [1, 0], "no other alert waits for the run"
+
+
 def test_ray_gets_the_replicas_that_keep_training_busy(monkeypatch):
     written = defaultdict(list)
     for kind in ("Gauge", "Counter", "Histogram"):

@@ -33,6 +33,12 @@ def spec(tmp_path):
     )
 
 
+@pytest.fixture(autouse=True)
+def pages_cost_nothing(monkeypatch):
+    """On a slow machine a page of some cost would be written later."""
+    monkeypatch.setattr(live_page.time, "thread_time", lambda: 0.0)
+
+
 def picture(*steps):
     stages = (StageTotals("corpus", 40, 0, 1.0, 2.0, 1, 1),)
     return Progress(stages=stages, steps=tuple(step_record(step) for step in steps))
