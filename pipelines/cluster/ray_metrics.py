@@ -19,7 +19,7 @@ PREFIX = "knowledge_fusion_"
 #: Seconds, doubling from a hundredth to about an hour.
 SECONDS = [0.01 * 2**power for power in range(19)]
 
-#: How long the end of a run waits where its last figure is an alert: Ray exports every 10 seconds, and a Prometheus asks
+#: How long the end of a run waits where its last figure is an alert: Ray exports every 10 seconds, and Prometheus asks
 #: every 15 or 30 mostly.
 SECONDS_TO_BE_READ = 45.0
 
