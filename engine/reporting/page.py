@@ -14,8 +14,6 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-import fsspec
-
 from engine.history.result import RunResult
 from engine.reporting.evaluation_tables import Cell, ScoreTable, failure_lines, score_tables
 from engine.reporting.figures import (
@@ -31,7 +29,7 @@ from engine.reporting.plots import plots
 from engine.reporting.token_view import data_in, token_view
 from engine.spec import FusionSpec
 from engine.spec.loading import dump_spec
-from engine.store import content
+from engine.store import content, located, writing
 
 #: Parts of the page, in its order.
 PARTS = (
@@ -46,7 +44,10 @@ MOST_SKIPPED_ROWS = 200
 #: What the stores need to be told so that a browser shows the page instead of saving it, and asks for the newest.
 STORE_OPTIONS: dict[str, dict[str, str]] = {
     "s3": {"ContentType": "text/html; charset=utf-8", "CacheControl": "no-cache"},
-    "gs": {"content_type": "text/html; charset=utf-8"},
+    "gs": {
+        "content_type": "text/html; charset=utf-8",
+        "fixed_key_metadata": {"cache_control": "no-cache"},  # Google's default for public objects is an hour
+    },
 }
 
 
@@ -69,18 +70,19 @@ def write_page(text: str, url: str) -> None:
     """Write a page to a path or fsspec URL; missing folders are created, an earlier page is replaced at once.
 
     Raises:
-        OSError: the page cannot be written.
+        StoreError: the page cannot be written.
     """
-    filesystem, path = fsspec.core.url_to_fs(url)
-    filesystem.makedirs(os.path.dirname(path), exist_ok=True)
+    filesystem, path = located(url)
     protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
-    if protocol == "file":  # a browser that reloads must not see half a page
-        with filesystem.open(f"{path}.new", "wb") as file:
-            file.write(text.encode("utf8"))
-        os.replace(f"{path}.new", path)
-    else:
-        with filesystem.open(path, "wb", **STORE_OPTIONS.get(protocol, {})) as file:
-            file.write(text.encode("utf8"))
+    with writing(url, "the page"):
+        filesystem.makedirs(os.path.dirname(path), exist_ok=True)
+        if protocol == "file":  # a browser that reloads must not see half a page
+            with filesystem.open(f"{path}.new", "wb") as file:
+                file.write(text.encode("utf8"))
+            os.replace(f"{path}.new", path)
+        else:
+            with filesystem.open(path, "wb", **STORE_OPTIONS.get(protocol, {})) as file:
+                file.write(text.encode("utf8"))
 
 
 def earlier_data(url: str) -> dict[str, Any]:
@@ -168,17 +170,20 @@ def _places(result: RunResult) -> Rows:
 
 def _skipped(result: RunResult) -> str:
     shown = result.skipped[:MOST_SKIPPED_ROWS]
-    rest = len(result.skipped) - len(shown)
-    heading = "Skipped rows" + (f" (the first {len(shown)} of {len(result.skipped):,})" if rest else "")
     rows = tuple((row.path, f"{row.row:,}", row.reason) for row in shown)
-    return table_element(Rows(heading, ("file", "row", "reason"), rows))
+    return table_element(Rows("Skipped rows" + _part(shown, result.num_skipped), ("file", "row", "reason"), rows))
 
 
 def _left_out(result: RunResult) -> str:
     shown = result.left_out[:MOST_SKIPPED_ROWS]
-    more = f" (the first {len(shown)} of {len(result.left_out):,})" if len(shown) < len(result.left_out) else ""
     rows = tuple((passage.source, passage.passage_id, passage.reason) for passage in shown)
-    return table_element(Rows("Passages without a source" + more, ("source model", "passage", "reason"), rows))
+    heading = "Passages without a source" + _part(shown, result.num_left_out)
+    return table_element(Rows(heading, ("source model", "passage", "reason"), rows))
+
+
+def _part(shown: Sequence[Any], count: int | None) -> str:
+    """How many of all are shown, for a heading; empty if these are all."""
+    return f" (the first {len(shown):,} of {count:,})" if count and len(shown) < count else ""
 
 
 def spec_element(spec: FusionSpec) -> str:

@@ -95,7 +95,7 @@ class LivePage:
         """Write the page of the whole run.
 
         Raises:
-            OSError: it cannot be written.
+            StoreError: it cannot be written.
         """
         words = f"done: {result.steps:,} steps in {duration(result.wall_seconds)}"
         write_page(render_report(self._spec, result, Status(words, self._clock()), self._tokens()), self._url)
@@ -124,14 +124,11 @@ class LivePage:
         return PassageTokenizer.load(Checkpoint.of(self._spec.target_model)).token_bytes
 
     def _words_of_progress(self) -> str:
-        """The step, the time left, and what the page does not list."""
+        """The step and the time left."""
         state = self._state
         words = [f"running, step {state.last_step:,} of {self._spec.training.max_steps:,}"]
         if not math.isnan(state.seconds_left):
             words.append(f"at most {duration(state.seconds_left)} left")
-        picture = state.picture
-        if picture.num_skipped > len(picture.skipped):
-            words.append(f"{picture.num_skipped:,} rows skipped so far")
         return ", ".join(words)
 
     def _words_of(self, error: BaseException) -> str:

@@ -19,18 +19,19 @@ REPORT_FILE = "report.html"
 def result_of(
     spec: FusionSpec,
     history: Sequence[StepRecord],
-    picture: Progress,
+    picture: Progress | None,
     wall_seconds: float,
     stopped_by: StopReason | None,
 ) -> RunResult:
-    """The result of the steps so far; evaluation and spilled bytes are added later.
+    """The result of the steps so far, without evaluation and spilled bytes.
 
     Args:
         history: all steps of the run.
-        picture: for the stages, the skipped rows and the passages left out.
-        wall_seconds: over all starts.
+        picture: for the stages, the skipped rows and the passages left out; None: nothing is known of them.
+        wall_seconds: over all starts; NaN: not known.
         stopped_by: None if the run has not come to its end.
     """
+    seen = picture or Progress()
     return RunResult(
         name=spec.run.name,
         output_dir=spec.run.output_dir,
@@ -42,13 +43,15 @@ def result_of(
         tokens=sum(record.tokens for record in history),
         bytes=sum(record.bytes for record in history),
         wall_seconds=wall_seconds,
-        spilled_bytes=0,
+        spilled_bytes=None,
         stopped_by=stopped_by,
         exported_step=exported_step(spec, history),
         sources=source_totals(spec, history),
         domains=domain_totals(spec, history),
         history=tuple(history),
-        stages=tuple(in_stream_order(picture.stages, spec)),
-        skipped=picture.skipped,
-        left_out=picture.left_out,
+        stages=tuple(in_stream_order(seen.stages, spec)),
+        skipped=seen.skipped,
+        left_out=seen.left_out,
+        num_skipped=picture and seen.num_skipped,
+        num_left_out=picture and seen.num_left_out,
     )

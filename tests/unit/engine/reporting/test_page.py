@@ -8,13 +8,23 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from engine.history.result import EvaluationResult, RunResult, SkippedRow, SourceTotals, StageTotals
+from engine.history.result import (
+    EvaluationResult,
+    LeftOut,
+    Progress,
+    RunResult,
+    SkippedRow,
+    SourceTotals,
+    StageTotals,
+)
 from engine.reporting.charts import MOST_BUCKETS, smoothed, thinned
 from engine.reporting.figures import slowest_stage
 from engine.reporting.page import MOST_SKIPPED_ROWS, Status, render_report, write_page
 from engine.reporting.plots import plots
 from engine.spec.loading import parse
+from pipelines.run.result import result_of
 from tests.support.step_records import step_record
 
 pytestmark = pytest.mark.timeout(60)
@@ -47,6 +57,7 @@ def step(number, sources=2):
         source_bytes=(2000, 2000)[:sources],
         source_wins=(10, 30)[:sources],
         source_covered_rows=(320, 360)[:sources],
+        source_left_out=(0, 0)[:sources],
     )
 
 
@@ -222,9 +233,26 @@ def test_a_baseline_without_sources_has_a_report(result):
 
 def test_many_skipped_rows_are_counted_not_listed(result):
     many = tuple(SkippedRow("corpus/a.jsonl", row, "not JSON") for row in range(1, 1001))
-    page = Page(render_report(SPEC, replace(result, skipped=many), DONE))
+    page = Page(render_report(SPEC, replace(result, skipped=many, num_skipped=1000), DONE))
     assert f"Skipped rows (the first {MOST_SKIPPED_ROWS} of 1,000)" in page.texts
     assert page.texts.count("not JSON") == MOST_SKIPPED_ROWS
+
+
+def test_a_picture_of_the_first_rows_has_the_numbers_of_all(result):
+    """The monitor lists a hundred rows while a run works, and counts all."""
+    rows = tuple(SkippedRow("corpus/a.jsonl", row, "not JSON") for row in range(1, 101))
+    passages = tuple(LeftOut("gpt2-code", f"0/a:{row}", "too long") for row in range(100))
+    picture = Progress(skipped=rows, left_out=passages, num_skipped=5000, num_left_out=1200)
+    running = result_of(SPEC, [step(1)], picture, 10.0, None)
+    page = Page(render_report(SPEC, running, DONE))
+    for text in (
+        "5,000",
+        "1,200 passages, one of them: too long",
+        "Skipped rows (the first 100 of 5,000)",
+        "Passages without a source (the first 100 of 1,200)",
+    ):
+        assert text in page.texts, text
+    assert "spilled to disk" not in page.texts, "Ray is asked at the end"
 
 
 def test_the_report_is_written_to_any_filesystem(result, tmp_path):
@@ -237,6 +265,33 @@ def test_the_report_is_written_to_any_filesystem(result, tmp_path):
         with fsspec.open(url, "r", encoding="utf8") as file:
             assert file.read() == page == render_report(SPEC, result, DONE), "the same run gives the same page"
     assert [path.name for path in local.parent.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "told"),
+    [
+        ("s3", {"ContentType": "text/html; charset=utf-8", "CacheControl": "no-cache"}),
+        (
+            "gs",  # the arguments of gcsfs.core.GCSFile
+            {
+                "content_type": "text/html; charset=utf-8",
+                "fixed_key_metadata": {"cache_control": "no-cache"},
+            },
+        ),
+    ],
+)
+def test_a_store_is_told_to_serve_the_newest_page(monkeypatch, protocol, told):
+    opened_with = []
+
+    class Store(MemoryFileSystem):
+        def _open(self, path, mode="rb", block_size=None, autocommit=True, cache_options=None, **kwargs):
+            opened_with.append(kwargs)
+            return super()._open(path, mode)
+
+    Store.protocol = (protocol, f"{protocol}a")
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (Store(), url.removeprefix(f"{protocol}:/")))
+    write_page("<p>", f"{protocol}://runs/trial/report.html")
+    assert opened_with == [told]
 
 
 def test_smoothing_is_a_moving_average_that_leaves_out_gaps():
