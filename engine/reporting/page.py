@@ -15,6 +15,7 @@ from string import Template
 from typing import Any
 
 from engine.history.result import RunResult
+from engine.history.series import StepSeries
 from engine.reporting.evaluation_tables import Cell, ScoreTable, failure_lines, score_tables
 from engine.reporting.figures import (
     Rows,
@@ -36,6 +37,9 @@ PARTS = (
     *("title", "lead", "status", "first", "summary", "evaluation", "sources"),
     *("stages", "plots", "tokens", "rest", "spec"),
 )
+
+#: The most bytes of a page: the tokens get what the rest leaves.
+MOST_BYTES = 3_000_000
 
 #: At most this many skipped rows are listed; all are counted.
 MOST_SKIPPED_ROWS = 200
@@ -91,33 +95,44 @@ def earlier_data(url: str) -> dict[str, Any]:
     return {} if page is None else data_in(page.decode("utf8"))
 
 
-def render_report(spec: FusionSpec, result: RunResult, status: Status, tokens: Mapping[str, Any] | None = None) -> str:
-    """The page of a run as text.
+def render_report(
+    spec: FusionSpec,
+    result: RunResult,
+    status: Status,
+    tokens: Mapping[str, Any] | None = None,
+    series: StepSeries | None = None,
+) -> str:
+    """The page of a run as text, of at most ``MOST_BYTES``.
 
     Args:
         spec: of the run, shown with all defaults.
         result: of the run so far; plots and tables without numbers are left out.
         status: of the run.
         tokens: data of the token view (``token_view.token_data``); None or empty leaves it out.
+        series: of the result's history, where it is made already.
     """
-    return page_of(
-        title=escape(result.name),
-        lead=escape(_lead(spec)),
-        status=status_element(status),
-        summary=table_element(run_figures(result)),
-        evaluation="".join(
-            [
-                *(_scores(table) for table in score_tables(result.evaluation)),
-                *(f"<p>{escape(line)}</p>" for line in failure_lines(result.evaluation)),
-            ]
-        ),
-        sources="".join(map(table_element, (source_rows(result), domain_rows(result), domain_source_rows(result)))),
-        plots=figure_elements(plots(result)),
-        tokens=token_view(tokens or {}),
-        stages=table_element(stage_rows_with_times(result)),
-        rest=_skipped(result) + _left_out(result) + table_element(_places(result)),
-        spec=spec_element(spec),
-    )
+    parts = _report_parts(spec, result, status, series or StepSeries(spec).add(result.history))
+    rest = MOST_BYTES - len(page_of(**parts).encode("utf8"))
+    return page_of(**parts, tokens=token_view(tokens or {}, rest))
+
+
+def _report_parts(spec: FusionSpec, result: RunResult, status: Status, series: StepSeries) -> dict[str, str]:
+    """All parts of a run's page but the tokens."""
+    scores = [_scores(table) for table in score_tables(result.evaluation)]
+    failures = [f"<p>{escape(line)}</p>" for line in failure_lines(result.evaluation)]
+    tables = (source_rows(result), domain_rows(result), domain_source_rows(result))
+    return {
+        "title": escape(result.name),
+        "lead": escape(_lead(spec)),
+        "status": status_element(status),
+        "summary": table_element(run_figures(result)),
+        "evaluation": "".join(scores + failures),
+        "sources": "".join(map(table_element, tables)),
+        "plots": figure_elements(plots(result, series)),
+        "stages": table_element(stage_rows_with_times(result)),
+        "rest": _skipped(result) + _left_out(result) + table_element(_places(result)),
+        "spec": spec_element(spec),
+    }
 
 
 def page_of(**parts: str) -> str:

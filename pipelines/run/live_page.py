@@ -13,6 +13,7 @@ from typing import Any
 from actors.training.checkpoint_index import recorded_steps
 from engine.history.result import Progress, RunResult, StepRecord
 from engine.history.sampling import is_sampled
+from engine.history.series import StepSeries
 from engine.history.totals import seconds_of_earlier_starts
 from engine.model_files.checkpoint import Checkpoint
 from engine.reporting.figures import duration
@@ -49,6 +50,7 @@ class LivePage:
         self._began = time.monotonic()
         self._state = RunState(spec)
         self._earlier: list[StepRecord] = []
+        self._series: StepSeries | None = None
         self._steps: list[StepRecord] = []
         self._looks: dict[tuple[int, str], dict[str, Any]] = {}
         self._token_bytes: Sequence[bytes | None] = ()
@@ -106,9 +108,17 @@ class LivePage:
         history = [*(record for record in self._earlier if record.step < first), *self._steps]
         seconds = seconds_of_earlier_starts(history, Progress(steps=tuple(self._steps)))
         picture = self._state.picture
-        result = result_of(self._spec, history, picture, seconds + time.monotonic() - self._began, stopped_by=None)
+        seconds += time.monotonic() - self._began
+        series = self._series_of(history)
+        result = result_of(self._spec, history, picture, seconds, stopped_by=None, series=series)
         status = Status(words, self._clock(), seconds_between)
-        write_page(render_report(self._spec, result, status, self._tokens()), self._url)
+        write_page(render_report(self._spec, result, status, self._tokens(), series), self._url)
+
+    def _series_of(self, history: Sequence[StepRecord]) -> StepSeries:
+        """The numbers of the steps so far, to which each writing adds only the new ones."""
+        if self._series is None or not self._steps:  # the first step decides which of the earlier ones count
+            self._series = StepSeries(self._spec)
+        return self._series.add(history[len(self._series) :])
 
     def _tokens(self) -> dict[str, Any]:
         """The data of the token view, from this start's steps and those of earlier ones."""

@@ -19,6 +19,7 @@ from engine.history.result import (
     SourceTotals,
     StageTotals,
 )
+from engine.history.series import StepSeries
 from engine.reporting.charts import MOST_BUCKETS, smoothed, thinned
 from engine.reporting.figures import slowest_stage
 from engine.reporting.page import MOST_SKIPPED_ROWS, Status, render_report, write_page
@@ -59,6 +60,10 @@ def step(number, sources=2):
         source_covered_rows=(320, 360)[:sources],
         source_left_out=(0, 0)[:sources],
     )
+
+
+def drawn(result, spec=SPEC):
+    return plots(result, StepSeries(spec).add(result.history))
 
 
 @pytest.fixture
@@ -167,7 +172,7 @@ def test_the_page_needs_no_other_file(result):
 
 
 def test_every_plot_is_well_formed_and_takes_the_colours_of_the_page(result):
-    found = plots(result)
+    found = drawn(result)
     assert len(found) == 10
     for caption, svg in found.items():
         ElementTree.fromstring(svg)
@@ -179,7 +184,7 @@ def test_every_plot_is_well_formed_and_takes_the_colours_of_the_page(result):
 
 def test_curves_show_the_numbers_of_the_steps(result):
     steady = replace(result, history=tuple(replace(step(number), lm_loss=4.0) for number in range(1, 13)))
-    svg = next(svg for caption, svg in plots(steady).items() if caption.startswith("Win rate"))
+    svg = next(svg for caption, svg in drawn(steady).items() if caption.startswith("Win rate"))
     curves = [path for path in re.findall(r' d="([^"]+)"', svg) if len(re.findall("[ML]", path)) == 12]
     level = [set(re.findall(r"[ML] [\d.]+ ([\d.]+)", path)) for path in curves]
     assert len(level) == 4 and len(set.union(*level)) == 2, (
@@ -192,7 +197,7 @@ def test_evaluations_during_training_have_one_curve_per_domain(result):
     history = tuple(replace(record, held_out=bits.get(record.step, {})) for record in result.history)
     evaluated = replace(result, history=history, stopped_by="no improvement", exported_step=8)
     caption = "Held-out bits per byte of the target during training."
-    svg = plots(evaluated)[caption]
+    svg = drawn(evaluated)[caption]
     assert all(label in svg for label in ("docs", "code", "bits per byte"))
     curves = [re.findall(r"[ML] ([\d.]+) ([\d.]+)", path) for path in re.findall(r' d="([^"]+)"', svg)]
     docs = next(points for points in curves if len(points) == 3)
@@ -228,7 +233,7 @@ def test_a_baseline_without_sources_has_a_report(result):
     page = Page(render_report(spec, baseline, DONE))
     assert "target, trained further on the causal LM loss alone." in page.texts, "without local folders"
     assert "Source models on the learned passages" not in page.texts
-    assert len(plots(baseline)) == 6
+    assert len(drawn(baseline, spec)) == 6
 
 
 def test_many_skipped_rows_are_counted_not_listed(result):
