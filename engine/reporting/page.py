@@ -203,9 +203,7 @@ def _part(shown: Sequence[Any], count: int | None) -> str:
 
 def spec_element(spec: FusionSpec) -> str:
     """The spec with all defaults, to fold away."""
-    return (
-        f'<details open id="spec">\n<summary>Resolved spec</summary>\n<pre>{escape(dump_spec(spec))}</pre>\n</details>'
-    )
+    return f'<details open id="spec">\n<summary id="spec-summary">Resolved spec</summary>\n<pre>{escape(dump_spec(spec))}</pre>\n</details>'
 
 
 def figure_elements(plots: Mapping[str, str]) -> str:

@@ -19,14 +19,17 @@ from engine.history.result import (
     SourceTotals,
     StageTotals,
 )
+from engine.history.sampling import is_sampled
 from engine.history.series import StepSeries
 from engine.reporting.charts import MOST_BUCKETS, smoothed, thinned
 from engine.reporting.figures import slowest_stage
-from engine.reporting.page import MOST_SKIPPED_ROWS, Status, render_report, write_page
+from engine.reporting.page import MOST_BYTES, MOST_SKIPPED_ROWS, Status, render_report, write_page
 from engine.reporting.plots import plots
+from engine.reporting.token_view import data_in, token_data
 from engine.spec.loading import parse
 from pipelines.run.result import result_of
 from tests.support.step_records import step_record
+from tests.unit.engine.reporting.test_token_view import look
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -350,6 +353,62 @@ def test_a_hundred_thousand_steps_make_a_small_page(result):
     history = tuple(step(number) for number in range(1, 100_001))
     text = render_report(SPEC, replace(result, history=history, steps=len(history)), DONE)
     assert len(text.encode("utf8")) < 1_000_000
+
+
+def mixture(steps, sources):
+    """The spec of sixteen domains and the history of a run whose larger domains have higher numbers."""
+    names = [f"domain-{number:02d}" for number in range(16)]
+    spec = parse(
+        {
+            "run": {"name": "mixture", "output_dir": "outputs"},
+            "corpus": {"domains": {name: {"paths": [f"{name}.jsonl"], "weight": 1.0} for name in names}},
+            "target_model": {"checkpoint": "models/target"},
+            "source_models": [{"name": f"source-{index}", "checkpoint": f"models/{index}"} for index in range(sources)],
+        }
+    )
+    random = np.random.default_rng(0)
+    spread = {name: [] for name in ("source_nats", "domain_lm_nats", "domain_source_nats")}
+    widths = dict(zip(spread, (sources, 16, 16 * sources), strict=True))
+    for name, width in widths.items():
+        spread[name] = [tuple((100 + random.random(width)).tolist()) for _ in range(101)]
+    counts = {
+        **dict.fromkeys(("source_bytes", "source_wins", "source_covered_rows", "source_left_out"), (7,) * sources),
+        "domain_bytes": tuple(range(100, 116)),
+        **dict.fromkeys(("domain_tokens", "domain_passages"), (7,) * 16),
+        **dict.fromkeys(
+            ("domain_source_bytes", "domain_source_wins", "domain_source_covered_rows"), (7,) * 16 * sources
+        ),
+    }
+    first = step_record(1, **counts)
+
+    def numbers(number):
+        return {name: values[number * number % 101] for name, values in spread.items()}
+
+    held_out = {number: dict.fromkeys(names, 2.0 + math.sin(number)) for number in range(0, steps + 1, 50)}
+    history = [
+        replace(first, step=number, loss=math.sin(number), held_out=held_out.get(number, {}), **numbers(number))
+        for number in range(1, steps + 1)
+    ]
+    return spec, history
+
+
+@pytest.mark.timeout(240)
+def test_the_page_of_many_domains_sources_and_steps_is_bounded():
+    steps, sources = 100_000, 8
+    spec, history = mixture(steps, sources)
+    looks = []
+    for number in filter(lambda number: is_sampled(number, steps), range(1, steps + 1)):
+        wide = look(number, rows=150)
+        looks += [wide | {"passage": f"{number}:{again}", "sources": wide["sources"] * sources} for again in range(2)]
+    result = result_of(spec, history, Progress(), 60.0, None)
+    data = token_data(spec, looks, [b"a", b"b", b"c"])
+    page = render_report(spec, result, DONE, data)
+    assert 1_000_000 < len(page.encode("utf8")) <= MOST_BYTES == 3_000_000
+    assert len(data_in(page)["passages"]) >= 8
+    drawn = re.findall(r"Gain in the domain (domain-\d\d)", page)
+    assert drawn == [f"domain-{number:02d}" for number in range(8, 16)], "the largest"
+    smaller = ", ".join(f"domain-{number:02d}" for number in range(8))
+    assert f"The smaller domains are in the tables only: {smaller}." in page
 
 
 def test_the_page_of_a_running_run_says_so_and_reloads(result):
