@@ -203,7 +203,8 @@ def _part(shown: Sequence[Any], count: int | None) -> str:
 
 def spec_element(spec: FusionSpec) -> str:
     """The spec with all defaults, to fold away."""
-    return f'<details open id="spec">\n<summary id="spec-summary">Resolved spec</summary>\n<pre>{escape(dump_spec(spec))}</pre>\n</details>'
+    heading = '<summary id="spec-summary">Resolved spec</summary>'
+    return f'<details open id="spec">\n{heading}\n<pre>{escape(dump_spec(spec))}</pre>\n</details>'
 
 
 def figure_elements(plots: Mapping[str, str]) -> str:
