@@ -114,7 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     command = verbs.add_parser("report", help=REPORT_HELP, description=REPORT_HELP)
     command.add_argument("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="run.output_dir of a run, path or URL")
     command.add_argument(
-        "--output", metavar="FILE", default="", help="path or URL of the page (report.html there; comparison.html here)"
+        "--output",
+        metavar="FILE",
+        default="",
+        help="path or URL of the page (report-from-checkpoint.html there; comparison.html here)",
     )
     return parser
 

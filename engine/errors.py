@@ -105,6 +105,10 @@ class StoreError(OSError):
     """
 
 
+class NoStoreError(StoreError):
+    """A URL whose store is not known here, or whose package is not installed: to ask again would not help."""
+
+
 def printable(text: str) -> str:
     """Text that any file or terminal can hold: half of a surrogate pair becomes its escape, such as ``\\ud83d``."""
     return text.encode("utf8", "backslashreplace").decode("utf8")

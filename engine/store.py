@@ -12,14 +12,14 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
-from engine.errors import StoreError, first_line
+from engine.errors import NoStoreError, StoreError, first_line
 
 Answer = TypeVar("Answer")
 
@@ -34,6 +34,39 @@ NOT_THERE = (FileNotFoundError, NotADirectoryError)
 BUFFER_BYTES = 2**16
 
 
+def located(url: str) -> tuple[AbstractFileSystem, str]:
+    """The filesystem of a path or URL, and the name in it.
+
+    Raises:
+        NoStoreError: the URL's protocol is not known here, or its package is not installed.
+    """
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+    raise NoStoreError(f"{url} cannot be reached: {reason}; give a path, or install the fsspec package of its protocol")
+
+
+@contextmanager
+def writing(place: str, what: str) -> Iterator[None]:
+    """Say in a sentence why something cannot be written; every store has its own errors.
+
+    Args:
+        place: path or URL, and what lies there, for the message.
+
+    Raises:
+        StoreError: of any error within.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        remedy = "check its folder, its permissions and the room there, or choose another place"
+        raise StoreError(f"{place}: {what} cannot be written: {reason}; {remedy}") from error
+
+
 def opened(path: str, tries: int = TRIES) -> io.BufferedReader:
     """The bytes of a file; its methods raise a ``StoreError`` if the store fails ``tries`` times in a row."""
     return io.BufferedReader(StoreFile(path, tries), BUFFER_BYTES)
@@ -45,7 +78,7 @@ def content(path: str, tries: int = TRIES) -> bytes | None:
     Raises:
         StoreError: the store has failed ``tries`` times.
     """
-    filesystem, name = fsspec.core.url_to_fs(path)
+    filesystem, name = located(path)
 
     def whole() -> bytes | None:
         try:
@@ -73,7 +106,7 @@ def size_of(path: str) -> int:
     """
 
     def size() -> int:
-        filesystem, name = fsspec.core.url_to_fs(path)
+        filesystem, name = located(path)
         return int(filesystem.size(name) or 0)
 
     return tried(size, f"{path}: the size of the file cannot be read")
@@ -132,7 +165,7 @@ class StoreFile(io.RawIOBase):
         def answer() -> Any:
             try:
                 if self._file is None:
-                    filesystem, name = fsspec.core.url_to_fs(self._path)
+                    filesystem, name = located(self._path)
                     self._file = filesystem.open(name, "rb")
                 return question(self._file)
             except Exception:
@@ -171,13 +204,15 @@ def tried(ask: Callable[[], Answer], failed: str, tries: int = TRIES) -> Answer:
         failed: what is not possible without an answer, for the message.
 
     Raises:
-        StoreError: it has failed ``tries`` times.
+        StoreError: it has failed ``tries`` times, or to ask again would not help.
     """
     for number in range(tries):
         if number:
             time.sleep(FIRST_PAUSE_SECONDS * 2 ** (number - 1))
         try:
             return ask()
+        except NoStoreError:
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
     # Outside of the handler, without a cause: a person reads the innermost error, and this one names the file.

@@ -111,7 +111,8 @@ def find_files(patterns: Sequence[str], where: str, may_be_elsewhere: bool = Fal
         try:
             found = _matches(pattern)
         except Exception as error:  # every filesystem has its own errors, and all of them belong to this path
-            faults.append(Fault(place, f"{pattern!r} cannot be listed: {type(error).__name__}: {first_line(error)}"))
+            reason = f"{pattern!r} cannot be listed: {type(error).__name__}: {first_line(error)}"
+            faults.append(Fault(place, reason, "check the path and who may read it, and a URL's fsspec package"))
             continue
         if not found and not may_be_elsewhere:
             faults.append(Fault(place, f"no file is at {pattern!r}", "give an existing path or glob"))

@@ -250,10 +250,12 @@ class RunResult:
     Attributes:
         export_dir: the target after ``exported_step``, in Hugging Face format.
         steps, passages, tokens, bytes: learned over all starts of the run.
-        wall_seconds: over all starts; of earlier starts only the training up to their last checkpoint.
+        wall_seconds: over all starts; of earlier starts only the training up to their last checkpoint. NaN: not known.
         stopped_by: why the run has ended; None while it works, and of a run that has not come to its end.
         exported_step: the last step; with ``evaluation.patience`` the step with the lowest held-out loss.
-        spilled_bytes, stages, skipped, left_out: of this start.
+        spilled_bytes, stages: of this start. The former is None where it is not known.
+        skipped, left_out: all of them when the run has ended, else the first ones.
+        num_skipped, num_left_out: how many there are; None where that is not known.
     """
 
     name: str
@@ -266,7 +268,7 @@ class RunResult:
     tokens: int
     bytes: int
     wall_seconds: float
-    spilled_bytes: int
+    spilled_bytes: int | None
     stopped_by: StopReason | None = "corpus"
     exported_step: int = 0
     sources: tuple[SourceTotals, ...] = ()
@@ -275,6 +277,8 @@ class RunResult:
     stages: tuple[StageTotals, ...] = ()
     skipped: tuple[SkippedRow, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    num_skipped: int | None = None
+    num_left_out: int | None = None
     evaluation: EvaluationResult = EvaluationResult()
 
     @property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
 
 import numpy as np
 
@@ -15,6 +16,30 @@ from engine.spec import FusionSpec
 def ratio(numerator: float, denominator: float) -> float:
     """A quotient; NaN if the denominator is 0."""
     return numerator / denominator if denominator else math.nan
+
+
+def quotients(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """``ratio`` of arrays of one shape, float64."""
+    return np.divide(numerators, denominators, out=np.full(numerators.shape, np.nan), where=denominators != 0)
+
+
+def table(history: Sequence[StepRecord], name: str, width: int | None = None) -> np.ndarray:
+    """A field of some steps as float64: [T] of one number, [T,width] of a tuple; NaN where a step has no such tuple."""
+    values = map(attrgetter(name), history)
+    if width is None:
+        return np.fromiter(values, np.float64, len(history))
+    gap = (math.nan,) * width
+    whole = (value if len(value) == width else gap for value in values)
+    return np.fromiter(chain.from_iterable(whole), np.float64, len(history) * width).reshape(len(history), width)
+
+
+def domain_tables(history: Sequence[StepRecord], num_domains: int, num_sources: int) -> dict[str, np.ndarray]:
+    """The fields of some steps by domain, float64: [T,D] of the text, [T,D,N] of the source models."""
+    of_text = ("domain_tokens", "domain_passages", "domain_bytes")
+    of_sources = (*("domain_source_nats", "domain_source_bytes", "domain_source_wins", "domain_source_covered_rows"),)
+    found = {name: table(history, name, num_domains) for name in of_text}
+    shape = (len(history), num_domains, num_sources)
+    return found | {name: table(history, name, num_domains * num_sources).reshape(shape) for name in of_sources}
 
 
 def bytes_by_domain(spec: FusionSpec, history: Sequence[StepRecord]) -> tuple[int, ...]:
@@ -39,17 +64,22 @@ class DomainSums:
 
     def add(self, history: Sequence[StepRecord]) -> DomainSums:
         """Add some steps, later ones than before; returns itself."""
-        shape = self._nats.shape
-        for record in history if self._names else ():
-            self._tokens += record.domain_tokens
-            self._passages += record.domain_passages
-            self._bytes += record.domain_bytes
-            self._nats += np.reshape(record.domain_source_nats, shape)
-            self._source_bytes += np.reshape(record.domain_source_bytes, shape)
-            self._wins += np.reshape(record.domain_source_wins, shape)
-            self._covered_rows += np.reshape(record.domain_source_covered_rows, shape)
-            self._held_out |= record.held_out
+        if self._names and history:
+            self.add_tables(domain_tables(history, *self._nats.shape), history)
         return self
+
+    def add_tables(self, tables: Mapping[str, np.ndarray], history: Sequence[StepRecord]) -> None:
+        """Add some steps whose ``domain_tables`` are made already."""
+        sums = {name: rows.sum(axis=0) for name, rows in tables.items()}
+        self._tokens += sums["domain_tokens"].astype(np.int64)
+        self._passages += sums["domain_passages"].astype(np.int64)
+        self._bytes += sums["domain_bytes"].astype(np.int64)
+        self._nats += sums["domain_source_nats"]
+        self._source_bytes += sums["domain_source_bytes"]
+        self._wins += sums["domain_source_wins"]
+        self._covered_rows += sums["domain_source_covered_rows"]
+        for record in history:
+            self._held_out |= record.held_out
 
     def totals(self) -> tuple[DomainTotals, ...]:
         """The totals of each domain in the order of their names."""
@@ -78,42 +108,6 @@ class DomainSums:
         )
 
 
-def domain_totals(spec: FusionSpec, history: Sequence[StepRecord]) -> tuple[DomainTotals, ...]:
-    """The totals of each domain over all learned passages, with the sources' gains."""
-    return tuple(
-        replace(
-            totals,
-            sources=tuple(
-                replace(source, gains=first_and_last_gain(history, index, domain))
-                for index, source in enumerate(totals.sources)
-            ),
-        )
-        for domain, totals in enumerate(DomainSums(spec).add(history).totals())
-    )
-
-
-def source_totals(spec: FusionSpec, history: Sequence[StepRecord]) -> tuple[SourceTotals, ...]:
-    """The rates of each source model over all learned passages, in the spec's order."""
-    return tuple(_source_totals(spec, history, index) for index in range(len(spec.source_models)))
-
-
-def _source_totals(spec: FusionSpec, history: Sequence[StepRecord], index: int) -> SourceTotals:
-    passages = sum(record.passages for record in history)
-    rows = sum(record.tokens for record in history) - passages  # a passage of T tokens has T-1 rows with a label
-    nats = sum(record.source_nats[index] for record in history)
-    wins = sum(record.source_wins[index] for record in history)
-    covered_rows = sum(record.source_covered_rows[index] for record in history)
-    return SourceTotals(
-        name=spec.source_models[index].name,
-        cross_entropy=ratio(nats, sum(record.source_bytes[index] for record in history)),
-        win_rate=ratio(wins, passages) if spec.fusion.rule == "min_ce" else math.nan,
-        coverage=ratio(covered_rows, rows),
-        left_out=sum(record.source_left_out[index] for record in history),
-        gains=first_and_last_gain(history, index),
-        retired_after=next((record.step for record in history if spec.source_models[index].name in record.retired), 0),
-    )
-
-
 def source_gain(record: StepRecord, index: int, domain: int | None = None) -> float:
     """Nats per byte by which a source predicts a step's text better than the target does before it learns that text.
 
@@ -138,12 +132,6 @@ def mean_gain(history: Sequence[StepRecord], index: int, domain: int | None = No
     """The mean of ``source_gain`` over the steps that have one; NaN if none has."""
     gains = [gain for record in history if math.isfinite(gain := source_gain(record, index, domain))]
     return ratio(sum(gains), len(gains))
-
-
-def first_and_last_gain(history: Sequence[StepRecord], index: int, domain: int | None = None) -> tuple[float, float]:
-    """``mean_gain`` over the first and over the last tenth of the steps."""
-    tenth = max(1, len(history) // 10)
-    return mean_gain(history[:tenth], index, domain), mean_gain(history[-tenth:], index, domain)
 
 
 def seconds_of_earlier_starts(history: Sequence[StepRecord], progress: Progress) -> float:

@@ -23,8 +23,10 @@ LEGEND_LINE, LETTER = 17, 6.1
 GRID = 'stroke="var(--rule)" fill="none"'
 BAR, BAR_GAP, LABEL_LETTERS = 13, 9, 26
 
-#: A long curve is drawn by the lowest and the highest value in each of so many stretches of it.
-MOST_BUCKETS = 280
+#: A long curve is drawn by the lowest and the highest value in each of so many stretches of it. More curves than this
+#: share the stretches of these, so that a chart of any number of curves has at most some hundred thousand bytes.
+MOST_BUCKETS, CURVES_IN_FULL = 280, len(COLORS)
+FEWEST_BUCKETS = 8
 SMOOTHED_SHARE = 0.06
 
 
@@ -63,7 +65,11 @@ def thinned(values: np.ndarray, buckets: int = MOST_BUCKETS) -> np.ndarray:
 
 
 def curve_chart(
-    steps: Sequence[float], curves: Mapping[str, Sequence[float]], unit: str, floor: float | None = None
+    steps: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    unit: str,
+    floor: float | None = None,
+    buckets: int = MOST_BUCKETS,
 ) -> str:
     """Curves over the steps: each faint, its moving average strong.
 
@@ -71,12 +77,16 @@ def curve_chart(
         curves: label to a value for each step; NaN where there is none.
         unit: of the values.
         floor: where the axis begins; by default a little below the lowest value.
+        buckets: of ``thinned``, for each of a few curves.
     """
-    return overlaid_chart({label: (steps, values) for label, values in curves.items()}, unit, floor)
+    return overlaid_chart({label: (steps, values) for label, values in curves.items()}, unit, floor, buckets)
 
 
 def overlaid_chart(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], unit: str, floor: float | None = None
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    unit: str,
+    floor: float | None = None,
+    buckets: int = MOST_BUCKETS,
 ) -> str:
     """``curve_chart`` of curves that have steps of their own: label to steps and values."""
     arrays = {
@@ -89,7 +99,10 @@ def overlaid_chart(
     values = np.concatenate([values for _, values in arrays.values()]) if arrays else np.array([0.0])
     across = _Scale.over(every_step, LEFT, WIDTH - RIGHT, margin=0.0)
     upward = _Scale.over(values[np.isfinite(values)], HEIGHT - BOTTOM, top, floor=floor)
-    drawn = [_curve(across, upward, steps, array, index) for index, (steps, array) in enumerate(arrays.values())]
+    buckets = max(FEWEST_BUCKETS, min(buckets, buckets * CURVES_IN_FULL // max(1, len(arrays))))
+    drawn = [
+        _curve(across, upward, steps, array, index, buckets) for index, (steps, array) in enumerate(arrays.values())
+    ]
     return _svg(HEIGHT, [*_axes(across, upward, top, unit), *drawn, legend])
 
 
@@ -209,14 +222,14 @@ def _legend(labels: Sequence[str]) -> tuple[float, str]:
     return y + 12, "".join(parts)
 
 
-def _curve(across: _Scale, upward: _Scale, steps: np.ndarray, values: np.ndarray, index: int) -> str:
+def _curve(across: _Scale, upward: _Scale, steps: np.ndarray, values: np.ndarray, index: int, buckets: int) -> str:
     """A curve faint and its moving average strong; one value alone is a dot."""
     if len(values) == 1:
         color = COLORS[index % len(COLORS)]
         return f'<circle cx="{across(steps[0]):.1f}" cy="{upward(values[0]):.1f}" r="3.5" fill="{color}"/>'
     parts = []
     for array, style in ((values, _stroke(index, faint=True)), (smoothed(values), _stroke(index))):
-        places = thinned(array)
+        places = thinned(array, buckets)
         parts.append(f'<path d="{_path(across(steps[places]), upward(array[places]))}" {style}/>')
     return "".join(parts)
 

@@ -8,8 +8,6 @@ import os
 from dataclasses import fields
 from typing import Any
 
-import fsspec
-
 from engine import store
 from engine.history.result import EvaluationResult
 from engine.spec import FusionSpec
@@ -24,17 +22,18 @@ def write_evaluation(spec: FusionSpec, evaluation: EvaluationResult) -> list[str
         Paths or URLs of the written files.
 
     Raises:
-        OSError: a file cannot be written.
+        StoreError: a file cannot be written.
     """
     content: dict[str, bytes] = {JSON_FILE: evaluation_json(spec, evaluation).encode("utf8")}
     if evaluation.bits_per_byte:
         from engine.reporting.evaluation_plot import bits_per_byte_png  # matplotlib takes seconds to load
 
         content[PLOT_FILE] = bits_per_byte_png(evaluation.bits_per_byte)
-    filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
-    filesystem.makedirs(folder, exist_ok=True)
-    for name, data in content.items():
-        filesystem.pipe_file(os.path.join(folder, name), data)
+    filesystem, folder = store.located(spec.run.output_dir)
+    with store.writing(spec.run.output_dir, "the evaluation"):
+        filesystem.makedirs(folder, exist_ok=True)
+        for name, data in content.items():
+            filesystem.pipe_file(os.path.join(folder, name), data)
     return [os.path.join(spec.run.output_dir, name) for name in content]
 
 

@@ -42,16 +42,14 @@ class Rows:
 
 
 def run_figures(result: RunResult) -> Rows:
-    """The run as a whole: size, time, speed, losses."""
-    speed = number(ratio(result.tokens, result.wall_seconds), ",.0f")
+    """The run as a whole: size, time, speed, losses; what is not known is left out."""
     ended = {"ended by": ENDED_BY[result.stopped_by]} if result.stopped_by else {}
     figures = {
         "steps": f"{result.steps:,}",
         **ended,
         "learned": f"{result.tokens:,} tokens in {result.passages:,} passages, {result.bytes:,} bytes",
-        "wall time": duration(result.wall_seconds),
-        "speed": f"{speed} tokens/s, loading and evaluation included",
     }
+    figures |= _time_figures(result)
     figures |= _training_figures(result.history)
     figures |= _held_out_figures(result)
     figures["slowest stage"] = slowest_stage(result)
@@ -59,7 +57,8 @@ def run_figures(result: RunResult) -> Rows:
         figures["to grow"] = advice
     if restarts := training_restarts(result.stages):
         figures["training restarts"] = f"{restarts}, each from the last checkpoint"
-    figures["skipped rows"] = f"{len(result.skipped):,}"
+    if result.num_skipped is not None:
+        figures["skipped rows"] = f"{result.num_skipped:,}"
     if retired := [
         f"{source.name} after step {source.retired_after:,}" for source in result.sources if source.retired_after
     ]:
@@ -69,10 +68,25 @@ def run_figures(result: RunResult) -> Rows:
             f"at the end the target predicts the text as well as {', '.join(caught_up)}: no longer worth the work, "
             f"leave it out of a longer run, or set its retire"
         )
-    if result.left_out:
-        figures["without a source"] = f"{len(result.left_out):,} passages, last: {result.left_out[-1].reason}"
-    figures["spilled to disk"] = f"{result.spilled_bytes:,} bytes"
+    if result.num_left_out and result.left_out:
+        figures["without a source"] = f"{result.num_left_out:,} passages, one of them: {result.left_out[0].reason}"
+    if result.spilled_bytes is not None:
+        figures["spilled to disk"] = f"{result.spilled_bytes:,} bytes"
     return Rows("Run", ("", result.name), tuple(figures.items()))
+
+
+def _time_figures(result: RunResult) -> dict[str, str]:
+    """Wall time and speed of the whole run; where only the training loop's time is known, those of it."""
+    if not math.isnan(result.wall_seconds):
+        speed = number(ratio(result.tokens, result.wall_seconds), ",.0f")
+        words = f"{speed} tokens/s, loading and evaluation included"
+        return {"wall time": duration(result.wall_seconds), "speed": words}
+    seconds = result.history[-1].elapsed_seconds if result.history else 0.0
+    if not seconds:
+        return {}
+    speed = number(result.tokens / seconds, ",.0f")
+    words = f"{speed} tokens/s, without loading before it and evaluation after it"
+    return {"time in the training loop": duration(seconds), "speed in the training loop": words}
 
 
 def _caught_up(result: RunResult) -> list[str]:

@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from math import nan
 from typing import Any
 
-import fsspec
 import yaml
 
 from engine.history.result import RunResult
@@ -18,6 +17,7 @@ from engine.model_files.configuration import load_configuration
 from engine.model_files.local import local_checkpoint
 from engine.reporting.figures import short_place
 from engine.spec import FusionSpec
+from engine.store import located, writing
 
 CARD_FILE = "README.md"
 PAPER = "[FuseLLM](https://arxiv.org/abs/2401.10491)"
@@ -32,11 +32,13 @@ def write_model_card(spec: FusionSpec, result: RunResult) -> str:
         Its path or URL.
 
     Raises:
-        OSError: the card cannot be written.
+        StoreError: the card cannot be written.
     """
-    filesystem, folder = fsspec.core.url_to_fs(result.export_dir)
+    filesystem, folder = located(result.export_dir)
     place = os.path.join(folder, CARD_FILE)
-    filesystem.pipe_file(place, model_card(spec, result).encode("utf8"))
+    card = model_card(spec, result).encode("utf8")
+    with writing(result.export_dir, "the model card"):
+        filesystem.pipe_file(place, card)
     return filesystem.unstrip_protocol(place)
 
 
@@ -92,7 +94,7 @@ def _training(spec: FusionSpec, result: RunResult) -> dict[str, str]:
     rows = {
         "data": _data(spec),
         "learned": f"{result.passages:,} passages, {result.tokens:,} target tokens, {result.bytes:,} bytes",
-        "left out of the corpus": f"{len(result.skipped):,} rows",
+        **({} if result.num_skipped is None else {"left out of the corpus": f"{result.num_skipped:,} rows"}),
         "steps": f"{result.steps:,} of {training.global_batch_blocks} blocks of {training.block_length} tokens",
         "optimizer": f"AdamW, peak learning rate {optimizer.learning_rate:g}, {optimizer.schedule}, "
         f"{optimizer.warmup_steps} steps of warm-up, weight decay {optimizer.weight_decay:g}",

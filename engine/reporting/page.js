@@ -14,13 +14,20 @@ const memory = {
 const panels = () => [...document.querySelectorAll("details[id]")];
 
 function remember() {
-  memory.write({ scroll: scrollY, open: Object.fromEntries(panels().map((panel) => [panel.id, panel.open])) });
+  const open = Object.fromEntries(panels().map((panel) => [panel.id, panel.open]));
+  memory.write({ scroll: scrollY, open, focus: document.activeElement.id });
 }
 
 function restore() {
   const { scroll, open = {} } = memory.read();
   for (const panel of panels()) if (panel.id in open) panel.open = open[panel.id];
   if (scroll) scrollTo(0, scroll);
+}
+
+// What has the keyboard may be drawn by a later script, so this waits for all of them.
+function restoreFocus() {
+  const { focus } = memory.read();
+  if (focus) document.getElementById(focus)?.focus({ preventScroll: true });
 }
 
 function ago(seconds) {
@@ -48,6 +55,7 @@ function reloadWhileItRuns() {
 document.getElementById("written").dataset.when =
   document.getElementById("written").textContent.replace("last written ", "");
 restore();
+addEventListener("DOMContentLoaded", restoreFocus);
 showAge();
 setInterval(showAge, 1000);
 addEventListener("pagehide", remember);

@@ -17,9 +17,10 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-import fsspec
+from fsspec.spec import AbstractFileSystem
 
 from engine.history.result import RunResult
+from engine.history.series import StepSeries
 from engine.reporting.evaluation_tables import Cell, ScoreTable, failure_lines, score_tables
 from engine.reporting.figures import (
     Rows,
@@ -34,13 +35,16 @@ from engine.reporting.plots import plots
 from engine.reporting.token_view import data_in, token_view
 from engine.spec import FusionSpec
 from engine.spec.loading import dump_spec
-from engine.store import content
+from engine.store import content, located, writing
 
 #: Parts of the page, in its order.
 PARTS = (
     *("title", "lead", "status", "first", "summary", "evaluation", "sources"),
     *("stages", "plots", "tokens", "rest", "spec"),
 )
+
+#: The most bytes of a page: the tokens get what the rest leaves.
+MOST_BYTES = 3_000_000
 
 #: At most this many skipped rows are listed; all are counted.
 MOST_SKIPPED_ROWS = 200
@@ -49,7 +53,10 @@ MOST_SKIPPED_ROWS = 200
 #: What the stores need to be told so that a browser shows the page instead of saving it, and asks for the newest.
 STORE_OPTIONS: dict[str, dict[str, str]] = {
     "s3": {"ContentType": "text/html; charset=utf-8", "CacheControl": "no-cache"},
-    "gs": {"content_type": "text/html; charset=utf-8"},
+    "gs": {
+        "content_type": "text/html; charset=utf-8",
+        "fixed_key_metadata": {"cache_control": "no-cache"},  # Google's default for public objects is an hour
+    },
 }
 
 #: The status in a page; its words are escaped, so that it ends where it seems to.
@@ -75,23 +82,29 @@ def write_page(text: str, url: str) -> None:
     """Write a page to a path or fsspec URL; missing folders are created, an earlier page is replaced at once.
 
     Raises:
-        OSError: the page cannot be written.
+        StoreError: the page cannot be written.
     """
-    filesystem, path = fsspec.core.url_to_fs(url)
-    filesystem.makedirs(os.path.dirname(path), exist_ok=True)
+    filesystem, path = located(url)
     protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
-    if protocol == "file":  # a browser that reloads must not see half a page
-        whole = f"{path}.{uuid.uuid4().hex}.new"  # of this writing alone: another process may write the page as well
-        try:
-            with filesystem.open(whole, "wb") as file:
+    with writing(url, "the page"):
+        filesystem.makedirs(os.path.dirname(path), exist_ok=True)
+        if protocol == "file":
+            _replace_file(filesystem, path, text)
+        else:
+            with filesystem.open(path, "wb", **STORE_OPTIONS.get(protocol, {})) as file:
                 file.write(text.encode("utf8"))
-            os.replace(whole, path)
-        finally:
-            with suppress(FileNotFoundError):  # it has become the page
-                os.remove(whole)
-    else:
-        with filesystem.open(path, "wb", **STORE_OPTIONS.get(protocol, {})) as file:
+
+
+def _replace_file(filesystem: AbstractFileSystem, path: str, text: str) -> None:
+    """Write a file at once: a browser that reloads must not see half a page."""
+    whole = f"{path}.{uuid.uuid4().hex}.new"  # of this writing alone: another process may write the page as well
+    try:
+        with filesystem.open(whole, "wb") as file:
             file.write(text.encode("utf8"))
+        os.replace(whole, path)
+    finally:
+        with suppress(FileNotFoundError):  # it has become the page
+            os.remove(whole)
 
 
 def earlier_data(url: str) -> dict[str, Any]:
@@ -100,33 +113,44 @@ def earlier_data(url: str) -> dict[str, Any]:
     return {} if page is None else data_in(page.decode("utf8"))
 
 
-def render_report(spec: FusionSpec, result: RunResult, status: Status, tokens: Mapping[str, Any] | None = None) -> str:
-    """The page of a run as text.
+def render_report(
+    spec: FusionSpec,
+    result: RunResult,
+    status: Status,
+    tokens: Mapping[str, Any] | None = None,
+    series: StepSeries | None = None,
+) -> str:
+    """The page of a run as text, of at most ``MOST_BYTES``.
 
     Args:
         spec: of the run, shown with all defaults.
         result: of the run so far; plots and tables without numbers are left out.
         status: of the run.
         tokens: data of the token view (``token_view.token_data``); None or empty leaves it out.
+        series: of the result's history, where it is made already.
     """
-    return page_of(
-        title=escape(result.name),
-        lead=escape(_lead(spec)),
-        status=status_element(status),
-        summary=table_element(run_figures(result)),
-        evaluation="".join(
-            [
-                *(_scores(table) for table in score_tables(result.evaluation)),
-                *(f"<p>{escape(line)}</p>" for line in failure_lines(result.evaluation)),
-            ]
-        ),
-        sources="".join(map(table_element, (source_rows(result), domain_rows(result), domain_source_rows(result)))),
-        plots=figure_elements(plots(result)),
-        tokens=token_view(tokens or {}),
-        stages=table_element(stage_rows_with_times(result)),
-        rest=_skipped(result) + _left_out(result) + table_element(_places(result)),
-        spec=spec_element(spec),
-    )
+    parts = _report_parts(spec, result, status, series or StepSeries(spec).add(result.history))
+    rest = MOST_BYTES - len(page_of(**parts).encode("utf8"))
+    return page_of(**parts, tokens=token_view(tokens or {}, rest))
+
+
+def _report_parts(spec: FusionSpec, result: RunResult, status: Status, series: StepSeries) -> dict[str, str]:
+    """All parts of a run's page but the tokens."""
+    scores = [_scores(table) for table in score_tables(result.evaluation)]
+    failures = [f"<p>{escape(line)}</p>" for line in failure_lines(result.evaluation)]
+    tables = (source_rows(result), domain_rows(result), domain_source_rows(result))
+    return {
+        "title": escape(result.name),
+        "lead": escape(_lead(spec)),
+        "status": status_element(status),
+        "summary": table_element(run_figures(result)),
+        "evaluation": "".join(scores + failures),
+        "sources": "".join(map(table_element, tables)),
+        "plots": figure_elements(plots(result, series)),
+        "stages": table_element(stage_rows_with_times(result)),
+        "rest": _skipped(result) + _left_out(result) + table_element(_places(result)),
+        "spec": spec_element(spec),
+    }
 
 
 def page_of(**parts: str) -> str:
@@ -184,24 +208,26 @@ def _places(result: RunResult) -> Rows:
 
 def _skipped(result: RunResult) -> str:
     shown = result.skipped[:MOST_SKIPPED_ROWS]
-    rest = len(result.skipped) - len(shown)
-    heading = "Skipped rows" + (f" (the first {len(shown)} of {len(result.skipped):,})" if rest else "")
     rows = tuple((row.path, f"{row.row:,}", row.reason) for row in shown)
-    return table_element(Rows(heading, ("file", "row", "reason"), rows))
+    return table_element(Rows("Skipped rows" + _part(shown, result.num_skipped), ("file", "row", "reason"), rows))
 
 
 def _left_out(result: RunResult) -> str:
     shown = result.left_out[:MOST_SKIPPED_ROWS]
-    more = f" (the first {len(shown)} of {len(result.left_out):,})" if len(shown) < len(result.left_out) else ""
     rows = tuple((passage.source, passage.passage_id, passage.reason) for passage in shown)
-    return table_element(Rows("Passages without a source" + more, ("source model", "passage", "reason"), rows))
+    heading = "Passages without a source" + _part(shown, result.num_left_out)
+    return table_element(Rows(heading, ("source model", "passage", "reason"), rows))
+
+
+def _part(shown: Sequence[Any], count: int | None) -> str:
+    """How many of all are shown, for a heading; empty if these are all."""
+    return f" (the first {len(shown):,} of {count:,})" if count and len(shown) < count else ""
 
 
 def spec_element(spec: FusionSpec) -> str:
     """The spec with all defaults, to fold away."""
-    return (
-        f'<details open id="spec">\n<summary>Resolved spec</summary>\n<pre>{escape(dump_spec(spec))}</pre>\n</details>'
-    )
+    heading = '<summary id="spec-summary">Resolved spec</summary>'
+    return f'<details open id="spec">\n{heading}\n<pre>{escape(dump_spec(spec))}</pre>\n</details>'
 
 
 def figure_elements(plots: Mapping[str, str]) -> str:

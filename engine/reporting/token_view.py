@@ -18,14 +18,23 @@ MOST_BYTES = 2_000_000
 _DATA = re.compile(r'<script type="application/json" id="token-data">(.*?)</script>', re.DOTALL)
 
 
-def token_view(data: Mapping[str, Any]) -> str:
+def token_view(data: Mapping[str, Any], most_bytes: int = MOST_BYTES) -> str:
     """The section of the page; empty without passages.
 
     Args:
         data: of ``token_data``.
+        most_bytes: of the section; beyond it every second passage is left out, as often as it takes.
     """
-    if not data.get("passages"):
-        return ""
+    passages = data.get("passages", ())
+    while passages:
+        section = _section(dict(data) | {"passages": passages})
+        if len(section.encode("utf8")) <= most_bytes:
+            return section
+        passages = passages[::2] if len(passages) > 1 else ()
+    return ""
+
+
+def _section(data: Mapping[str, Any]) -> str:
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     return (
         '<section id="tokens"><h2>Tokens</h2>\n<div id="token-view"><p>The token view needs JavaScript.</p></div>\n'
@@ -43,9 +52,9 @@ def token_data(
         passages: looks (``actors.training.looks``), in the order of their steps.
         token_bytes: of the target's tokenizer; None for special tokens.
     """
-    shown = list(passages)
-    while sum(len(json.dumps(passage)) for passage in shown) > MOST_BYTES:
-        shown = shown[::2]
+    shown, sizes = list(passages), [len(json.dumps(passage)) for passage in passages]
+    while sum(sizes) > MOST_BYTES:
+        shown, sizes = (shown[::2], sizes[::2]) if len(shown) > 1 else ([], [])
     ids = sorted({token for passage in shown for token in _ids(passage)})
     return {
         "sources": [source.name for source in spec.source_models],

@@ -43,7 +43,8 @@
     const [, field, most] = SHADES[chosen.shade];
     return passage.tokens.map((id, row) => {
       const shown = text(id).replace(/\n/g, "↵\n") || "∅";
-      const token = make("span", { className: "token", tabIndex: row === (chosen.row ?? 0) ? 0 : -1 }, shown);
+      const place = { id: "token-" + row, className: "token", tabIndex: row === (chosen.row ?? 0) ? 0 : -1 };
+      const token = make("span", place, shown);
       token.setAttribute("role", "button");
       token.setAttribute("aria-pressed", String(row === chosen.row));
       token.title = SHADES[chosen.shade][0] + ": " + number(passage[field][row]) + " nats";
@@ -118,21 +119,29 @@
     return make("div", { className: "details", id: "token-details" }, heading, table(passage, chosen.row));
   }
 
-  function controls() {
-    const options = data.passages.map(nameOf).map((name) =>
-      make("option", { value: name, selected: name === chosen.passage }, name));
-    const passages = make("select", { id: "token-passage" }, ...options);
-    passages.addEventListener("change", () => choose({ passage: passages.value, row: null }));
-    const known = Object.entries(SHADES).filter(([, [, field]]) => chosenPassage()[field].some((value) => value !== null));
-    const shades = make("select", { id: "token-shade" }, ...known.map(([name, [words]]) =>
-      make("option", { value: name, selected: name === chosen.shade }, words)));
-    shades.addEventListener("change", () => choose({ shade: shades.value }));
-    return make("p", { className: "controls" }, make("label", {}, "Passage ", passages), " ",
-      make("label", {}, "Shaded by ", shades));
+  // The controls stay while what they choose is drawn again: the one in use keeps the focus.
+  const passages = make("select", { id: "token-passage" }), shades = make("select", { id: "token-shade" });
+  const shownPassage = make("div");
+  passages.append(...data.passages.map(nameOf).map((name) => make("option", { value: name }, name)));
+  passages.addEventListener("change", () => choose({ passage: passages.value, row: null }));
+  shades.addEventListener("change", () => choose({ shade: shades.value }));
+  view.replaceChildren(make("p", { className: "controls" }, make("label", {}, "Passage ", passages), " ",
+    make("label", {}, "Shaded by ", shades)), shownPassage);
+
+  // A passage of a plan has no gains. Its shades are offered anew only where they are others: a select loses its place.
+  function setControls(passage) {
+    const known = Object.keys(SHADES).filter((name) => passage[SHADES[name][1]].some((value) => value !== null));
+    if ([...shades.options].map((option) => option.value).join() !== known.join()) {
+      shades.replaceChildren(...known.map((name) => make("option", { value: name }, SHADES[name][0])));
+    }
+    if (!known.includes(chosen.shade)) chosen.shade = "loss";
+    passages.value = chosen.passage;
+    shades.value = chosen.shade;
   }
 
   function draw(focus = false) {
     const passage = chosenPassage();
+    setControls(passage);
     const tokens = tokenElements(passage);
     const before = make("span", { className: "before" }, passage.before.map(text).join(""));
     const shown = make("div", { className: "passage" }, before, ...tokens);
@@ -141,7 +150,7 @@
       if (token) choose({ row: Number(token.dataset.row) }, true);
     });
     shown.addEventListener("keydown", (event) => move(event, tokens));
-    view.replaceChildren(controls(), shown, details(passage));
+    shownPassage.replaceChildren(shown, details(passage));
     if (focus && chosen.row !== null) tokens[chosen.row].focus({ preventScroll: true });
   }
 

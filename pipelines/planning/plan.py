@@ -108,7 +108,7 @@ class Plan:
         """Write the plan as one HTML page to a path or fsspec URL.
 
         Raises:
-            OSError: it cannot be written.
+            StoreError: it cannot be written.
         """
         write_page(render_plan(self, time.time()), url)
 

@@ -28,13 +28,13 @@ def render_plan(plan: Plan, written: float) -> str:
         written: when, in seconds since 1970.
     """
     spec = plan.spec
-    refusals = Rows("A run would refuse", ("where", "why"), tuple((f.where, f.message) for f in plan.refusals))
+    refusals = tuple((fault.where, fault.what, fault.remedy) for fault in plan.refusals)
     return page_of(
         kind="plan",
         title=escape(spec.run.name),
         lead=escape(f"Planned, not run. {fusion_line(spec)}."),
         status=status_element(Status("planned", written)),
-        first=table_element(refusals),
+        first=table_element(Rows("A run would refuse", ("where", "why", "what to do"), refusals)),
         summary=table_element(Rows("Run", ("", spec.run.name), tuple(plan.sizes.items()))),
         sources=table_element(cost_rows(plan.costs)),
         stages="".join(table_element(rows) for rows in domain_tables(plan.domains))

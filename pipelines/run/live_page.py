@@ -14,6 +14,7 @@ from typing import Any
 from actors.training.checkpoint_index import recorded_steps
 from engine.history.result import Progress, RunResult, StepRecord
 from engine.history.sampling import is_sampled
+from engine.history.series import StepSeries
 from engine.history.totals import seconds_of_earlier_starts
 from engine.model_files.checkpoint import Checkpoint
 from engine.reporting.figures import duration
@@ -58,6 +59,7 @@ class LivePage:
         self._state = RunState(spec)
         self.earlier: list[StepRecord] = []
         self._stream = 0
+        self._series: StepSeries | None = None
         self._looks: dict[tuple[int, str], dict[str, Any]] = {}
         self._token_bytes: Sequence[bytes | None] = ()
         self._seconds_between = SECONDS_BETWEEN
@@ -114,7 +116,7 @@ class LivePage:
         """Write the page of the whole run.
 
         Raises:
-            OSError: it cannot be written.
+            StoreError: it cannot be written.
         """
         self._has_ended.set()
         words = f"done: {result.steps:,} steps in {duration(result.wall_seconds)}"
@@ -129,6 +131,8 @@ class LivePage:
     def _take(self, picture: Progress, now: float) -> None:
         """Take in a picture; what a restart has made void is dropped."""
         self._state.update(picture, now)
+        if picture.void_after is not None:
+            self._series = None
         if picture.stream != self._stream:
             self._stream = picture.stream
             self._looks = {key: look for key, look in self._looks.items() if look["step"] <= picture.began_at}
@@ -159,8 +163,14 @@ class LivePage:
         first = steps[0].step if steps else math.inf
         history = [*(record for record in self.earlier if record.step < first), *steps]
         seconds = seconds_of_earlier_starts(history, Progress(steps=tuple(steps))) + time.monotonic() - self._began
-        result = result_of(self._spec, history, self._state.picture, seconds, stopped_by=None)
-        return render_report(self._spec, result, Status("", 0.0), self._tokens())
+        series = self._series_of(history)
+        result = result_of(self._spec, history, self._state.picture, seconds, stopped_by=None, series=series)
+        return render_report(self._spec, result, Status("", 0.0), self._tokens(), series)
+
+    def _series_of(self, history: Sequence[StepRecord]) -> StepSeries:
+        """The numbers of the steps so far, to which each writing adds only the new ones."""
+        self._series = self._series or StepSeries(self._spec)
+        return self._series.add(history[len(self._series) :])
 
     def _tokens(self) -> dict[str, Any]:
         """The data of the token view, from this start's steps and those of earlier ones."""
@@ -176,14 +186,11 @@ class LivePage:
         return PassageTokenizer.load(Checkpoint.of(self._spec.target_model)).token_bytes
 
     def _words_of_progress(self) -> str:
-        """The step, the time left, and what the page does not list."""
+        """The step and the time left."""
         state = self._state
         words = [f"running, step {self._last_step:,} of {self._spec.training.max_steps:,}"]
         if not math.isnan(state.seconds_left):
             words.append(f"at most {duration(state.seconds_left)} left")
-        picture = state.picture
-        if picture.num_skipped > len(picture.skipped):
-            words.append(f"{picture.num_skipped:,} rows skipped so far")
         return ", ".join(words)
 
     def _words_of_evaluation(self) -> str:

@@ -47,9 +47,11 @@ def run_pairwise(spec: FusionSpec, run: Callable[[FusionSpec], RunResult]) -> Ru
         tokens=sum(pair.tokens for pair in pairs),
         bytes=sum(pair.bytes for pair in pairs),
         wall_seconds=time.monotonic() - started,
-        spilled_bytes=sum(pair.spilled_bytes for pair in pairs),
+        spilled_bytes=sum(pair.spilled_bytes or 0 for pair in pairs),
         stopped_by=pairs[-1].stopped_by,
         sources=tuple(source for pair in pairs for source in pair.sources),
+        num_skipped=sum(pair.num_skipped or 0 for pair in pairs),
+        num_left_out=sum(pair.num_left_out or 0 for pair in pairs),
         evaluation=evaluation,
     )
 

@@ -6,8 +6,6 @@ import json
 import os
 from typing import Any
 
-import fsspec
-
 from actors.training.checkpoint_index import checkpoints_folder, latest
 from engine.corpus.first_rows import unreadable_corpus
 from engine.corpus.shards import fingerprint
@@ -15,7 +13,7 @@ from engine.errors import Fault, PreflightError, StoreError
 from engine.reporting.trackers import tracker_faults
 from engine.spec import EvaluationSpec, FusionSpec
 from engine.spec.loading import dump_spec, load_spec
-from engine.store import content
+from engine.store import content, located, writing
 from pipelines.evaluation.models import comparison_faults
 from pipelines.stream.output_folder import written_folder_faults
 from pipelines.stream.sizes import FlowPlan, derive_flow
@@ -150,8 +148,13 @@ def _first_difference(earlier: FusionSpec, spec: FusionSpec) -> str:
 
 
 def write_spec(spec: FusionSpec, flow: FlowPlan) -> None:
-    """Write the resolved spec, and what the run's corpus is, to the output folder."""
-    filesystem, folder = fsspec.core.url_to_fs(spec.run.output_dir)
-    filesystem.makedirs(folder, exist_ok=True)
-    filesystem.pipe_file(os.path.join(folder, CORPUS_FILE), json.dumps(_corpus(flow)).encode("utf8"))
-    filesystem.pipe_file(os.path.join(folder, SPEC_FILE), dump_spec(spec).encode("utf8"))
+    """Write the resolved spec, and what the run's corpus is, to the output folder.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
+    filesystem, folder = located(spec.run.output_dir)
+    with writing(spec.run.output_dir, "the run's spec"):
+        filesystem.makedirs(folder, exist_ok=True)
+        filesystem.pipe_file(os.path.join(folder, CORPUS_FILE), json.dumps(_corpus(flow)).encode("utf8"))
+        filesystem.pipe_file(os.path.join(folder, SPEC_FILE), dump_spec(spec).encode("utf8"))

@@ -28,8 +28,9 @@ def written_folder_faults(spec: FusionSpec, may_be_elsewhere: bool = False) -> l
     """
     faults = _output_faults(spec.run.output_dir, may_be_elsewhere)
     tables = spec.alignment.cache_dir
-    if spec.source_models and "://" not in tables and not may_be_elsewhere:
-        faults += local_folder_faults("alignment.cache_dir", tables)
+    if spec.source_models and not may_be_elsewhere:
+        where = "alignment.cache_dir"
+        faults += _store_faults(where, tables) if "://" in tables else local_folder_faults(where, tables)
     return faults
 
 
@@ -46,12 +47,16 @@ def _output_faults(folder: str, may_be_elsewhere: bool) -> list[Fault]:
     if protocol in ("", "file"):
         here = os.path.exists(os.path.dirname(rest)) or not may_be_elsewhere
         return local_folder_faults(WHERE, rest) if here else []
+    return [] if may_be_elsewhere else _store_faults(WHERE, folder)
+
+
+def _store_faults(where: str, folder: str) -> list[Fault]:
+    """A fault if this machine cannot speak to a folder's store."""
     try:
-        if not may_be_elsewhere:
-            fsspec.core.url_to_fs(folder)
+        fsspec.core.url_to_fs(folder)
     except Exception as error:  # every filesystem has its own errors, and its package may not be installed
         reason = f"{folder} cannot be used: {type(error).__name__}: {first_line(error)}"
-        return [Fault(WHERE, reason, "install the protocol's fsspec package on every node, or choose another folder")]
+        return [Fault(where, reason, "install the protocol's fsspec package on every node, or choose another folder")]
     return []
 
 

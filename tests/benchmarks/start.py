@@ -147,7 +147,7 @@ def watched(run: psutil.Popen, output: Path, began: float) -> Start:
             children[process.pid, process.create_time()] = process
         for key, process in children.items():
             look(process, key, seen, time.monotonic() - began)
-        if not seen.first_step and any(output.glob("checkpoints/*")):
+        if not seen.first_step and any(output.glob("checkpoints/*/state.json")):
             seen.first_step = time.monotonic() - began
             seen.cpu_seconds = sum(process.cpu_seconds for process in seen.processes.values())
         if not seen.exported and (output / "export" / "config.json").exists():

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from engine.history.result import DomainTotals, RunResult, SourceTotals
-from engine.history.totals import source_gain, source_totals
+from engine.history.series import StepSeries
+from engine.history.totals import source_gain
 from engine.reporting.figures import run_figures, source_rows
 from engine.spec.loading import parse
 from tests.support.step_records import step_record
@@ -25,13 +26,17 @@ def step(number: int, lm_loss: float):
     return step_record(number, lm_loss=lm_loss, source_nats=(400.0, 0.0), source_bytes=(400, 0), **nothing)
 
 
+def totals_of(history):
+    return StepSeries(parse(SPEC)).add(history).source_totals()
+
+
 def test_the_gain_is_the_targets_nats_per_byte_less_the_sources():
     assert source_gain(step(1, lm_loss=5.0), 0) == pytest.approx(5.0 * 96 / 400 - 1.0)
     assert math.isnan(source_gain(step(1, lm_loss=5.0), 1))
 
 
 def test_a_source_that_the_target_has_caught_up_with_is_named():
-    sources = source_totals(parse(SPEC), [step(1, lm_loss=5.0), step(2, lm_loss=4.0)])
+    sources = totals_of([step(1, lm_loss=5.0), step(2, lm_loss=4.0)])
     result = RunResult(*["trial"] * 5, 2, 8, 200, 800, 4.0, 0, sources=sources)
     figures = dict(run_figures(result).rows)
     assert "as well as llama: no longer worth the work" in figures["caught up"]
@@ -40,7 +45,7 @@ def test_a_source_that_the_target_has_caught_up_with_is_named():
 
 def test_a_retired_source_is_named_with_its_last_step_and_not_as_caught_up():
     history = [step(1, lm_loss=5.0), replace(step(2, lm_loss=4.0), retired=("llama",))]
-    result = RunResult(*["trial"] * 5, 2, 8, 200, 800, 4.0, 0, sources=source_totals(parse(SPEC), history))
+    result = RunResult(*["trial"] * 5, 2, 8, 200, 800, 4.0, 0, sources=totals_of(history))
     figures = dict(run_figures(result).rows)
     assert figures["retired"] == "llama after step 2: the target predicted the text as well"
     assert "caught up" not in figures
@@ -56,7 +61,7 @@ def test_a_source_that_leads_in_one_domain_has_not_been_caught_up_with():
 
 def test_a_run_has_the_gains_of_its_first_and_last_tenth():
     history = [step(number, lm_loss=6.0 - number / 10) for number in range(1, 31)]
-    llama, gpt2 = source_totals(parse(SPEC), history)
+    llama, gpt2 = totals_of(history)
     first, last = ([6.0 - number / 10 for number in numbers] for numbers in ((1, 2, 3), (28, 29, 30)))
     assert llama.gains == pytest.approx([sum(losses) / 3 * 96 / 400 - 1.0 for losses in (first, last)])
     assert all(math.isnan(gain) for gain in gpt2.gains)

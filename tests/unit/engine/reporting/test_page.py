@@ -8,14 +8,28 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from engine.history.result import EvaluationResult, RunResult, SkippedRow, SourceTotals, StageTotals
+from engine.history.result import (
+    EvaluationResult,
+    LeftOut,
+    Progress,
+    RunResult,
+    SkippedRow,
+    SourceTotals,
+    StageTotals,
+)
+from engine.history.sampling import is_sampled
+from engine.history.series import StepSeries
 from engine.reporting.charts import MOST_BUCKETS, smoothed, thinned
 from engine.reporting.figures import slowest_stage
-from engine.reporting.page import MOST_SKIPPED_ROWS, Status, render_report, write_page
+from engine.reporting.page import MOST_BYTES, MOST_SKIPPED_ROWS, Status, render_report, write_page
 from engine.reporting.plots import plots
+from engine.reporting.token_view import data_in, token_data
 from engine.spec.loading import parse
+from pipelines.run.result import result_of
 from tests.support.step_records import step_record
+from tests.unit.engine.reporting.test_token_view import look
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -47,7 +61,12 @@ def step(number, sources=2):
         source_bytes=(2000, 2000)[:sources],
         source_wins=(10, 30)[:sources],
         source_covered_rows=(320, 360)[:sources],
+        source_left_out=(0, 0)[:sources],
     )
+
+
+def drawn(result, spec=SPEC):
+    return plots(result, StepSeries(spec).add(result.history))
 
 
 @pytest.fixture
@@ -156,7 +175,7 @@ def test_the_page_needs_no_other_file(result):
 
 
 def test_every_plot_is_well_formed_and_takes_the_colours_of_the_page(result):
-    found = plots(result)
+    found = drawn(result)
     assert len(found) == 10
     for caption, svg in found.items():
         ElementTree.fromstring(svg)
@@ -168,7 +187,7 @@ def test_every_plot_is_well_formed_and_takes_the_colours_of_the_page(result):
 
 def test_curves_show_the_numbers_of_the_steps(result):
     steady = replace(result, history=tuple(replace(step(number), lm_loss=4.0) for number in range(1, 13)))
-    svg = next(svg for caption, svg in plots(steady).items() if caption.startswith("Win rate"))
+    svg = next(svg for caption, svg in drawn(steady).items() if caption.startswith("Win rate"))
     curves = [path for path in re.findall(r' d="([^"]+)"', svg) if len(re.findall("[ML]", path)) == 12]
     level = [set(re.findall(r"[ML] [\d.]+ ([\d.]+)", path)) for path in curves]
     assert len(level) == 4 and len(set.union(*level)) == 2, (
@@ -181,7 +200,7 @@ def test_evaluations_during_training_have_one_curve_per_domain(result):
     history = tuple(replace(record, held_out=bits.get(record.step, {})) for record in result.history)
     evaluated = replace(result, history=history, stopped_by="no improvement", exported_step=8)
     caption = "Held-out bits per byte of the target during training."
-    svg = plots(evaluated)[caption]
+    svg = drawn(evaluated)[caption]
     assert all(label in svg for label in ("docs", "code", "bits per byte"))
     curves = [re.findall(r"[ML] ([\d.]+) ([\d.]+)", path) for path in re.findall(r' d="([^"]+)"', svg)]
     docs = next(points for points in curves if len(points) == 3)
@@ -217,14 +236,31 @@ def test_a_baseline_without_sources_has_a_report(result):
     page = Page(render_report(spec, baseline, DONE))
     assert "target, trained further on the causal LM loss alone." in page.texts, "without local folders"
     assert "Source models on the learned passages" not in page.texts
-    assert len(plots(baseline)) == 6
+    assert len(drawn(baseline, spec)) == 6
 
 
 def test_many_skipped_rows_are_counted_not_listed(result):
     many = tuple(SkippedRow("corpus/a.jsonl", row, "not JSON") for row in range(1, 1001))
-    page = Page(render_report(SPEC, replace(result, skipped=many), DONE))
+    page = Page(render_report(SPEC, replace(result, skipped=many, num_skipped=1000), DONE))
     assert f"Skipped rows (the first {MOST_SKIPPED_ROWS} of 1,000)" in page.texts
     assert page.texts.count("not JSON") == MOST_SKIPPED_ROWS
+
+
+def test_a_picture_of_the_first_rows_has_the_numbers_of_all(result):
+    """The monitor lists a hundred rows while a run works, and counts all."""
+    rows = tuple(SkippedRow("corpus/a.jsonl", row, "not JSON") for row in range(1, 101))
+    passages = tuple(LeftOut("gpt2-code", f"0/a:{row}", "too long") for row in range(100))
+    picture = Progress(skipped=rows, left_out=passages, num_skipped=5000, num_left_out=1200)
+    running = result_of(SPEC, [step(1)], picture, 10.0, None)
+    page = Page(render_report(SPEC, running, DONE))
+    for text in (
+        "5,000",
+        "1,200 passages, one of them: too long",
+        "Skipped rows (the first 100 of 5,000)",
+        "Passages without a source (the first 100 of 1,200)",
+    ):
+        assert text in page.texts, text
+    assert "spilled to disk" not in page.texts, "Ray is asked at the end"
 
 
 def test_the_report_is_written_to_any_filesystem(result, tmp_path):
@@ -237,6 +273,33 @@ def test_the_report_is_written_to_any_filesystem(result, tmp_path):
         with fsspec.open(url, "r", encoding="utf8") as file:
             assert file.read() == page == render_report(SPEC, result, DONE), "the same run gives the same page"
     assert [path.name for path in local.parent.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "told"),
+    [
+        ("s3", {"ContentType": "text/html; charset=utf-8", "CacheControl": "no-cache"}),
+        (
+            "gs",  # the arguments of gcsfs.core.GCSFile
+            {
+                "content_type": "text/html; charset=utf-8",
+                "fixed_key_metadata": {"cache_control": "no-cache"},
+            },
+        ),
+    ],
+)
+def test_a_store_is_told_to_serve_the_newest_page(monkeypatch, protocol, told):
+    opened_with = []
+
+    class Store(MemoryFileSystem):
+        def _open(self, path, mode="rb", block_size=None, autocommit=True, cache_options=None, **kwargs):
+            opened_with.append(kwargs)
+            return super()._open(path, mode)
+
+    Store.protocol = (protocol, f"{protocol}a")
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (Store(), url.removeprefix(f"{protocol}:/")))
+    write_page("<p>", f"{protocol}://runs/trial/report.html")
+    assert opened_with == [told]
 
 
 def test_smoothing_is_a_moving_average_that_leaves_out_gaps():
@@ -290,6 +353,62 @@ def test_a_hundred_thousand_steps_make_a_small_page(result):
     history = tuple(step(number) for number in range(1, 100_001))
     text = render_report(SPEC, replace(result, history=history, steps=len(history)), DONE)
     assert len(text.encode("utf8")) < 1_000_000
+
+
+def mixture(steps, sources):
+    """The spec of sixteen domains and the history of a run whose larger domains have higher numbers."""
+    names = [f"domain-{number:02d}" for number in range(16)]
+    spec = parse(
+        {
+            "run": {"name": "mixture", "output_dir": "outputs"},
+            "corpus": {"domains": {name: {"paths": [f"{name}.jsonl"], "weight": 1.0} for name in names}},
+            "target_model": {"checkpoint": "models/target"},
+            "source_models": [{"name": f"source-{index}", "checkpoint": f"models/{index}"} for index in range(sources)],
+        }
+    )
+    random = np.random.default_rng(0)
+    spread = {name: [] for name in ("source_nats", "domain_lm_nats", "domain_source_nats")}
+    widths = dict(zip(spread, (sources, 16, 16 * sources), strict=True))
+    for name, width in widths.items():
+        spread[name] = [tuple((100 + random.random(width)).tolist()) for _ in range(101)]
+    counts = {
+        **dict.fromkeys(("source_bytes", "source_wins", "source_covered_rows", "source_left_out"), (7,) * sources),
+        "domain_bytes": tuple(range(100, 116)),
+        **dict.fromkeys(("domain_tokens", "domain_passages"), (7,) * 16),
+        **dict.fromkeys(
+            ("domain_source_bytes", "domain_source_wins", "domain_source_covered_rows"), (7,) * 16 * sources
+        ),
+    }
+    first = step_record(1, **counts)
+
+    def numbers(number):
+        return {name: values[number * number % 101] for name, values in spread.items()}
+
+    held_out = {number: dict.fromkeys(names, 2.0 + math.sin(number)) for number in range(0, steps + 1, 50)}
+    history = [
+        replace(first, step=number, loss=math.sin(number), held_out=held_out.get(number, {}), **numbers(number))
+        for number in range(1, steps + 1)
+    ]
+    return spec, history
+
+
+@pytest.mark.timeout(240)
+def test_the_page_of_many_domains_sources_and_steps_is_bounded():
+    steps, sources = 100_000, 8
+    spec, history = mixture(steps, sources)
+    looks = []
+    for number in filter(lambda number: is_sampled(number, steps), range(1, steps + 1)):
+        wide = look(number, rows=150)
+        looks += [wide | {"passage": f"{number}:{again}", "sources": wide["sources"] * sources} for again in range(2)]
+    result = result_of(spec, history, Progress(), 60.0, None)
+    data = token_data(spec, looks, [b"a", b"b", b"c"])
+    page = render_report(spec, result, DONE, data)
+    assert 1_000_000 < len(page.encode("utf8")) <= MOST_BYTES == 3_000_000
+    assert len(data_in(page)["passages"]) >= 8
+    drawn = re.findall(r"Gain in the domain (domain-\d\d)", page)
+    assert drawn == [f"domain-{number:02d}" for number in range(8, 16)], "the largest"
+    smaller = ", ".join(f"domain-{number:02d}" for number in range(8))
+    assert f"The smaller domains are in the tables only: {smaller}." in page
 
 
 def test_the_page_of_a_running_run_says_so_and_reloads(result):

@@ -158,6 +158,47 @@ def test_a_running_page_reloads_itself_and_keeps_its_place(tmp_path, result):  #
         assert seen.page.evaluate("scrollY") == 200
 
 
+def active(seen):
+    """The id of the element that has the keyboard."""
+    return seen.page.evaluate("document.activeElement.id")
+
+
+def test_the_controls_keep_the_keyboard(tmp_path, result):  # noqa: F811
+    with visit(page_file(tmp_path, result)) as seen:
+        passages, shades, press = (
+            *map(seen.page.locator, ("#token-passage", "#token-shade")),
+            seen.page.keyboard.press,
+        )
+        first, second = "step 1: 0/a:1:0, at random", "step 16: 0/a:16:0, at random"
+        passages.focus()
+        for key, name in (("ArrowDown", second), ("ArrowUp", first), ("ArrowDown", second)):
+            press(key)
+            assert (passages.input_value(), active(seen)) == (name, "token-passage")
+        press("Tab")
+        press("ArrowDown")
+        assert (shades.input_value(), active(seen)) == ("gain", "token-shade")
+        assert "gain of the teacher: 0.100 nats" in seen.page.locator(".token").first.get_attribute("title")
+        press("Tab")
+        press("ArrowRight")
+        assert active(seen) == "token-1" and "label" in seen.page.locator("#token-details").inner_text()
+
+
+@pytest.mark.parametrize(("place", "key"), [("token-passage", "ArrowDown"), ("token-1", "ArrowRight")])
+def test_a_running_page_keeps_the_keyboard_where_it_was(tmp_path, result, place, key):  # noqa: F811
+    file = page_file(tmp_path, result, seconds_between=1.0)
+    with visit(file) as seen:
+        seen.page.locator(f"#{place}").focus()
+        last = file.read_text(encoding="utf8").replace("running, step 12", "running, step 13")
+        write_page(last.replace('data-next="1"', 'data-next="0"'), str(file))
+        expect(seen.page.locator("#status")).to_contain_text("step 13", timeout=20_000)
+        seen.page.wait_for_load_state()
+        assert active(seen) == place
+        seen.page.keyboard.press(key)
+        assert active(seen) == ("token-2" if place == "token-1" else place)
+        chosen = "step 16: 0/a:16:0, at random" if place == "token-passage" else "step 1: 0/a:1:0, at random"
+        assert seen.page.locator("#token-passage").input_value() == chosen
+
+
 def test_the_page_of_a_run_that_was_killed_says_so(tmp_path, result):  # noqa: F811
     file = page_file(tmp_path, result, seconds_between=30.0, written=time.time() - 600)
     with visit(file) as seen:

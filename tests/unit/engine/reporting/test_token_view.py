@@ -46,6 +46,21 @@ def test_the_data_are_bounded():
     assert [passage["step"] for passage in shown] == list(range(1, 101))[:: 100 // len(shown)]
 
 
+def test_the_view_takes_the_room_that_a_page_has_left():
+    data = token_data(SPEC, [look(step, rows=64) for step in range(1, 17)], [b"a", b"b", b"c"])
+    whole = token_view(data)
+    assert len(data_in(whole)["passages"]) == 16 and token_view(data, len(whole)) == whole
+    for room, shown in ((len(whole) - 1, range(1, 17, 2)), (len(whole) // 3, range(1, 17, 4))):
+        section = token_view(data, room)
+        assert len(section.encode("utf8")) <= room
+        assert [passage["step"] for passage in data_in(section)["passages"]] == list(shown)
+    assert token_view(data, 1000) == token_view(data, -1) == "", "not even one passage"
+
+
+def test_a_passage_that_is_too_large_alone_is_left_out():
+    assert token_data(SPEC, [look(1, rows=30_000)], [b"a", b"b", b"c"])["passages"] == []
+
+
 def test_bytes_of_a_token_that_are_no_character_are_shown():
     assert text_of("é".encode()) == "é"
     assert text_of(b" \xc3") == " \\xc3"

@@ -149,6 +149,18 @@ def test_a_page_that_costs_much_is_written_less_often(spec, monkeypatch):
         assert 'data-next="90"' in page_of(spec).read_text()
 
 
+def test_the_page_of_a_run_that_goes_on_counts_each_step_once(spec, monkeypatch):
+    """The third step was lost with the process that took it after the checkpoint, and is taken again."""
+    monkeypatch.setattr(live_page, "recorded_steps", lambda _: [step_record(step) for step in (1, 2, 3)])
+    with LivePage(spec) as page:
+        page.see(picture(3), now=0.0)
+        assert "300 tokens in 12 passages, 1,200 bytes" in page_of(spec).read_text()
+        page.see(picture(4, 5), now=1000.0)
+        assert "500 tokens in 20 passages, 2,000 bytes" in page_of(spec).read_text()
+        page.close()
+        assert "500 tokens in 20 passages, 2,000 bytes" in page_of(spec).read_text()
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

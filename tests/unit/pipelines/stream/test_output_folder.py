@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from fsspec.registry import known_implementations
 
 from engine import load_spec
 from pipelines.stream.output_folder import written_folder_faults
@@ -57,6 +58,15 @@ def test_a_folder_for_tables_that_cannot_be_made_is_a_fault(tmp_path):
     assert str(fault).startswith(
         f"alignment.cache_dir: {tmp_path}/file/tables cannot be made or written: Not a directory"
     )
+
+
+@pytest.mark.parametrize("url", ["foo://x/tables", "lost://x/tables"])
+def test_a_store_of_tables_that_is_not_known_is_a_fault(tmp_path, monkeypatch, url):
+    monkeypatch.setitem(known_implementations, "lost", {"class": "lostfs.Files", "err": "install lostfs"})
+    overrides = [f"run.output_dir={tmp_path}/out", f"alignment.cache_dir={url}"]
+    (fault,) = written_folder_faults(load_spec("pipelines/specs/quickstart.yaml", overrides))
+    assert str(fault).startswith(f"alignment.cache_dir: {url} cannot be used: ")
+    assert fault.remedy.startswith("install the protocol's fsspec package")
 
 
 LOOKS = """
