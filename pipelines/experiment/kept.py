@@ -1,4 +1,4 @@
-"""The findings of a setting in a file: the page can be written again from them, and intervals be computed anew."""
+"""The findings of a setting in a file: the page can be written from them again, and intervals be computed from them."""
 
 from __future__ import annotations
 
