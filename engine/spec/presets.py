@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.errors import Fault, SpecError
 
-_FUSELLM = {"rule": "min_ce", "granularity": "passage", "top_k": 10, "arithmetic": "fusellm"}
+_FUSELLM = {"rule": "min_ce", "granularity": "passage", "temperature": 1.0, "top_k": 10, "arithmetic": "fusellm"}
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # FuseLLM's default: MinED for tokens and vocabulary.

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with Laboratory(options.folder, LONGEST_RUN_SECONDS, say) as laboratory:
         findings = [
             setting_a(laboratory, sorted(options.rates), seeds, range(options.ablation_seeds)),
-            setting_b(laboratory, sorted(options.rates), seeds, experts[EXPERT]),
+            setting_b(laboratory, sorted(options.rates), seeds, range(options.ablation_seeds), experts[EXPERT]),
         ]
         write_page(options.page, findings, (time.monotonic() - started) / 60)
     say(f"{options.page} is written")
@@ -108,7 +108,11 @@ def setting_a(
 
 
 def setting_b(
-    laboratory: Laboratory, rates: Sequence[float], seeds: Sequence[int], documents: list[Document]
+    laboratory: Laboratory,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    ablation_seeds: Sequence[int],
+    documents: list[Document],
 ) -> Findings:
     """Compare experts, their ensemble, their merges, the base fused from them, and plain continued training."""
     domains = domains_of(documents)
@@ -119,7 +123,8 @@ def setting_b(
     compared = (arms.MIXED, arms.fused_experts(expert_rates))
     choices += choose(laboratory, compared, rates)
     trained = trained_runs(compared, choices, seeds)
-    laboratory.run([run for runs in trained.values() for run in runs])
+    ablated = trained_runs(arms.other_rules(compared[1]), choices, ablation_seeds)
+    laboratory.run([run for runs in (*trained.values(), *ablated.values()) for run in runs])
     bases = [base_folder(folder, seed) for seed in seeds]
     by_seed = [[expert_folder(folder, domain, expert_rates[domain], seed) for domain in domains] for seed in seeds]
     rows = [model_row(laboratory, "b", "base", bases)]
@@ -130,7 +135,7 @@ def setting_b(
         merged = [merged_experts(folder, method, base, found) for base, found in zip(bases, by_seed, strict=True)]
         rows.append(model_row(laboratory, "b", f"experts merged ({method})", merged))
     rows += [run_row(laboratory, arm, runs) for arm, runs in trained.items()]
-    return Findings("b", choices, rows)
+    return Findings("b", choices, rows, [run_row(laboratory, arm, runs) for arm, runs in ablated.items() if runs])
 
 
 def trained_runs(compared: Sequence[Arm], choices: Sequence[Choice], seeds: Sequence[int]) -> dict[Arm, list[Run]]:

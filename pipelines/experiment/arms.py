@@ -8,7 +8,7 @@ and the base as target. Real settings: published models on small corpora.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.experiment.models import base_folder, equal_folder, expert_folder, larger_folder, target_folder
@@ -130,9 +130,11 @@ SINGLE = tuple(
     for name in ("llama-docs", "gpt2-code", "neox-mixed")
 )
 
+_OTHER_RULES = {"equal weights": ("fusion.rule=uniform",), "MinCE": ("fusion.rule=min_ce",)}
+
 _ABLATED = {
-    "AvgCE": ("fusion.rule=avg_ce",),
-    "MinCE": ("fusion.rule=min_ce",),
+    **_OTHER_RULES,
+    "AvgCE at temperature 1": ("fusion.temperature=1",),
     "rows at shared byte offsets": ("alignment.tokens=byte_offset",),
     "tokens aligned by MinED": ("alignment.tokens=min_edit",),
     "vocabulary mapped exactly": ("alignment.vocabulary=exact",),
@@ -182,6 +184,20 @@ def fused_experts(rates: Mapping[str, float]) -> Arm:
         return (f"source_models=[{sources}]",)
 
     return Arm("b", "fusion", overrides)
+
+
+def other_rules(fused: Arm) -> tuple[Arm, ...]:
+    """An arm under other rules, at its own rate and weight."""
+
+    def arm(name: str, overrides: tuple[str, ...]) -> Arm:
+        return replace(
+            fused,
+            name=name,
+            overrides=lambda experiment, seed: (*fused.overrides(experiment, seed), *overrides),
+            rate_of=fused.name,
+        )
+
+    return tuple(arm(name, overrides) for name, overrides in _OTHER_RULES.items())
 
 
 #: Of real models: they are trained already, and learn at lower rates.

@@ -71,8 +71,9 @@ def write_page(path: Path, findings: Sequence[Findings], minutes: float) -> None
         lines += [f"## {TITLES[found.setting]}", "", *_verdict(found), "", *table(found), ""]
         if found.ablations:
             lines += ["### What matters", "", *_ablations(found), ""]
-            plot_differences(plots / "ablations.png", _differences(found.ablations, found.row(CONTINUED.name)))
-            lines += ["![ablations](figures/ablations.png)", ""]
+            plot = f"ablations_{found.setting}.png"
+            plot_differences(plots / plot, _differences(found.ablations, found.row(CONTINUED.name)))
+            lines += [f"![ablations](figures/{plot})", ""]
         plot = f"setting_{found.setting}.png"
         plot_differences(plots / plot, _differences(found.rows, found.row(CONTINUED.name)))
         lines += [f"![less continued training](figures/{plot})", "", *chosen(found), ""]
@@ -159,9 +160,12 @@ def table(found: Findings) -> Iterator[str]:
 
 def _ablations(found: Findings) -> Iterator[str]:
     fusion, continued = found.row(FUSED.name), found.row(CONTINUED.name)
-    yield "Each but the last two changes one setting of fusion (uniform, rows given the bytes so far, prefix mapping,"
-    yield "K 64, `full_gain` 0.5, three sources). All take its learning rate, and all but the last its"
-    yield f"`lm_loss_weight`: {fusion.rate:g} and {fusion.weight:g}."
+    if found.setting == "a":
+        yield "Each but the last two changes one setting of fusion (AvgCE at temperature 0.3, rows given the bytes so"
+        yield "far, prefix mapping, K 64, `full_gain` 0.5, three sources). All take its learning rate, and all but the last"
+        yield f"its `lm_loss_weight`: {fusion.rate:g} and {fusion.weight:g}."
+    else:
+        yield f"Each changes the rule of fusion, at its rate and weight: {fusion.rate:g} and {fusion.weight:g}."
     yield ""
     yield "| | seeds | mean | less fusion | less continued training |"
     yield "|---|---|---|---|---|"

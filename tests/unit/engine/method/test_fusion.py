@@ -336,7 +336,7 @@ def cut_at(source: SourceRows, rows: int) -> SourceRows:
     ],
 )
 def test_weights(rule, cross_entropy, weights):
-    fusion = FusionRuleSpec(rule=rule, single_source="x" if rule == "single" else "")
+    fusion = FusionRuleSpec(rule=rule, single_source="x" if rule == "single" else "", temperature=1.0)
     np.testing.assert_allclose(source_weights(np.array([cross_entropy]), fusion, single=1)[0], weights)
 
 

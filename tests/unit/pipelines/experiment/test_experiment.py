@@ -183,7 +183,11 @@ def findings(fusion):
 def page(folder, fusion):
     path = folder / "RESULTS.md"
     write_page(path, findings(fusion), minutes=1.0)
-    assert {plot.name for plot in (folder / "figures").iterdir()} >= {"setting_a.png", "setting_b.png", "ablations.png"}
+    assert {plot.name for plot in (folder / "figures").iterdir()} >= {
+        "setting_a.png",
+        "setting_b.png",
+        "ablations_a.png",
+    }
     return path.read_text(encoding="utf8")
 
 
