@@ -121,7 +121,7 @@ def test_the_authors_arithmetic_equals_the_slow_twin(seed, rule):
     plain = [oracle_source(source, 0) for source in sources]
     matches = [source.match.tolist() for source in sources]
     # The twin gets weights that these rules make of it: the formulas of the authors are tested by their own figures.
-    by_weight = FusionRuleSpec(rule="avg_ce", top_k=TOP_K, arithmetic="fusellm")
+    by_weight = FusionRuleSpec(rule="avg_ce", temperature=1.0, top_k=TOP_K, arithmetic="fusellm")
     logs = [-math.log(weight) if weight else math.inf for weight in weights]
     rows, _ = oracles.fused_rows(target.token_ids, targets[0], 7, plain, matches, by_weight, cross_entropy=logs)
     check_rows(fused, 0, rows)
