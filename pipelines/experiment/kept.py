@@ -22,7 +22,7 @@ def keep(folder: Path, findings: Findings) -> None:
     fields = asdict(findings)
     for row in (*fields["rows"], *fields["ablations"]):
         row["scores"] = [{domain: _lists(scored) for domain, scored in seed.items()} for seed in row["scores"]]
-    _file(folder, findings.setting).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf8")
+    _file(folder, findings.setting).write_text(json.dumps(fields) + "\n", encoding="utf8")
 
 
 def kept(folder: Path, setting: str) -> Findings | None:
