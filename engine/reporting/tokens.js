@@ -128,7 +128,7 @@
   view.replaceChildren(make("p", { className: "controls" }, make("label", {}, "Passage ", passages), " ",
     make("label", {}, "Shaded by ", shades)), shownPassage);
 
-  // A passage of a plan has no gains. Its shades are offered anew only where they are others: a select loses its place.
+  // A passage of a plan has no gains. Its shades are offered again only where they are others: a select loses its place.
   function setControls(passage) {
     const known = Object.keys(SHADES).filter((name) => passage[SHADES[name][1]].some((value) => value !== null));
     if ([...shades.options].map((option) => option.value).join() !== known.join()) {

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             began = time.monotonic()
             found = on_corpus(laboratory, corpus, sorted(options.rates), range(options.seeds))
             keep(figures, replace(found, machine=machine(), minutes=(time.monotonic() - began) / 60))
-            write_real_chapter(options.page, [found for name in REAL_CORPORA if (found := kept(figures, name))])
+            write_real_chapter(options.page, [*filter(None, (kept(figures, name) for name in REAL_CORPORA))])
             say(f"{corpus} is on {options.page}")
 
 

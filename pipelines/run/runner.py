@@ -110,7 +110,8 @@ def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan, page: LivePage, events
 
     display = ProgressDisplay(spec, page.earlier)
     stalls = StallAlarm(spec.cluster.stall_minutes, display.say)
-    observers = [display, page, events, stalls, NodesInUse(), RayMetrics(spec, display.say), *chosen_trackers(spec)]
+    # The metrics come last: their end may wait, and nobody else's shall wait for that.
+    observers = [display, page, events, stalls, NodesInUse(), *chosen_trackers(spec), RayMetrics(spec, display.say)]
     with Watch(snapshot, observers, display.say):
         history = train(spec, flow, monitor)
     progress = ray.get(monitor.snapshot.remote(0, most_rows=None))
