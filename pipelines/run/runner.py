@@ -110,7 +110,7 @@ def _train_and_evaluate(spec: FusionSpec, flow: FlowPlan, page: LivePage, events
 
     display = ProgressDisplay(spec, page.earlier)
     stalls = StallAlarm(spec.cluster.stall_minutes, display.say)
-    # The metrics come last: their end may wait, and nobody else's shall wait for that.
+    # The metrics come last: their end may wait, and no other observer shall wait for it.
     observers = [display, page, events, stalls, NodesInUse(), *chosen_trackers(spec), RayMetrics(spec, display.say)]
     with Watch(snapshot, observers, display.say):
         history = train(spec, flow, monitor)
