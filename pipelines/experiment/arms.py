@@ -140,8 +140,8 @@ _ABLATED = {
     "vocabulary mapped exactly": ("alignment.vocabulary=exact",),
     "vocabulary mapped by MinED": ("alignment.vocabulary=min_edit",),
     "K 10": ("fusion.top_k=10",),
-    "K 128": ("fusion.top_k=128",),
-    "rows of at least 0.1 % kept share": ("alignment.least_kept_share=0.001",),
+    "K 64": ("fusion.top_k=64",),
+    "rows of at least 1 % kept share": ("alignment.least_kept_share=0.01",),
     "every passage in full": ("objective.full_gain=0",),
     "two sources (docs and code)": (_quickstart_sources("llama-docs", "gpt2-code"),),
 }

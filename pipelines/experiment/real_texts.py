@@ -25,10 +25,10 @@ class RealCorpus(NamedTuple):
 
 
 REAL_CORPORA: Mapping[str, RealCorpus] = {
-    "german": RealCorpus(("handbook_de",), 27),
-    "french": RealCorpus(("handbook_fr",), 22),
-    "encyclopaedia": RealCorpus(("wiki",), 19),
-    "mixture": RealCorpus(("handbook_de", "handbook_fr", "handbook_en", "wiki", "drama", "speeches"), 25),
+    "german": RealCorpus(("handbook_de",), 18),
+    "french": RealCorpus(("handbook_fr",), 15),
+    "encyclopaedia": RealCorpus(("wiki",), 13),
+    "mixture": RealCorpus(("handbook_de", "handbook_fr", "handbook_en", "wiki", "drama", "speeches"), 17),
 }
 
 #: Folder of a corpus's tasks, beside its texts.
@@ -38,7 +38,7 @@ TASKS = "tasks"
 LARGEST_SHARE = 2
 
 #: Bytes of each part, dealt to the corpus's files in equal shares; chapters and articles go whole into one part.
-QUOTAS = {HELD_OUT: 48_000, VALIDATION: 24_000, CORPUS: 72_000}
+QUOTAS = {HELD_OUT: 48_000, VALIDATION: 18_000, CORPUS: 48_000}
 
 
 def write_real_texts(folder: Path, corpora: Path) -> None:

@@ -120,6 +120,11 @@ def _sizes(checkpoint: Checkpoint) -> tuple[int, int, int, int]:
     return parameters, parameters - looked_up, head.shape[0], dtype.itemsize
 
 
+def weight_count(checkpoint: Checkpoint) -> int:
+    """Number of a model's parameters, from its configuration."""
+    return _sizes(checkpoint)[0]
+
+
 def _tokens_per_byte(checkpoint: Checkpoint, texts: Sequence[str]) -> float:
     tokenizer = PassageTokenizer.load(checkpoint)
     num_bytes = sum(len(text.encode("utf8")) for text in texts)

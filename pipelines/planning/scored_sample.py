@@ -11,16 +11,21 @@ from itertools import pairwise
 from math import nan
 
 import numpy as np
+import psutil
 import pyarrow as pa
 
 from engine.errors import SourceModelError, UnsoundRowsError, first_line
 from engine.method.vocabulary import UNMAPPED
+from engine.model_files.checkpoint import Checkpoint
 from engine.records import PASSAGE, flat_values, rows_of, schema
 from engine.spec import FusionSpec, SourceModelSpec
+from pipelines.planning.costs import weight_count
 from pipelines.planning.survey_tokens import SampledPassage
 
 #: The target's name among the scored models; no source can have it, since their names have no spaces.
 TARGET = "the target"
+
+FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,9 @@ def _scored(section: SourceModelSpec, top_k: int, table: pa.Table) -> pa.Table |
 
     if not len(table):
         return Scores(problem="it cannot be scored here: the corpus has no text that can be read")
-    section = section.model_copy(update={"backend": "transformers", "num_gpus": 0.0})
     try:
+        here = {"backend": "transformers", "num_gpus": 0.0, "dtype": _dtype_here(section)}
+        section = section.model_copy(update=here)
         return SourceModel(section, top_k)(table)
     except SourceModelError as error:
         # A target may have random weights, whose top K hold next to nothing; a source may not.
@@ -90,6 +96,12 @@ def _scored(section: SourceModelSpec, top_k: int, table: pa.Table) -> pa.Table |
         return Scores(problem=f"a run would refuse it: {first_line(error)}", is_refused=True)
     except Exception as error:  # every library that reads weights has its own errors; the plan continues without them
         return Scores(problem=f"it cannot be scored here: {first_line(error)}")
+
+
+def _dtype_here(section: SourceModelSpec) -> str:
+    """float32 if the weights take at most half of the free memory: most CPUs take several times as long for others."""
+    needed_bytes = FLOAT32_BYTES * weight_count(Checkpoint.of(section))
+    return "float32" if needed_bytes < psutil.virtual_memory().available / 2 else section.dtype
 
 
 def scores_of(scored: ScoredSample, name: str, mapping: np.ndarray | None) -> Scores:
