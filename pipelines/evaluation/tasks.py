@@ -3,7 +3,8 @@
 The harness's own Hugging Face model runs the checkpoint, with the tokenizer of a run: the harness would load another
 one where transformers changes a tokenizer.json. Elsewhere every number is the one that its command line gives::
 
-    lm_eval --model hf --model_args pretrained=CHECKPOINT,dtype=float32 --tasks NAMES --include_path FOLDER --batch_size 8
+    lm_eval --model hf --model_args pretrained=CHECKPOINT,dtype=float32 \\
+        --tasks NAMES --include_path FOLDER --batch_size 8
 """
 
 from __future__ import annotations

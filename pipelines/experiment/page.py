@@ -162,7 +162,7 @@ def _ablations(found: Findings) -> Iterator[str]:
     fusion, continued = found.row(FUSED.name), found.row(CONTINUED.name)
     if found.setting == "a":
         yield "Each but the last two changes one setting of fusion (AvgCE at temperature 0.3, rows given the bytes so"
-        yield "far, prefix mapping, K 64, `full_gain` 0.5, three sources). All take its learning rate, and all but the"
+        yield "far, prefix mapping, K 128, `full_gain` 0.5, three sources). All take its learning rate, and all but the"
         yield f"last its `lm_loss_weight`: {fusion.rate:g} and {fusion.weight:g}."
     else:
         yield f"Each changes the rule of fusion, at its rate and weight: {fusion.rate:g} and {fusion.weight:g}."

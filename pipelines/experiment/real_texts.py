@@ -26,9 +26,9 @@ class RealCorpus(NamedTuple):
 
 REAL_CORPORA: Mapping[str, RealCorpus] = {
     "german": RealCorpus(("handbook_de",), 18),
-    "french": RealCorpus(("handbook_fr",), 15),
-    "encyclopaedia": RealCorpus(("wiki",), 13),
-    "mixture": RealCorpus(("handbook_de", "handbook_fr", "handbook_en", "wiki", "drama", "speeches"), 17),
+    "french": RealCorpus(("handbook_fr",), 14),
+    "encyclopaedia": RealCorpus(("wiki",), 14),
+    "mixture": RealCorpus(("handbook_de", "handbook_fr", "handbook_en", "wiki", "drama", "speeches"), 16),
 }
 
 #: Folder of a corpus's tasks, beside its texts.
