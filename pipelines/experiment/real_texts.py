@@ -38,7 +38,7 @@ TASKS = "tasks"
 LARGEST_SHARE = 2
 
 #: Bytes of each part, dealt to the corpus's files in equal shares; chapters and articles go whole into one part.
-QUOTAS = {HELD_OUT: 48_000, VALIDATION: 18_000, CORPUS: 48_000}
+QUOTAS = {HELD_OUT: 48_000, VALIDATION: 24_000, CORPUS: 48_000}
 
 
 def write_real_texts(folder: Path, corpora: Path) -> None:

@@ -292,7 +292,7 @@ def test_real_texts_share_no_chapter(tmp_path):
     tables = {"id": [], "text": []}
     for chapter in range(120):
         tables["id"].append(str(chapter))
-        tables["text"].append(f"chapter {chapter} ".ljust(2500, "x"))
+        tables["text"].append(f"chapter {chapter} " + "some words " * 220)
     for name in REAL_CORPORA["mixture"].files:
         parquet.write_table(pyarrow.table(tables), tmp_path / f"{name}.parquet")
     write_real_texts(tmp_path / "texts", tmp_path)
