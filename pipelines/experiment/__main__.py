@@ -23,7 +23,9 @@ from pipelines.experiment.models import (
     expert_folder,
     expert_job,
     larger_folder,
+    made_meanwhile,
     make,
+    source_jobs,
     target_folder,
     target_jobs,
 )
@@ -60,19 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     experts = expert_parts(options.corpora)
     write_texts(options.folder / "texts", experts)
     say("the texts are written")
-    make(
-        [
-            *target_jobs(options.folder, seeds, *quickstart_parts()),
-            *base_jobs(options.folder, seeds, experts[BASE], domains_of(experts[BASE])),
-        ]
-    )
-    say("targets, bases and the larger source are made")
+    rates, ablation_seeds = sorted(options.rates), range(options.ablation_seeds)
+    target_text, source_text = quickstart_parts()
+    bases = base_jobs(options.folder, seeds, experts[BASE], domains_of(experts[BASE]))
+    make([*target_jobs(options.folder, seeds, target_text), *bases])
+    say("targets and bases are made")
     with Laboratory(options.folder, LONGEST_RUN_SECONDS, say) as laboratory:
-        findings = [
-            setting_a(laboratory, sorted(options.rates), seeds, range(options.ablation_seeds)),
-            setting_b(laboratory, sorted(options.rates), seeds, range(options.ablation_seeds), experts[EXPERT]),
-        ]
-        write_page(options.page, findings, (time.monotonic() - started) / 60)
+        with made_meanwhile(source_jobs(options.folder, source_text)):  # setting A's, which take the longest
+            experts_fused = setting_b(laboratory, rates, seeds, ablation_seeds, experts[EXPERT])
+        say("setting B is done, and the sources of setting A are made")
+        sources_fused = setting_a(laboratory, rates, seeds, ablation_seeds)
+        write_page(options.page, [sources_fused, experts_fused], (time.monotonic() - started) / 60)
     say(f"{options.page} is written")
 
 

@@ -8,8 +8,9 @@ that seeds differ in the initial weights and in the first training text, not in 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,12 +67,16 @@ def expert_folder(folder: Path, domain: str, rate: float, seed: int) -> Path:
     return folder / "models" / f"expert-{domain}-rate-{rate:g}-seed-{seed}"
 
 
-def target_jobs(folder: Path, seeds: Iterable[int], target: list[Document], sources: list[Document]) -> list[Job]:
-    """The jobs of setting A's targets and of the sources with the target's tokenizer; the longest one first."""
+def target_jobs(folder: Path, seeds: Iterable[int], documents: list[Document]) -> list[Job]:
+    """The jobs of setting A's targets."""
+    return [Job(replace(TARGET, seed=seed), documents, target_folder(folder, seed)) for seed in seeds]
+
+
+def source_jobs(folder: Path, documents: list[Document]) -> list[Job]:
+    """The jobs of setting A's sources with the target's tokenizer; the longer one first."""
     larger = replace(TARGET, config=_larger, steps=LARGER_STEPS, learning_rate=3e-3)
     equal = replace(larger, steps=EQUAL_STEPS)
-    targets = [Job(replace(TARGET, seed=seed), target, target_folder(folder, seed)) for seed in seeds]
-    return [Job(equal, sources, equal_folder(folder)), Job(larger, sources, larger_folder(folder)), *targets]
+    return [Job(equal, documents, equal_folder(folder)), Job(larger, documents, larger_folder(folder))]
 
 
 def base_jobs(folder: Path, seeds: Iterable[int], documents: list[Document], domains: Sequence[str]) -> list[Job]:
@@ -92,9 +97,18 @@ def make(jobs: Iterable[Job]) -> None:
 
     On one kind of CPU, the same versions give the same weights.
     """
+    with made_meanwhile(jobs):
+        pass
+
+
+@contextmanager
+def made_meanwhile(jobs: Iterable[Job]) -> Iterator[None]:
+    """``make`` while the body of the ``with`` runs; its end waits for the models."""
     missing = [job for job in jobs if not (job.folder / "model.safetensors").exists()]
     with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for made in [pool.submit(_make, job) for job in missing]:
+        making = [pool.submit(_make, job) for job in missing]
+        yield
+        for made in making:
             made.result()
 
 
