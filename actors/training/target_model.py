@@ -20,7 +20,7 @@ from actors.training.sharding import compile_blocks, recompute_activations, shar
 from engine.corpus.domains import domains_of
 from engine.errors import TrainingError
 from engine.history.totals import ratio
-from engine.method.gain import counted_rows, label_gains, passage_weights
+from engine.method.gain import counted_rows, label_gains, passage_weights, remaining_lm_weights
 from engine.method.losses import LogitShape, Targets, objective, shaped
 from engine.method.own_rows import OwnRows, own_rows
 from engine.records import flat_values, rows_of
@@ -101,9 +101,9 @@ class _TargetWithLoss(nn.Module):
         self.logit_shape = LogitShape(multiplier / divisor, getattr(config, "final_logit_softcapping", None) or 0.0)
 
     def forward(self, blocks: Blocks, lm_scale: float, fusion_scale: float, asked: torch.Tensor | None = None):
-        """The scaled loss of some blocks, sums over their rows, float64 [5], each block's LM loss, the ``asked`` rows.
+        """The scaled loss of some blocks, sums over their rows, float64 [6], each block's LM loss, the ``asked`` rows.
 
-        The sums: both losses as ``losses.objective`` returns them, the gains, the rows that have a gain, the weights.
+        The sums: the LM loss, both weighted losses, the gains, the rows that have a gain, the fusion loss's weights.
         """
         states = self.hidden_states(blocks.input_ids, blocks.position_ids).flatten(0, 1)
         head = self.model.get_output_embeddings()
@@ -115,18 +115,20 @@ class _TargetWithLoss(nn.Module):
             blocks.fused_probs.flatten(0, 1),
             fusion_mask,
             fusion_mask.float(),
+            torch.full_like(fusion_mask, self.objective.lm_loss_weight, dtype=torch.float32),
         )
         gain_sums = targets.fusion_weights.new_zeros(2)
         if self.objective.full_gain:
             gains, counts = label_gains(states, head.weight, bias, targets, self.logit_shape), counted_rows(targets)
             passages = (blocks.position_ids.flatten() == 0).cumsum(0) - 1
-            weights = passage_weights(gains, counts, passages, self.objective.full_gain) * fusion_mask
-            targets = replace(targets, fusion_weights=weights)
+            weights = passage_weights(gains, counts, passages, self.objective.full_gain)
+            lm_weights = remaining_lm_weights(weights, self.objective.lm_loss_weight)
+            targets = replace(targets, fusion_weights=weights * fusion_mask, lm_weights=lm_weights)
             gain_sums = torch.stack([gains.sum(), counts.sum()])
         scales = (lm_scale, fusion_scale)
         kind = self.objective.divergence
         loss, loss_sums, label_nats = objective(states, head.weight, bias, targets, *scales, self.logit_shape, kind)
-        sums = torch.cat([loss_sums, gain_sums, targets.fusion_weights.sum()[None]])
+        sums = torch.cat([label_nats.sum()[None], loss_sums, gain_sums, targets.fusion_weights.sum()[None]])
         of_blocks = label_nats.view_as(blocks.labels).sum(1)
         if asked is None:
             return loss, sums, of_blocks, None
@@ -222,9 +224,9 @@ class TargetModel:
         training = self._training
         blocks = self._blocks(table)
         lm_rows, fused_rows, micro_batches = self._agree(table, blocks)
-        lm_scale = self._lm_loss_weight / max(lm_rows, 1) * dist.get_world_size()  # FSDP averages over the workers
+        lm_scale = 1.0 / max(lm_rows, 1) * dist.get_world_size()  # FSDP averages over the workers
         fusion_scale = (1.0 - self._lm_loss_weight) / max(fused_rows, 1) * dist.get_world_size()
-        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(6, dtype=torch.float64, device=self.device)
         domain_sums = torch.zeros(self._num_domains, dtype=torch.float64, device=self.device)
         own: list[OwnRows] = []
         for index in range(micro_batches):
@@ -240,16 +242,16 @@ class TargetModel:
         is_finite = sums.isfinite().all()  # of this worker: the sum over all workers does not show whose were not
         sums = torch.cat([sums, domain_sums])
         dist.all_reduce(sums)
-        lm_loss = float(sums[0]) / max(lm_rows, 1)
-        fusion_loss = float(sums[1]) / fused_rows if fused_rows else math.nan
+        lm_loss, weighted_lm_loss = (float(total) / max(lm_rows, 1) for total in sums[:2])
+        fusion_loss = float(sums[2]) / fused_rows if fused_rows else math.nan
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.optimizer.max_grad_norm)
         grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        loss = self._lm_loss_weight * lm_loss + (1.0 - self._lm_loss_weight) * (fusion_loss if fused_rows else 0.0)
+        loss = weighted_lm_loss + (1.0 - self._lm_loss_weight) * (fusion_loss if fused_rows else 0.0)
         if not math.isfinite(loss + grad_norm):
             self.optimizer.zero_grad()
             raise TrainingError(self._not_finite(table, bool(is_finite), lm_loss, fusion_loss, grad_norm))
         learning_rate = self._update()
-        gain, gain_rows, weight, *domain_lm_nats = sums[2:].tolist()
+        gain, gain_rows, weight, *domain_lm_nats = sums[3:].tolist()
         return StepLosses(
             *(loss, lm_loss, fusion_loss, grad_norm, learning_rate, lm_rows, fused_rows),
             fusion_gain=ratio(gain, gain_rows),

@@ -12,6 +12,10 @@ impossible costs log 100 at most. The fusion loss of a passage has the weight
     min(max(mean gain of its rows / full_gain, 0), 1).
 
 The mean over a passage says how much more is known there. A gate for each row would follow the luck of single labels.
+
+What the fusion loss does not get, the LM loss gets: with w = ``lm_loss_weight`` the LM loss of a passage of weight a
+has the weight 1 - (1 - w) a. So text of which the sources know nothing more is learned as in continued training, beside
+text that they teach.
 """
 
 from __future__ import annotations
@@ -91,3 +95,8 @@ def passage_weights(gains: torch.Tensor, counts: torch.Tensor, passages: torch.T
     totals = none.index_add(0, passages, gains.double())
     rows = none.index_add(0, passages, counts.double())
     return (totals / rows.clamp(min=1.0) / full_gain).clamp(0.0, 1.0).float()[passages]
+
+
+def remaining_lm_weights(weights: torch.Tensor, lm_loss_weight: float) -> torch.Tensor:
+    """The weights of the rows' LM losses, float32 [R], from those of their passages' fusion losses."""
+    return 1.0 - (1.0 - lm_loss_weight) * weights

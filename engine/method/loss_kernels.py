@@ -68,7 +68,8 @@ def losses_and_gradient(
     log_label = label_logits.double() - top - log_normalizer
     lm = torch.where(has_label, -log_label, 0.0)
 
-    lm_weight, slopes = lm_scale * has_label.double(), fusion_scale * targets.fusion_weights[:, None] * slopes
+    lm_weight = lm_scale * targets.lm_weights[:, None].double() * has_label
+    slopes = fusion_scale * targets.fusion_weights[:, None] * slopes
     # exp(logit - largest) times this is the gradient of an entry that is not kept.
     log_share = largest.double() - top - log_normalizer
     factor = lm_weight * log_share.exp() + slopes[:, -1:] * (largest.double() - top - log_rest).exp()

@@ -2,12 +2,12 @@
 
 Objective (FuseLLM, equation 5, with q the fused and p the target model's distribution, w = ``lm_loss_weight``):
 
-    loss   = w * sum(lm) / N_lm + (1 - w) * sum(a * fusion) / N_fused
+    loss   = sum(b * lm) / N_lm + (1 - w) * sum(a * fusion) / N_fused
     lm     = -log p(label)                                              for rows with a label
     fusion = sum_k q_k log(q_k / p_k) + q_rest log(q_rest / p_rest)     for rows with a fused distribution
 
-or another of the divergences in ``engine.method.divergences``, over the same kept entries and the rest. The weight a of
-a row is in [0, 1] and has no gradient; ``engine.method.gain`` makes it.
+or another of the divergences in ``engine.method.divergences``, over the same kept entries and the rest. The weights a
+and b of a row are in [0, 1] and have no gradient. In the paper a is 1 and b is w; ``engine.method.gain`` makes others.
 
 N counts the rows of the whole step, over all workers and micro batches, and is known before the forward pass. So the
 gradients are made in the forward pass, a chunk of rows at a time, inside the buffer that holds the chunk's logits:
@@ -52,6 +52,7 @@ class Targets:
         fused_probs: float32 [R,K], their probabilities, in [0, 1]; what a row lacks to 1 is its rest mass.
         fusion_mask: bool [R], rows with a fused distribution.
         fusion_weights: float32 [R], in [0, 1], the weights of their fusion losses.
+        lm_weights: float32 [R], in [0, 1], the weights of the LM losses.
     """
 
     labels: torch.Tensor
@@ -59,6 +60,7 @@ class Targets:
     fused_probs: torch.Tensor
     fusion_mask: torch.Tensor
     fusion_weights: torch.Tensor
+    lm_weights: torch.Tensor
 
     def at(self, places: torch.Tensor) -> Targets:
         """Single rows, by their places, int64."""
@@ -72,6 +74,7 @@ class Targets:
             self.fused_probs[start:end],
             self.fusion_mask[start:end],
             self.fusion_weights[start:end],
+            self.lm_weights[start:end],
         )
 
 
@@ -108,13 +111,13 @@ def objective(
         hidden: [R,D], any float type.
         lm_head: [V,D]. bias: [V] or None.
         targets: of the R rows.
-        lm_scale, fusion_scale: factors of the two sums, such as w / N_lm and (1 - w) / N_fused.
+        lm_scale, fusion_scale: factors of the two sums, such as 1 / N_lm and (1 - w) / N_fused.
         shape: of the logits.
         kind: of divergence that is the fusion loss.
 
     Returns:
-        The scaled loss, a float32 scalar whose backward pass may run once; float64 [2], the sums in nats of the LM loss
-        and of the weighted fusion loss; and float64 [R], the LM loss of each row, 0 without a label.
+        The scaled loss, a float32 scalar whose backward pass may run once; float64 [2], the sums in nats of the
+        weighted LM losses and of the weighted fusion losses; and float64 [R], each row's LM loss, 0 without a label.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         return _ChunkedObjective.apply(hidden, lm_head, bias, targets, (lm_scale, fusion_scale), shape, kind)
@@ -139,7 +142,7 @@ class _ChunkedObjective(torch.autograd.Function):
             rows = hidden[start:end].to(lm_head.dtype)
             part = targets.rows(start, end)
             (lm, fusion), gradient = chunks.losses_and_gradient(rows, bias, part, scales, shape, kind, bias_gradient)
-            sums += torch.stack([lm.sum(), fusion])
+            sums += torch.stack([(lm * part.lm_weights).sum(), fusion])
             label_nats[start:end] = lm
             hidden_gradient[start:end] = gradient @ lm_head
             _add_product(head_gradient, gradient, rows)
@@ -271,7 +274,8 @@ def _losses_and_gradient(
     fusion, slopes = divergence(kind, fused_buckets(targets, kept), p, log_p)
     lm = torch.where(has_label, log_normalizer - label_exponents, 0.0)
 
-    lm_weight, slopes = lm_scale * has_label, fusion_scale * targets.fusion_weights[:, None] * slopes
+    lm_weight = lm_scale * targets.lm_weights[:, None] * has_label
+    slopes = fusion_scale * targets.fusion_weights[:, None] * slopes
     lm_share = lm_weight / normalizer
     gradient = exponentials.mul_((lm_share + slopes[:, -1:] / rest).float())
     gradient.scatter_add_(-1, ids, (masses[:, :-1] * lm_share + slopes[:, :-1]).float())

@@ -264,11 +264,12 @@ class ObjectiveSpec(Section):
     lm_loss_weight: Share = 0.2
     """The paper's lambda, there 0.9: weight of the causal LM loss; the fusion loss gets the rest. Rows given the bytes
     so far are right enough to lead: with three sources the quickstart's target ends at 2.54 bits per byte at 0.5 and at
-    2.50 at 0.2, and full_gain gives text that the sources know no better back to the LM loss."""
+    2.50 at 0.2, and under full_gain the LM loss gets back what a passage's fusion loss does not."""
     full_gain: Annotated[float, Field(ge=0.0)] = 0.5
     """The fusion loss of a passage is weighted by what its teacher knows more: by the mean nats by which the fused
-    distributions beat the target on the labels, over this number, from 0 to 1. 0: every passage counts in full, as in
-    the paper. A teacher that knows no more than the target costs: in full it was 0.034 bits per byte worse than
+    distributions beat the target on the labels, over this number, from 0 to 1; its causal LM loss gets the rest of its
+    weight, so that text of which the sources know no more is learned as without them. 0: every passage counts in full,
+    as in the paper. A teacher that knows no more than the target costs: in full it was 0.034 bits per byte worse than
     continued training for a target near its sources, so weighted 0.003 better (LOG.md)."""
     divergence: Divergence = "forward_kl"
     """The fusion loss, over the kept entries and the rest mass. forward_kl, the paper's, covers all tokens that the

@@ -72,7 +72,8 @@ class Work:
 def ours(work: Work, top_k: int) -> torch.Tensor:
     """LM loss and fusion loss, chunked."""
     probs = work.logits[0, :, :top_k].softmax(-1) * 0.9
-    targets = Targets(work.labels, work.ids[0, :, :top_k], probs, work.every_row, work.every_row.float())
+    every = work.every_row.float()
+    targets = Targets(work.labels, work.ids[0, :, :top_k], probs, work.every_row, every, every)
     rows = len(work.labels)
     scales = (LM_LOSS_WEIGHT / rows, (1.0 - LM_LOSS_WEIGHT) / rows)
     return objective(work.hidden, work.lm_head, None, targets, *scales)[0]

@@ -53,6 +53,7 @@ def fusion_loss(ids: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
         torch.tensor(probs.astype(np.float32)),
         torch.ones(count, dtype=torch.bool),
         torch.ones(count),
+        torch.ones(count),
     )
     hidden = torch.tensor(STUDENT[:count])
     _, (_, total), _ = objective(hidden, torch.eye(4), None, targets, 0.0, 1.0 / count)

@@ -23,13 +23,13 @@ def random_targets(rows: int, vocabulary: int, top_k: int, seed: int = 0) -> Tar
         fused_probs=torch.from_numpy(np.where(is_empty, 0.0, probs).astype(np.float16)).float(),
         fusion_mask=torch.from_numpy(random.random(rows) < 0.7),
         fusion_weights=torch.from_numpy(random.random(rows).astype(np.float32)),
+        lm_weights=torch.from_numpy(random.random(rows).astype(np.float32)),
     )
 
 
 def one_row(ids: list[int], probs: list[float], label: int = NO_LABEL) -> Targets:
-    return Targets(
-        torch.tensor([label]), torch.tensor([ids]), torch.tensor([probs]), torch.tensor([True]), torch.ones(1)
-    )
+    ones = torch.ones(1)
+    return Targets(torch.tensor([label]), torch.tensor([ids]), torch.tensor([probs]), torch.tensor([True]), ones, ones)
 
 
 def dense_logits(hidden, lm_head, bias, shape: LogitShape):
@@ -44,7 +44,7 @@ def dense_sums(logits: torch.Tensor, targets: Targets, kind: str = "forward_kl")
     lm = fusion = logits.new_zeros(())
     for row, label in enumerate(targets.labels.tolist()):
         if label != NO_LABEL:
-            lm = lm - log_p[row, label]
+            lm = lm - targets.lm_weights[row] * log_p[row, label]
         if targets.fusion_mask[row]:
             is_kept = targets.fused_ids[row] != NO_TOKEN
             ids, q = targets.fused_ids[row][is_kept], targets.fused_probs[row][is_kept].double()

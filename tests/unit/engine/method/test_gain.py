@@ -4,19 +4,20 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from actors.training.target_model import TargetModel
+from actors.training.target_model import StepLosses, TargetModel
 from engine.method import gain
-from engine.method.gain import counted_rows, label_gains, passage_weights
+from engine.method.gain import counted_rows, label_gains, passage_weights, remaining_lm_weights
 from engine.method.losses import NO_LABEL, PLAIN, LogitShape
 from engine.records import NO_TOKEN
 from engine.spec import ObjectiveSpec, TargetModelSpec, TrainingSpec
 from tests import oracles
 from tests.support.dense_losses import dense_logits, one_row, random_targets
 from tests.support.tiny_models import tiny_checkpoint
-from tests.support.training_blocks import LENGTH, TOP_K, training_blocks
+from tests.support.training_blocks import LENGTH, TOP_K, VOCABULARY, training_blocks, with_known_labels
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -73,19 +74,43 @@ def test_weights_of_random_passages_equal_the_slow_twin():
 @pytest.mark.usefixtures("process_group")
 def test_the_target_model_weighs_passages_and_reports_the_gain(tmp_path):
     """Random fused rows know nothing: their passages count for less, and what counts is the weighted mean."""
-    checkpoint, table = tiny_checkpoint(tmp_path, "llama"), training_blocks(seed=1)
-
-    def step(full_gain: float):
-        sections = TrainingSpec(block_length=LENGTH, micro_batch_blocks=3), ObjectiveSpec(full_gain=full_gain)
-        return TargetModel(TargetModelSpec(checkpoint=checkpoint), *sections, TOP_K, torch.device("cpu")).train_step(
-            table
-        )
-
-    ungated, weighted = step(0.0), step(0.5)
+    checkpoint = tiny_checkpoint(tmp_path, "llama")
+    ungated, weighted = first_step(checkpoint, full_gain=0.0), first_step(checkpoint)
     assert ungated.fusion_weight == 1.0 and math.isnan(ungated.fusion_gain)
     assert 0.0 <= weighted.fusion_weight < 1.0 and -math.log(100) <= weighted.fusion_gain
     assert weighted.lm_loss == ungated.lm_loss and weighted.fusion_loss < ungated.fusion_loss
-    assert weighted == step(0.5)
+    assert weighted == first_step(checkpoint)
+    assert ungated.loss == pytest.approx(0.2 * ungated.lm_loss + 0.8 * ungated.fusion_loss, rel=1e-6)
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_passage_of_a_part_of_the_full_gain_has_parts_of_both_losses(tmp_path):
+    table, full_gain = with_known_labels(training_blocks(seed=1)), 2 * math.log(VOCABULARY)
+    losses = first_step(tiny_checkpoint(tmp_path, "llama"), table, full_gain=full_gain)
+    assert losses.fusion_weight == pytest.approx(losses.fusion_gain / full_gain, rel=0.01)
+    assert 0.4 < losses.fusion_weight < 0.9
+    lm_weight = (losses.loss - 0.8 * losses.fusion_loss) / losses.lm_loss
+    assert lm_weight == pytest.approx(1.0 - 0.8 * losses.fusion_weight, rel=0.02)
+
+
+@pytest.mark.usefixtures("process_group")
+def test_text_of_which_the_sources_know_nothing_more_is_learned_as_in_continued_training(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path, "llama")
+    nothing_known = first_step(checkpoint, full_gain=1e9)  # every passage has the weight 0, all but
+    continued = first_step(checkpoint, lm_loss_weight=1.0, full_gain=0.0)
+    assert nothing_known.loss == pytest.approx(continued.loss, rel=1e-6)
+    assert nothing_known.grad_norm == pytest.approx(continued.grad_norm, rel=1e-5)
+
+
+def first_step(checkpoint: str, table: pa.Table | None = None, **objective: float) -> StepLosses:
+    sections = TrainingSpec(block_length=LENGTH, micro_batch_blocks=3), ObjectiveSpec(**objective)
+    model = TargetModel(TargetModelSpec(checkpoint=checkpoint), *sections, TOP_K, torch.device("cpu"))
+    return model.train_step(table or training_blocks(seed=1))
+
+
+def test_the_lm_loss_gets_what_the_fusion_loss_of_a_passage_does_not():
+    found = remaining_lm_weights(torch.tensor([0.0, 0.5, 1.0]), 0.2)
+    assert found.tolist() == pytest.approx([1.0, 0.6, 0.2])
 
 
 def test_rows_without_label_or_fused_distribution_do_not_count():

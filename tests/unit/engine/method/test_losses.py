@@ -82,7 +82,8 @@ def whole_vocabulary(rows: int) -> Targets:
     probs = torch.zeros(rows, 50)
     probs[:, :3] = torch.tensor([0.5, 0.375, 0.125])
     ids = torch.stack([torch.randperm(50) for _ in range(rows)])
-    return Targets(torch.arange(rows), ids, probs, torch.ones(rows, dtype=torch.bool), torch.rand(rows))
+    weights = torch.rand(2, rows)
+    return Targets(torch.arange(rows), ids, probs, torch.ones(rows, dtype=torch.bool), *weights)
 
 
 @pytest.mark.parametrize("scales", [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
@@ -169,7 +170,8 @@ def test_the_divergence_of_equals_is_nothing(kind):
     torch.manual_seed(2)
     hidden, lm_head = torch.randn(6, 8), torch.randn(30, 8)
     probs, ids = (hidden @ lm_head.T).softmax(-1).topk(5)
-    targets = Targets(torch.full((6,), NO_LABEL), ids, probs, torch.ones(6, dtype=torch.bool), torch.ones(6))
+    ones = torch.ones(6)
+    targets = Targets(torch.full((6,), NO_LABEL), ids, probs, ones.bool(), ones, ones)
     hidden.requires_grad_()
     loss, sums, _ = objective(hidden, lm_head, None, targets, 1.0, 1.0, kind=kind)
     loss.backward()
@@ -260,6 +262,7 @@ def test_the_target_model_learns_by_the_divergence_of_the_spec(tmp_path, kind):
         plain = AutoModelForCausalLM.from_pretrained(checkpoint)
         logits = plain(input_ids=ids, position_ids=positions, use_cache=False).logits.flatten(0, 1).double()
     targets = [tensor.flatten(0, 1) for tensor in targets]
-    targets = Targets(*targets, fusion_weights=targets[-1].float())
+    every = targets[-1].float()
+    targets = Targets(*targets, fusion_weights=every, lm_weights=torch.ones_like(every))
     expected = dense_sums(logits, targets, kind)[1] / targets.fusion_mask.sum()
     assert model.train_step(table).fusion_loss == pytest.approx(expected.item(), rel=1e-5)

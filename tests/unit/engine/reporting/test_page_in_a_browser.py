@@ -118,6 +118,7 @@ def with_target(look, table, row, vocabulary):
         fused_probs=torch.tensor(rows_of(table["fused_probs"])[row].reshape(-1, TOP_K)[rows]).float(),
         fusion_mask=torch.tensor(rows_of(table["is_fused"])[row][rows]),
         fusion_weights=torch.ones(len(look["tokens"])),
+        lm_weights=torch.ones(len(look["tokens"])),
     )
     own = own_rows(hidden, head, None, targets, PLAIN)
     (found,) = with_own_rows([Look(look, 0, 0, len(look["tokens"]))], own, step=1, sample=1)
