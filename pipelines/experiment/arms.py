@@ -202,7 +202,7 @@ def other_rules(fused: Arm) -> tuple[Arm, ...]:
 
 #: Of real models: they are trained already, and learn at lower rates.
 REAL_RATES = (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
-REAL_WEIGHTS = (0.2, 0.5)
+REAL_WEIGHTS = (0.8, 0.5)
 
 
 @dataclass(frozen=True)
