@@ -23,8 +23,8 @@ class StepRecord:
 
     Attributes:
         step: 1 for the first.
-        loss: the objective; ``lm_loss`` and ``fusion_loss`` are its parts without lambda, nats per row. In
-            ``fusion_loss`` each row has the weight of its passage; it is NaN in a step without fused rows.
+        loss: the objective, nats per row. lm_loss: the mean causal LM loss, unweighted. fusion_loss: without lambda,
+            but each row with the weight of its passage; NaN in a step without fused rows.
         grad_norm: global norm before clipping.
         learning_rate: of this step.
         tokens: target tokens learned, padding excluded; ``passages`` and ``bytes`` likewise.

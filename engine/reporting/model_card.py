@@ -109,7 +109,7 @@ def _training(spec: FusionSpec, result: RunResult) -> dict[str, str]:
             f"{1.0 - spec.objective.lm_loss_weight:g} fusion loss ({spec.objective.divergence})"
         )
         if spec.objective.full_gain:
-            rows["objective"] += f", by passages in proportion to their gain up to {spec.objective.full_gain:g} nats"
+            rows["objective"] += f" in passages of a gain of {spec.objective.full_gain:g} nats, less fusion loss below"
     return rows
 
 

@@ -188,17 +188,19 @@ def test_the_moments_fade_as_betas_say(tmp_path):
     assert float(own) / (1.0 - betas[0]) == pytest.approx(again.train_step(training_blocks(seed=1)).grad_norm, rel=1e-4)
 
 
-def test_a_step_without_fused_rows_reports_the_weighted_lm_loss(tmp_path):
+@pytest.mark.parametrize(("full_gain", "weight"), [(0.5, 1.0), (0.0, 0.75)])  # the second is the paper's
+def test_a_step_without_fused_rows_is_one_of_continued_training(tmp_path, full_gain, weight):
     table = training_blocks(seed=1)
     nothing = pa.array([[False] * LENGTH] * len(table), pa.large_list(pa.bool_()))
     table = table.set_column(table.column_names.index("fusion_mask"), "fusion_mask", nothing)
     section = TargetModelSpec(checkpoint=tiny_checkpoint(tmp_path, "llama"))
-    model = TargetModel(section, TRAINING, ObjectiveSpec(lm_loss_weight=0.75), TOP_K, torch.device("cpu"))
+    objective = ObjectiveSpec(lm_loss_weight=0.75, full_gain=full_gain)
+    model = TargetModel(section, TRAINING, objective, TOP_K, torch.device("cpu"))
     found = model.train_step(table)
     assert found.fused_rows == 0
     assert math.isnan(found.fusion_loss)
     assert found.lm_loss > 1.0
-    assert found.loss == pytest.approx(0.75 * found.lm_loss, rel=1e-12)
+    assert found.loss == pytest.approx(weight * found.lm_loss, rel=1e-7)
 
 
 @pytest.mark.parametrize("tied", [False, True])

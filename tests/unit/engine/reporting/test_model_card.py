@@ -49,7 +49,7 @@ def test_the_card_of_a_fused_model(tmp_path):
     assert "mistral-target fused from llama-docs, gpt2-code, neox-mixed" in body
     assert "in 94 steps over 92,545 tokens" in body
     assert "| fused target | 2.5000 |" in body
-    assert "| objective | 0.2 causal LM loss + 0.8 fusion loss (forward_kl), by passages" in body
+    assert "| objective | 0.2 causal LM loss + 0.8 fusion loss (forward_kl) in passages" in body
     assert "| data | train.jsonl |" in body
     assert yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0])["fusion"]["top_k"] == 64
 
