@@ -113,8 +113,7 @@ def fusion_line(spec: FusionSpec) -> str:
     fusion, weight = spec.fusion, spec.objective.lm_loss_weight
     return (
         f"{fusion.rule} per {fusion.granularity} of {len(spec.source_models)} source models, top {fusion.top_k}; "
-        f"loss = {weight:g} x causal LM + {1 - weight:g} x fusion"
-        + (f", more LM where the gain is below {spec.objective.full_gain:g} nats" if spec.objective.full_gain else "")
+        f"loss = {weight:g} x causal LM + {1 - weight:g} x fusion" + (", by gain" if spec.objective.full_gain else "")
     )
 
 

@@ -93,7 +93,7 @@ def test_every_metric_is_the_one_of_the_harness_own_command_line(base, document)
     """The same checkpoint, task, data and batch, without this project: equal to the last digit."""
     command = [
         *(sys.executable, "-m", "lm_eval", "run", "--model", "hf"),
-        *("--model_args", f"pretrained={SOURCE}", "--device", "cpu", "--batch_size", str(BATCH)),
+        *("--model_args", f"pretrained={SOURCE},dtype=float32", "--device", "cpu", "--batch_size", str(BATCH)),
         *("--tasks", "quickstart_continuations", "--include_path", str(TASKS), "--limit", str(LIMIT)),
         *("--output_path", str(base / "harness")),
     ]

@@ -74,7 +74,7 @@ def test_padding_may_be_longer_than_the_models_context(tmp_path):
     assert found.lm_rows == sum(lengths) - 2
     assert found.lm_loss == pytest.approx(nats / found.lm_rows, rel=1e-6)
     _, of_a_worker_without_blocks, nats, _ = model.model(model._blocks(None), 1.0, 1.0)
-    assert (of_a_worker_without_blocks.tolist(), nats.tolist()) == ([0.0] * 5, [0.0])
+    assert (of_a_worker_without_blocks.tolist(), nats.tolist()) == ([0.0] * 6, [0.0])
 
 
 def test_the_causal_lm_loss_of_a_step_is_summed_domain_by_domain(tmp_path):

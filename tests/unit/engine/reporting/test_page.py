@@ -158,7 +158,7 @@ def test_the_page_holds_every_number(result):
     ):
         assert text in page.texts, text
     assert any("corpus/<all>.jsonl" in text for text in page.texts), "the spec, escaped"
-    assert any("fused from llama-docs, gpt2-code by min_ce, 64 entries a row" in text for text in page.texts)
+    assert any("fused from llama-docs, gpt2-code by min_ce, 128 entries a row" in text for text in page.texts)
 
 
 def test_the_best_of_every_column_is_marked(result):
