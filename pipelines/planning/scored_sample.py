@@ -25,6 +25,7 @@ from pipelines.planning.survey_tokens import SampledPassage
 #: The target's name among the scored models; no source can have it, since their names have no spaces.
 TARGET = "the target"
 
+#: Bytes of a weight in float32.
 FLOAT32_BYTES = 4
 
 
