@@ -14,8 +14,13 @@ from engine.model_files.checkpoint import Checkpoint
 from engine.model_files.local import local_checkpoint
 from engine.spec import SourceModelSpec
 
-#: Tokens in one forward pass, padding included: bounds the logits, the largest thing in memory.
-PASS_TOKENS = 2048
+#: Tokens in one forward pass, padding included, and logits (512 MiB in float32), the largest thing in memory. A longer
+#: prompt has a pass of its own.
+PASS_TOKENS, PASS_LOGITS = 2048, 2**27
+
+#: Logits whose log-softmax is made at once. Of all of a pass at once, a CPU would spend a third of the time on getting
+#: fresh memory for it.
+SOFTMAX_LOGITS = {"cpu": 2**22, "cuda": 2**26}
 
 
 class TransformersBackend:
@@ -39,6 +44,7 @@ class TransformersBackend:
             raise SourceModelError(f"{checkpoint}: transformers cannot load it: {error}") from error
         self.vocab_size = self._model.get_output_embeddings().weight.shape[0]
         self._top_k = top_k
+        self._pass_tokens = min(PASS_TOKENS, PASS_LOGITS // self.vocab_size)
 
     def score(self, prompts: Sequence[np.ndarray]) -> list[PromptRows]:
         """Rows of each prompt; prompts that lie beside each other share a forward pass, padded to the longest.
@@ -59,7 +65,7 @@ class TransformersBackend:
         longest = 0
         for end in range(start, len(prompts)):
             longest = max(longest, len(prompts[end]))
-            if longest * (end - start + 1) > PASS_TOKENS and end > start:
+            if longest * (end - start + 1) > self._pass_tokens and end > start:
                 return end
         return len(prompts)
 
@@ -73,14 +79,18 @@ class TransformersBackend:
             mask[index, : len(prompt)] = 1
         ids, mask = ids.to(self._device), mask.to(self._device)
         logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        logprobs = logits[:, :-1].float().log_softmax(dim=-1)  # row s describes token s+1: the last row has no token
-        topk = logprobs.topk(self._top_k, dim=-1)
-        token_logprobs = logprobs.gather(-1, ids[:, 1:, None])[..., 0]
-        return [
-            PromptRows(
-                topk_ids=topk.indices[index, : len(prompt) - 1].to(torch.int32).cpu().numpy(),
-                topk_logprobs=topk.values[index, : len(prompt) - 1].cpu().numpy(),
-                token_logprobs=token_logprobs[index, : len(prompt) - 1].cpu().numpy(),
-            )
-            for index, prompt in enumerate(prompts)
-        ]
+        # Row s describes token s+1: the last row of a prompt has no token.
+        return [self._rows(logits[index, : len(p) - 1], ids[index, 1 : len(p)]) for index, p in enumerate(prompts)]
+
+    def _rows(self, logits: torch.Tensor, token_ids: torch.Tensor) -> PromptRows:
+        """The rows of logits [R,V] and of the tokens that follow, int64 [R]."""
+        size = max(1, SOFTMAX_LOGITS[self._device] // self.vocab_size)
+        kept = torch.empty(len(logits), self._top_k, dtype=torch.float32)
+        kept_ids = torch.empty(len(logits), self._top_k, dtype=torch.int32)
+        of_tokens = torch.empty(len(logits), dtype=torch.float32)
+        for start in range(0, len(logits), size):
+            part = slice(start, start + size)
+            logprobs = logits[part].float().log_softmax(dim=-1)
+            kept[part], kept_ids[part] = logprobs.topk(self._top_k, dim=-1)
+            of_tokens[part] = logprobs.gather(-1, token_ids[part, None])[:, 0]
+        return PromptRows(kept_ids.numpy(), kept.numpy(), of_tokens.numpy())
