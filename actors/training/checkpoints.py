@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 import fsspec
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecReader, FsspecWriter
@@ -105,7 +106,8 @@ def save(
         _delete(folder)  # left by a start that came further: its old marker must not stand beside new files
     dist.barrier()
     written = dcp.async_save(_content(target), storage_writer=FsspecWriter(folder), process_group=group)
-    journal = json.dumps({**state, "step": target.step}).encode("utf8")
+    own_state = {"step": target.step, "first_pass": target.first_pass.tolist()}
+    journal = json.dumps({**state, **own_state}).encode("utf8")
     return _MARKING.submit(
         _mark_complete, written, folder, journal, dist.get_rank() == 0, before_complete, when_complete
     )
@@ -152,6 +154,7 @@ def load(target: TargetModel, folder: str) -> dict[str, Any]:
     )
     state = read_state(folder)
     target.step = state["step"]
+    target.first_pass.copy_(torch.tensor(state["first_pass"], dtype=torch.float64))
     return state
 
 

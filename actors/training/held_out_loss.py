@@ -78,8 +78,10 @@ def _nats(target: TargetModel, blocks: HeldOutBlocks, micro_batch_blocks: int) -
     workers = dist.get_world_size()
     largest_share = -(-len(blocks.input_ids) // workers)
     mine = _as_training_blocks(blocks, dist.get_rank(), workers, target.device)
+    no_weights = torch.zeros(1, device=target.device)
     for index in range(-(-largest_share // micro_batch_blocks)):
-        _, sums, _, _ = target.model(mine.micro_batch(index, micro_batch_blocks), 1.0, 0.0)
+        part = mine.micro_batch(index, micro_batch_blocks)
+        _, sums, _, _ = target.model(part, (1.0, 0.0), no_weights, measures_gains=False)
         total += sums[0]
     return total
 
@@ -98,5 +100,6 @@ def _as_training_blocks(blocks: HeldOutBlocks, rank: int, workers: int, device: 
         fused_ids,
         fused_probs=torch.zeros_like(fused_ids).float(),
         fusion_mask=torch.zeros_like(labels).bool(),
+        is_repeated=torch.zeros_like(labels).bool(),
         domains=torch.zeros_like(labels[:, 0]),
     )

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from actors.training.collectives import of_all_workers
-from actors.training.target_model import StepLosses, domains_of_blocks
+from actors.training.target_model import StepLosses, domains_of_blocks, is_repeated
 from engine.history.result import StepRecord
 from engine.records import flat_values
 
@@ -36,18 +36,20 @@ class DomainCounts(NamedTuple):
     """Sums over the passages of one step for each domain of the corpus; float64 [D] each.
 
     Attributes:
-        tokens, passages, bytes: as in ``StepCounts``.
+        tokens, passages, bytes, repeated_bytes: as in ``StepCounts``.
     """
 
     tokens: np.ndarray
     passages: np.ndarray
     bytes: np.ndarray
+    repeated_bytes: np.ndarray
 
 
 class StepCounts(NamedTuple):
     """Sums over the training blocks of one step; ``places`` counts padding too.
 
     Attributes:
+        repeated_bytes: of passages that were read in an earlier pass over the corpus.
         sources: over all passages.
         domains: none where the corpus has none.
         sources_by_domain: [D,N] instead of [N].
@@ -56,6 +58,7 @@ class StepCounts(NamedTuple):
     tokens: int
     passages: int
     bytes: int
+    repeated_bytes: int
     places: int
     sources: SourceCounts
     domains: DomainCounts
@@ -65,7 +68,7 @@ class StepCounts(NamedTuple):
 def count(table: pa.Table | None, num_sources: int, num_domains: int = 0) -> StepCounts:
     """Count this worker's blocks (``records.TRAINING_BLOCK``); None has no blocks."""
     if table is None:
-        return StepCounts(0, 0, 0, 0, *(_zeros(kind, shape) for kind, shape in _shapes(num_sources, num_domains)))
+        return StepCounts(0, 0, 0, 0, 0, *(_zeros(kind, shape) for kind, shape in _shapes(num_sources, num_domains)))
     tokens, num_bytes = (flat_values(table[name])[0] for name in ("passage_tokens", "passage_bytes"))
     shape = (len(num_bytes), num_sources)
     cross_entropy = flat_values(table["cross_entropy"])[0].reshape(shape)
@@ -78,11 +81,13 @@ def count(table: pa.Table | None, num_sources: int, num_domains: int = 0) -> Ste
         left_out=~scored,
     )
     is_of_domain = _domains_of_passages(table) == np.arange(num_domains)[:, None]
-    domains = DomainCounts(tokens, np.ones(len(tokens)), num_bytes)
+    repeated_bytes = num_bytes * [is_repeated(name) for name in flat_values(table["passage_ids"])[0]]
+    domains = DomainCounts(tokens, np.ones(len(tokens)), num_bytes, repeated_bytes)
     return StepCounts(
         tokens=int(tokens.sum()),
         passages=len(num_bytes),
         bytes=int(num_bytes.sum()),
+        repeated_bytes=int(repeated_bytes.sum()),
         places=len(flat_values(table["input_ids"])[0]),
         sources=SourceCounts(*(values.sum(0) for values in sources)),
         domains=DomainCounts(*(is_of_domain @ values for values in domains)),
@@ -112,14 +117,13 @@ def _zeros(kind: type, shape: tuple[int, ...]) -> Any:
 def over_workers(counts: StepCounts, wait_seconds: float, device: torch.device) -> tuple[StepCounts, float]:
     """Sum the counts over all workers and find the longest wait, in one collective; all workers call in step."""
     arrays = [np.stack(values) for values in (counts.sources, counts.domains, counts.sources_by_domain)]
-    own = [counts.tokens, counts.passages, counts.bytes, counts.places, *np.concatenate([a.ravel() for a in arrays])]
+    own = [*counts[:5], *np.concatenate([a.ravel() for a in arrays])]
     every = of_all_workers(torch.tensor([wait_seconds, *own], dtype=torch.float64, device=device)).cpu().numpy()
     sums = every[:, 1:].sum(axis=0)
-    tokens, passages, num_bytes, places = (int(value) for value in sums[:4])
-    parts = np.split(sums[4:], np.cumsum([array.size for array in arrays])[:-1])
+    parts = np.split(sums[5:], np.cumsum([array.size for array in arrays])[:-1])
     sources, domains, by_domain = (part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True))
     summed = (SourceCounts(*sources), DomainCounts(*domains), SourceCounts(*by_domain))
-    return StepCounts(tokens, passages, num_bytes, places, *summed), float(every[:, 0].max())
+    return StepCounts(*(int(value) for value in sums[:5]), *summed), float(every[:, 0].max())
 
 
 def step_record(
@@ -137,6 +141,7 @@ def step_record(
         tokens=counts.tokens,
         passages=counts.passages,
         bytes=counts.bytes,
+        repeated_bytes=counts.repeated_bytes,
         seconds=seconds,
         wait_seconds=wait_seconds,
         padding=1.0 - counts.tokens / counts.places,
@@ -151,6 +156,7 @@ def step_record(
         domain_tokens=_integers(domains.tokens),
         domain_passages=_integers(domains.passages),
         domain_bytes=_integers(domains.bytes),
+        domain_repeated_bytes=_integers(domains.repeated_bytes),
         domain_lm_nats=losses.domain_lm_nats,
         domain_source_nats=_floats(by_domain.nats.ravel()),
         domain_source_bytes=_integers(by_domain.bytes.ravel()),

@@ -20,8 +20,8 @@ from actors.training.sharding import compile_blocks, recompute_activations, shar
 from engine.corpus.domains import domains_of
 from engine.errors import TrainingError
 from engine.history.totals import ratio
-from engine.method.gain import counted_rows, label_gains, passage_weights, remaining_lm_weights
-from engine.method.losses import LogitShape, Targets, objective, shaped
+from engine.method.gain import counted_rows, label_gains, mean_weights, passage_weights, remaining_lm_weights
+from engine.method.losses import NO_LABEL, LogitShape, Targets, objective, shaped
 from engine.method.own_rows import OwnRows, own_rows
 from engine.records import flat_values, rows_of
 from engine.spec import ObjectiveSpec, TargetModelSpec, TrainingSpec
@@ -36,8 +36,9 @@ LOGIT_TOLERANCE = 1e-3
 class StepLosses(NamedTuple):
     """Losses of one optimizer step over all workers; see ``history.result.StepRecord``.
 
-    ``fusion_loss``, ``fusion_gain`` and ``fusion_weight`` are NaN in a step without fused rows. ``domain_lm_nats``: the
-    LM loss summed over the rows of each domain. ``own``: the target's rows where this worker was asked for them.
+    ``fusion_loss`` and ``fusion_weight`` are NaN in a step without fused rows, ``fusion_gain`` in one without fused
+    rows of text that is read for the first time. ``domain_lm_nats``: the LM loss summed over the rows of each domain.
+    ``own``: the target's rows where this worker was asked for them.
     """
 
     loss: float
@@ -57,6 +58,7 @@ class Blocks(NamedTuple):
     """Training blocks as tensors; see ``records.TRAINING_BLOCK``.
 
     ``position_ids`` begin at 0 in every passage and are 0 in padding, which may be longer than the model's context.
+    ``is_repeated``: whether the target has read a place's passage in an earlier pass over the corpus, bool [M,L].
     ``domains``: the index of each block's domain of the corpus, int64 [M]; 0 without domains.
     """
 
@@ -66,6 +68,7 @@ class Blocks(NamedTuple):
     fused_ids: torch.Tensor
     fused_probs: torch.Tensor
     fusion_mask: torch.Tensor
+    is_repeated: torch.Tensor
     domains: torch.Tensor
 
     def micro_batch(self, index: int, size: int) -> Blocks:
@@ -83,9 +86,15 @@ class Blocks(NamedTuple):
             return self
         return Blocks(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in self))
 
+    def have_gains(self) -> bool:
+        """Whether a row has a fused distribution, a label, and text that is read for the first time."""
+        return bool((self.fusion_mask & (self.labels != NO_LABEL) & ~self.is_repeated).any())
+
     def without_weight(self) -> Blocks:
         """The same blocks with no row in any loss. A worker without blocks takes part in the collectives with them."""
-        return self._replace(labels=torch.full_like(self.labels, -1), fusion_mask=torch.zeros_like(self.fusion_mask))
+        return self._replace(
+            labels=torch.full_like(self.labels, NO_LABEL), fusion_mask=torch.zeros_like(self.fusion_mask)
+        )
 
 
 class _TargetWithLoss(nn.Module):
@@ -100,10 +109,27 @@ class _TargetWithLoss(nn.Module):
         divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
         self.logit_shape = LogitShape(multiplier / divisor, getattr(config, "final_logit_softcapping", None) or 0.0)
 
-    def forward(self, blocks: Blocks, lm_scale: float, fusion_scale: float, asked: torch.Tensor | None = None):
-        """The scaled loss of some blocks, sums over their rows, float64 [6], each block's LM loss, the ``asked`` rows.
+    def forward(
+        self,
+        blocks: Blocks,
+        scales: tuple[float, float],
+        known_weights: torch.Tensor,
+        measures_gains: bool = True,
+        asked: torch.Tensor | None = None,
+    ):
+        """The scaled loss of some blocks, and sums over their rows.
 
-        The sums: the LM loss, both weighted losses, the gains, the rows that have a gain, the fusion loss's weights.
+        Args:
+            blocks: M of them.
+            scales: factors of the LM loss and of the fusion loss.
+            known_weights: float32 [D], of repeated passages, by domain.
+            measures_gains: ``blocks.have_gains()``, asked where it needs no waiting for a GPU; it saves time alone.
+            asked: int64, rows of which the target's own distributions are wanted; None: of none.
+
+        Returns:
+            The loss; float64 [6]: the LM loss, both weighted losses, the gains, the rows that have a gain, the fusion
+            loss's weights; float64 [M,3] of each block: its LM loss, the weights of its fused rows that are not
+            repeated, and the number of these rows; and the ``asked`` rows.
         """
         states = self.hidden_states(blocks.input_ids, blocks.position_ids).flatten(0, 1)
         head = self.model.get_output_embeddings()
@@ -117,19 +143,25 @@ class _TargetWithLoss(nn.Module):
             fusion_mask.float(),
             torch.full_like(fusion_mask, self.objective.lm_loss_weight, dtype=torch.float32),
         )
-        gain_sums = targets.fusion_weights.new_zeros(2)
+        is_repeated = blocks.is_repeated.flatten()
+        gains, counts = torch.zeros_like(targets.fusion_weights), counted_rows(targets) & ~is_repeated
+        if self.objective.full_gain and measures_gains:
+            gains = torch.where(counts, label_gains(states, head.weight, bias, targets, self.logit_shape), 0.0)
         if self.objective.full_gain:
-            gains, counts = label_gains(states, head.weight, bias, targets, self.logit_shape), counted_rows(targets)
             passages = (blocks.position_ids.flatten() == 0).cumsum(0) - 1
             weights = passage_weights(gains, counts, passages, self.objective.full_gain)
+            known = known_weights[blocks.domains].repeat_interleave(blocks.labels.shape[1])
+            weights = torch.where(is_repeated, known, weights)
             lm_weights = remaining_lm_weights(weights, self.objective.lm_loss_weight)
             targets = replace(targets, fusion_weights=weights * fusion_mask, lm_weights=lm_weights)
-            gain_sums = torch.stack([gains.sum(), counts.sum()])
-        scales = (lm_scale, fusion_scale)
+        gain_sums = torch.stack([gains.sum(), counts.sum() * bool(self.objective.full_gain)])
         kind = self.objective.divergence
         loss, loss_sums, label_nats = objective(states, head.weight, bias, targets, *scales, self.logit_shape, kind)
         sums = torch.cat([label_nats.sum()[None], loss_sums, gain_sums, targets.fusion_weights.sum()[None]])
-        of_blocks = label_nats.view_as(blocks.labels).sum(1)
+        first_weights = torch.where(is_repeated, 0.0, targets.fusion_weights).double()
+        first_rows = (fusion_mask & ~is_repeated).double()
+        of_rows = torch.stack([label_nats, first_weights, first_rows], dim=-1)
+        of_blocks = of_rows.view(*blocks.labels.shape, -1).sum(1)
         if asked is None:
             return loss, sums, of_blocks, None
         return (
@@ -171,6 +203,8 @@ class TargetModel:
         generation_config: transformers' too, on the first worker; None on the others.
         optimizer: AdamW.
         step: optimizer steps so far.
+        first_pass: float64 [max(D, 1),2], by domain the weights of the fused rows that were not repeated, and their
+            number; over all workers.
         block_length: L, places of a training block.
 
     Raises:
@@ -189,6 +223,7 @@ class TargetModel:
         self.device = device
         self._num_domains = num_domains
         self.step = 0
+        self.first_pass = torch.zeros(max(num_domains, 1), 2, dtype=torch.float64, device=device)
         self.block_length = training.block_length
         self._training = training
         self._lm_loss_weight = objective.lm_loss_weight
@@ -227,20 +262,23 @@ class TargetModel:
         lm_scale = 1.0 / max(lm_rows, 1) * dist.get_world_size()  # FSDP averages over the workers
         fusion_scale = (1.0 - self._lm_loss_weight) / max(fused_rows, 1) * dist.get_world_size()
         sums = torch.zeros(6, dtype=torch.float64, device=self.device)
-        domain_sums = torch.zeros(self._num_domains, dtype=torch.float64, device=self.device)
+        domain_sums = torch.zeros(len(self.first_pass), 3, dtype=torch.float64, device=self.device)
+        known_weights = mean_weights(self.first_pass)
         own: list[OwnRows] = []
         for index in range(micro_batches):
             is_last = index == micro_batches - 1
             self.model.set_requires_gradient_sync(is_last or training.sync_gradients == "every_micro_batch")
-            part = blocks.micro_batch(index, training.micro_batch_blocks).on(self.device)
-            loss, loss_sums, of_blocks, rows = self.model(part, lm_scale, fusion_scale, self._asked_of(index, asked))
+            part = blocks.micro_batch(index, training.micro_batch_blocks)
+            have_gains, part = part.have_gains(), part.on(self.device)
+            loss, loss_sums, of_blocks, rows = self.model(
+                part, (lm_scale, fusion_scale), known_weights, have_gains, self._asked_of(index, asked)
+            )
             own += [] if rows is None else [rows]
             loss.backward()
             sums += loss_sums
-            if self._num_domains:
-                domain_sums.index_add_(0, part.domains, of_blocks)
+            domain_sums.index_add_(0, part.domains, of_blocks)
         is_finite = sums.isfinite().all()  # of this worker: the sum over all workers does not show whose were not
-        sums = torch.cat([sums, domain_sums])
+        sums = torch.cat([sums, domain_sums.flatten()])
         dist.all_reduce(sums)
         lm_loss, weighted_lm_loss = (float(total) / max(lm_rows, 1) for total in sums[:2])
         fusion_loss = float(sums[2]) / fused_rows if fused_rows else math.nan
@@ -251,12 +289,14 @@ class TargetModel:
             self.optimizer.zero_grad()
             raise TrainingError(self._not_finite(table, bool(is_finite), lm_loss, fusion_loss, grad_norm))
         learning_rate = self._update()
-        gain, gain_rows, weight, *domain_lm_nats = sums[3:].tolist()
+        gain, gain_rows, weight = sums[3:6].tolist()
+        of_domains = sums[6:].view_as(domain_sums)
+        self.first_pass += of_domains[:, 1:]
         return StepLosses(
             *(loss, lm_loss, fusion_loss, grad_norm, learning_rate, lm_rows, fused_rows),
             fusion_gain=ratio(gain, gain_rows),
             fusion_weight=ratio(weight, fused_rows),
-            domain_lm_nats=tuple(domain_lm_nats),
+            domain_lm_nats=tuple(of_domains[: self._num_domains, 0].tolist()),
             own=OwnRows(*map(torch.cat, zip(*own, strict=True))) if own else None,
         )
 
@@ -291,7 +331,7 @@ class TargetModel:
         if table is None or not len(table):
             empty = torch.zeros(1, length, dtype=torch.long)
             wide = torch.zeros(1, length, top_k)
-            blocks = Blocks(empty, empty, empty, wide.long() - 1, wide, empty.bool(), empty[:, 0])
+            blocks = Blocks(empty, empty, empty, wide.long() - 1, wide, empty.bool(), empty.bool(), empty[:, 0])
             return blocks.without_weight()
 
         def column(name: str, *shape: int) -> torch.Tensor:
@@ -307,7 +347,8 @@ class TargetModel:
             fused_ids=column("fused_ids", length, top_k).long(),
             fused_probs=column("fused_probs", length, top_k).float(),
             fusion_mask=column("fusion_mask", length),
-            domains=torch.from_numpy(domains_of_blocks(table)),
+            is_repeated=_is_repeated(table, segment_ids),
+            domains=torch.from_numpy(domains_of_blocks(table)) if self._num_domains else input_ids[:, 0] * 0,
         )
 
     def _not_finite(
@@ -349,6 +390,25 @@ def domains_of_blocks(table: pa.Table) -> np.ndarray:
     """The index of the domain of each training block, int64 [M]."""
     shards = flat_values(table["ledger_entry"])[0].reshape(len(table), -1)[:, 0]  # the first number of an ``Entry``
     return domains_of(shards)
+
+
+def is_repeated(passage_id: str) -> bool:
+    """Whether a passage was read in an earlier pass over the corpus, with which its id begins (``engine.corpus``)."""
+    return not passage_id.startswith("0/")
+
+
+def _is_repeated(table: pa.Table, segment_ids: torch.Tensor) -> torch.Tensor:
+    """Whether each place of training blocks is of a repeated passage, bool [M,L]; not so in padding.
+
+    Args:
+        table: of M blocks.
+        segment_ids: int32 [M,L], the number of each place's passage in its block, from 1; 0 in padding.
+    """
+    ids = rows_of(table["passage_ids"])
+    of_segments = np.zeros((len(table), 1 + max(map(len, ids))), bool)
+    for block, names in enumerate(ids):
+        of_segments[block, 1 : 1 + len(names)] = [is_repeated(str(name)) for name in names]
+    return torch.from_numpy(np.take_along_axis(of_segments, segment_ids.numpy().astype(np.int64), axis=1))
 
 
 def _positions(segment_ids: torch.Tensor) -> torch.Tensor:

@@ -27,21 +27,22 @@ class StepRecord:
             but each row with the weight of its passage; NaN in a step without fused rows.
         grad_norm: global norm before clipping.
         learning_rate: of this step.
-        tokens: target tokens learned, padding excluded; ``passages`` and ``bytes`` likewise.
+        tokens: target tokens learned, padding excluded; ``passages`` and ``bytes`` likewise. repeated_bytes: those of
+            them that the target has read in an earlier pass over the corpus.
         seconds: wall time of the step, waiting included.
         wait_seconds: the exposed wait, time that the slowest worker waited for data.
         padding: share of the blocks' places without a token to learn: padding, and context.
         source_nats, source_bytes, source_wins, source_covered_rows, source_left_out: for each source model in the
             spec's order; sums over the passages of the step (nats: cross-entropy in nats per byte times bytes, of the
             passages scored; wins: shares of passages; left out: passages that the source has not scored).
-        domain_tokens, domain_passages, domain_bytes: as ``tokens``, for each domain of the corpus in the order of
-            ``CorpusSpec.domain_names``; empty without domains.
+        domain_tokens, domain_passages, domain_bytes, domain_repeated_bytes: as ``tokens``, for each domain of the
+            corpus in the order of ``CorpusSpec.domain_names``; empty without domains.
         domain_lm_nats: the causal LM loss summed over the rows of each domain, in nats.
         domain_source_nats, domain_source_bytes, domain_source_wins, domain_source_covered_rows: as ``source_nats``,
             domain by domain for each source model.
         fused_rows: target rows with a fused distribution.
         fusion_gain: mean nats by which the fused distributions beat the target on the labels (``engine.method.gain``);
-            NaN without fused rows, and where ``objective.full_gain`` is 0.
+            NaN without fused rows of text that is read for the first time, and where ``objective.full_gain`` is 0.
         fusion_weight: mean weight of the fused rows in the fusion loss, in [0, 1]; NaN without fused rows.
         elapsed_seconds: wall time in the training loop up to the end of this step, over all starts of the run. Time
             between a restart and the checkpoint before it does not count.
@@ -64,6 +65,7 @@ class StepRecord:
     wait_seconds: float
     padding: float
     fused_rows: int
+    repeated_bytes: int = 0
     source_nats: tuple[float, ...] = ()
     source_bytes: tuple[int, ...] = ()
     source_wins: tuple[float, ...] = ()
@@ -72,6 +74,7 @@ class StepRecord:
     domain_tokens: tuple[int, ...] = ()
     domain_passages: tuple[int, ...] = ()
     domain_bytes: tuple[int, ...] = ()
+    domain_repeated_bytes: tuple[int, ...] = ()
     domain_lm_nats: tuple[float, ...] = ()
     domain_source_nats: tuple[float, ...] = ()
     domain_source_bytes: tuple[int, ...] = ()
@@ -185,7 +188,7 @@ class SourceTotals:
         coverage: share of target rows for which it has a row, in [0, 1].
         left_out: passages that it has not scored; they were fused without it.
         gains: nats per byte by which it predicts the text better than the target does before learning it, over the
-            first and over the last tenth of the steps; NaN where it has scored nothing.
+            first and over the last tenth of the steps, up to the last one that has a gain; NaN where it has none there.
         retired_after: the step after which the run has gone on without it; 0: it has stayed.
     """
 

@@ -19,7 +19,7 @@ from engine.spec import FusionSpec
 #: Fields of a step that are kept as they are: one number, and one for each source model.
 NUMBERS = (
     *("step", "loss", "lm_loss", "fusion_loss", "grad_norm", "learning_rate", "seconds", "wait_seconds"),
-    *("tokens", "passages", "bytes", "fused_rows"),
+    *("tokens", "passages", "bytes", "repeated_bytes", "fused_rows"),
 )
 OF_SOURCES = ("source_nats", "source_bytes", "source_wins", "source_covered_rows", "source_left_out")
 
@@ -89,12 +89,12 @@ class StepSeries:
 
     def domain_totals(self) -> tuple[DomainTotals, ...]:
         """The totals of each domain over all learned passages, with the sources' gains."""
-        first, last = _first_and_last(self.domain_gains)
+        ends = [_first_and_last(self.domain_gains[:, domain]) for domain in range(self.domain_gains.shape[1])]
         return tuple(
             replace(
                 totals,
                 sources=tuple(
-                    replace(source, gains=(float(first[domain, index]), float(last[domain, index])))
+                    replace(source, gains=(float(ends[domain][0][index]), float(ends[domain][1][index])))
                     for index, source in enumerate(totals.sources)
                 ),
             )
@@ -106,6 +106,7 @@ class StepSeries:
         of_sources = {name: table(history, name, len(self._spec.source_models)) for name in OF_SOURCES}
         target = quotients(numbers["lm_loss"] * (numbers["tokens"] - numbers["passages"]), numbers["bytes"])
         gains = target[:, None] - quotients(of_sources["source_nats"], of_sources["source_bytes"])
+        gains[numbers["repeated_bytes"] > 0] = np.nan
         for name, rows in (numbers | of_sources | {"gains": gains}).items():
             self._append(name, rows)
         if self._spec.corpus.domains:
@@ -122,6 +123,7 @@ class StepSeries:
         # A checkpoint of before there were domains' losses has none of them.
         target = quotients(table(history, "domain_lm_nats", num_domains), tables["domain_bytes"])
         gains = target[..., None] - quotients(tables["domain_source_nats"], tables["domain_source_bytes"])
+        gains[table(history, "domain_repeated_bytes", num_domains) > 0] = np.nan
         self._append("domain_gains", gains)
 
     def _append(self, name: str, rows: np.ndarray) -> None:
@@ -135,13 +137,17 @@ class StepSeries:
 
 
 def _first_and_last(gains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The means over the first and over the last tenth of the steps that have a gain; NaN where none has.
+    """The means of each source's gains over the first and the last tenth of the steps; NaN where it has none there.
+
+    Steps after the last one in which any source has a gain do not count: they are of further passes over the corpus.
 
     Args:
-        gains: float64 [T,...].
+        gains: float64 [T,N].
     """
-    tenth = max(1, len(gains) // 10)
-    first, last = (_mean(part) for part in (gains[:tenth], gains[-tenth:]))
+    with_gain = np.flatnonzero(np.isfinite(gains).any(axis=1))
+    known = gains[: with_gain[-1] + 1] if len(with_gain) else gains
+    tenth = max(1, len(known) // 10)
+    first, last = (_mean(part) for part in (known[:tenth], known[-tenth:]))
     return first, last
 
 

@@ -111,13 +111,17 @@ class DomainSums:
 def source_gain(record: StepRecord, index: int, domain: int | None = None) -> float:
     """Nats per byte by which a source predicts a step's text better than the target does before it learns that text.
 
-    The target's include the end of documents, which the sources' do not.
+    The target's include the end of documents, which the sources' do not. NaN in a step with text that the target has
+    read before: it knows that by heart.
 
     Args:
         record: of the step.
         index: of the source model in the spec.
         domain: index of the one whose text counts; None: all text.
     """
+    repeated = (record.repeated_bytes,) if domain is None else record.domain_repeated_bytes[domain : domain + 1]
+    if any(repeated):
+        return math.nan
     if domain is None:
         target = ratio(record.lm_loss * (record.tokens - record.passages), record.bytes)
         return target - ratio(record.source_nats[index], record.source_bytes[index])

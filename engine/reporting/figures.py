@@ -214,9 +214,10 @@ def _training_figures(history: Sequence[StepRecord]) -> dict[str, str]:
     }
     speed = number(ratio(sum(r.tokens for r in history), seconds), ",.0f")
     figures["training"] = f"{duration(seconds)}, {speed} tokens/s, waiting for data {share(ratio(waited, seconds))}"
-    if not math.isnan(first.fusion_gain):
-        gain = " -> ".join(number(record.fusion_gain, ".4f") for record in (first, last))
-        weight = " -> ".join(number(record.fusion_weight, ".3f") for record in (first, last))
+    if with_gain := [record for record in history if math.isfinite(record.fusion_gain)]:
+        ends = (with_gain[0], with_gain[-1])  # further passes over the corpus have none
+        gain = " -> ".join(number(record.fusion_gain, ".4f") for record in ends)
+        weight = " -> ".join(number(record.fusion_weight, ".3f") for record in ends)
         figures["gain of fusion"] = f"{gain} nats per row over the target, weight {weight}"
     figures["packing"] = f"{share(packing_utilisation(history))} of the blocks' places hold a token to learn"
     return figures

@@ -21,9 +21,7 @@ def training_blocks(seed: int, lengths: Sequence[int] = (20, 30, 12, 25, 16, 9))
     random = np.random.default_rng(seed)
     rows = [_row_set(random, length) for length in lengths]
     columns = {
-        "passage_id": pa.array(
-            [f"{seed}/a:1:{index}" if seed != 1 else f"0/a:1:{index}" for index in range(len(rows))]
-        ),
+        "passage_id": pa.array([f"0/a:{seed}:{index}" for index in range(len(rows))]),
         "num_bytes": pa.array([3 * length for length in lengths], pa.int32()),
         "token_ids": ragged([random.integers(0, VOCABULARY, length) for length in lengths], pa.int32()),
         "fused_ids": ragged([ids for ids, _, _ in rows], pa.int32()),
@@ -51,6 +49,13 @@ def of_domain(table: pa.Table, domain: int) -> pa.Table:
         entry[0] = domain * DOMAIN_RANGE + 7
     place = table.column_names.index("ledger_entry")
     return table.set_column(place, "ledger_entry", ragged(entries, pa.int64()))
+
+
+def repeated(table: pa.Table) -> pa.Table:
+    """The same blocks, read in the second pass over the corpus."""
+    ids = [[name.replace("0/", "1/", 1) for name in names] for names in table["passage_ids"].to_pylist()]
+    place, field = table.column_names.index("passage_ids"), table.schema.field("passage_ids")
+    return table.set_column(place, field, pa.array(ids, field.type))
 
 
 def with_bad_probability(table: pa.Table) -> pa.Table:

@@ -91,7 +91,7 @@ def test_recomputation_keeps_fewer_activations(tmp_path):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model.model(model._blocks(training_blocks(seed=0)), 0.1, 0.1)
+            model.model(model._blocks(training_blocks(seed=0)), (0.1, 0.1), torch.zeros(1))
         return total
 
     plain, recomputed = kept_bytes(), kept_bytes(activation_checkpointing=True)

@@ -39,7 +39,7 @@ def test_the_rows_of_a_look_lie_in_its_passage():
 
 def test_a_sampled_step_without_a_described_passage_takes_the_next_with_one():
     table, looks = training_blocks(seed=0), Looks(is_wanted=True)
-    some = described(table, {"0/a:1:1", "0/a:1:3", "0/a:1:4"})
+    some = described(table, {"0/a:0:1", "0/a:0:3", "0/a:0:4"})
     assert len(looks.choose(table, 16, LENGTH)) == 0
     assert looks.descriptions(None, 16) == []
     asked = looks.choose(some, 17, LENGTH)

@@ -108,11 +108,11 @@ def test_every_step_is_reported_once_with_its_evaluation_the_last_of_the_corpus_
 def test_looks_at_tokens_travel_with_their_blocks_and_get_the_targets_rows(spec, monkeypatch):
     monkeypatch.setattr(loop.ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(loop.ray.train, "get_preemption_info", lambda: None)
-    monitor, blocks = Monitor(), described(training_blocks(seed=2), {"2/a:1:1"})
+    monitor, blocks = Monitor(), described(training_blocks(seed=2), {"0/a:2:1"})
     (row,) = shares(blocks, 1)
     train_worker(spec, monitor, 1, [of_list(row["share"]), training_blocks(seed=3)], held_out_domains)
     (look,) = monitor.looks
-    assert (look["step"], look["passage"], len(look["own"]), len(look["costs"])) == (1, "2/a:1:1", 3, 3)
+    assert (look["step"], look["passage"], len(look["own"]), len(look["costs"])) == (1, "0/a:2:1", 3, 3)
     assert all(cost > 0 for cost in look["costs"])
 
 

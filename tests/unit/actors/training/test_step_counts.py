@@ -7,7 +7,7 @@ import pytest
 from actors.training.step_counts import count, over_workers, step_record
 from actors.training.target_model import StepLosses
 from engine.records import flat_values
-from tests.support.training_blocks import of_domain, training_blocks
+from tests.support.training_blocks import of_domain, repeated, training_blocks
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("process_group")]
 
@@ -34,6 +34,16 @@ def test_a_record_has_the_figures_domain_by_domain():
     assert record.domain_source_covered_rows == (0, 0, *covered)
     assert record.domain_bytes == (0, record.bytes)
     assert record.domain_lm_nats == (0.0, 80.0)
+
+
+def test_text_that_is_read_again_is_counted_as_such():
+    new, old = of_domain(training_blocks(seed=2), 0), repeated(of_domain(training_blocks(seed=3, lengths=(9, 20)), 2))
+    counts, _ = over_workers(count(pa.concat_tables([new, old]), 2, num_domains=3), 0.0, "cpu")
+    assert counts.repeated_bytes == 3 * (9 + 20) and counts.bytes == 3 * (9 + 20) + count(new, 2).bytes
+    assert counts.domains.repeated_bytes.tolist() == [0, 0, 3 * (9 + 20)]
+    losses = StepLosses(*[1.0] * len(StepLosses._fields))._replace(domain_lm_nats=(1.0, 0.0, 1.0))
+    record = step_record(1, losses, counts, 1.0, 0.0, 1.0)
+    assert (record.repeated_bytes, record.domain_repeated_bytes) == (87, (0, 0, 87))
 
 
 def test_a_corpus_without_domains_and_a_worker_without_blocks_count_none():

@@ -73,8 +73,8 @@ def test_padding_may_be_longer_than_the_models_context(tmp_path):
             nats += float(alone(input_ids=passage[None], labels=passage[None]).loss) * (len(passage) - 1)
     assert found.lm_rows == sum(lengths) - 2
     assert found.lm_loss == pytest.approx(nats / found.lm_rows, rel=1e-6)
-    _, of_a_worker_without_blocks, nats, _ = model.model(model._blocks(None), 1.0, 1.0)
-    assert (of_a_worker_without_blocks.tolist(), nats.tolist()) == ([0.0] * 6, [0.0])
+    _, of_a_worker_without_blocks, of_block, _ = model.model(model._blocks(None), (1.0, 1.0), torch.zeros(1))
+    assert (of_a_worker_without_blocks.tolist(), of_block.tolist()) == ([0.0] * 6, [[0.0] * 3])
 
 
 def test_the_causal_lm_loss_of_a_step_is_summed_domain_by_domain(tmp_path):
@@ -354,6 +354,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     checkpoint = tiny_checkpoint(tmp_path / "model", "llama")
     model = target(checkpoint)
     model.train_step(training_blocks(seed=0))
+    first_pass = model.first_pass.tolist()
     goes_on, write_data = threading.Event(), checkpoints.FsspecWriter.write_data
 
     def write_later(*arguments):
@@ -370,7 +371,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     writer.finish()
     assert written == [None], "what the checkpoint refers to is written before it counts"
     again = target(checkpoint)
-    assert checkpoints.load(again, latest(str(tmp_path / "checkpoints"))) == {"at": 1, "step": 1}
+    state = checkpoints.load(again, latest(str(tmp_path / "checkpoints")))
+    assert state == {"at": 1, "step": 1, "first_pass": first_pass}
+    assert again.first_pass.tolist() == first_pass and first_pass[0][1] > 0
     assert [again.train_step(training_blocks(seed=seed)).loss for seed in (1, 2)] == ahead
     for _ in range(2):
         writer.save(model, {}, lambda: None)
@@ -433,11 +436,11 @@ def test_a_checkpoint_that_its_store_does_not_give_is_neither_damaged_nor_refuse
             store.write(f"{folder.name}/{path.name}", path.read_bytes())
         url = f"failing://{folder.name}"
         store.fail()
-        assert checkpoints.load(model, url) == {"at": 1, "step": 0}
+        assert checkpoints.load(model, url)["at"] == 1
         reads = store.asked["read"]
         assert reads > 20
         store.fail(open={1, 2, 4}, read=range(1, reads, 5))
-        assert checkpoints.load(model, url) == {"at": 1, "step": 0}
+        assert checkpoints.load(model, url)["at"] == 1
         for first in (1, 2, reads // 2, reads):  # its metadata, its tensors and its journal
             store.fail(read=range(first, 10**9))
             with pytest.raises(StoreError, match=r"step-00000000.* cannot be read.*PayloadError.*tried 9") as raised:

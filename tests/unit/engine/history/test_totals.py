@@ -35,6 +35,16 @@ def test_the_gain_is_the_targets_nats_per_byte_less_the_sources():
     assert math.isnan(source_gain(step(1, lm_loss=5.0), 1))
 
 
+def test_text_that_the_target_has_read_before_says_nothing_of_a_source():
+    again = replace(step(2, lm_loss=1.0), repeated_bytes=1)
+    assert math.isnan(source_gain(again, 0))
+    assert totals_of([step(1, lm_loss=5.0), again])[0].gains == pytest.approx((0.2, 0.2))
+    domains = {"domain_lm_nats": (5.0, 5.0), "domain_bytes": (4, 4), "domain_repeated_bytes": (0, 4)}
+    sources = {"domain_source_nats": (1.0,) * 4, "domain_source_bytes": (4,) * 4}
+    of_domains = replace(step(1, lm_loss=5.0), **domains, **sources)
+    assert source_gain(of_domains, 0, domain=0) == 1.0 and math.isnan(source_gain(of_domains, 0, domain=1))
+
+
 def test_a_source_that_the_target_has_caught_up_with_is_named():
     sources = totals_of([step(1, lm_loss=5.0), step(2, lm_loss=4.0)])
     result = RunResult(*["trial"] * 5, 2, 8, 200, 800, 4.0, 0, sources=sources)

@@ -175,7 +175,7 @@ def hidden_gradients(checkpoint: str, blocks: pa.Table) -> np.ndarray:
     kept = []
     base_model = target.model.model.base_model
     base_model.register_forward_hook(lambda module, inputs, output: kept.append(output.last_hidden_state))
-    loss, _, _, _ = target.model(target._blocks(blocks), 1.0, 1.0)
+    loss, _, _, _ = target.model(target._blocks(blocks), (1.0, 1.0), torch.zeros(1))
     (gradient,) = torch.autograd.grad(loss, kept)
     return gradient.flatten(0, 1).numpy()
 

@@ -8,16 +8,25 @@ import pyarrow as pa
 import pytest
 import torch
 
+from actors.training import target_model
 from actors.training.target_model import StepLosses, TargetModel
 from engine.method import gain
-from engine.method.gain import counted_rows, label_gains, passage_weights, remaining_lm_weights
+from engine.method.gain import counted_rows, label_gains, mean_weights, passage_weights, remaining_lm_weights
 from engine.method.losses import NO_LABEL, PLAIN, LogitShape
 from engine.records import NO_TOKEN
 from engine.spec import ObjectiveSpec, TargetModelSpec, TrainingSpec
 from tests import oracles
 from tests.support.dense_losses import dense_logits, one_row, random_targets
 from tests.support.tiny_models import tiny_checkpoint
-from tests.support.training_blocks import LENGTH, TOP_K, VOCABULARY, training_blocks, with_known_labels
+from tests.support.training_blocks import (
+    LENGTH,
+    TOP_K,
+    VOCABULARY,
+    of_domain,
+    repeated,
+    training_blocks,
+    with_known_labels,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -100,6 +109,56 @@ def test_text_of_which_the_sources_know_nothing_more_is_learned_as_in_continued_
     continued = first_step(checkpoint, lm_loss_weight=1.0, full_gain=0.0)
     assert nothing_known.loss == pytest.approx(continued.loss, rel=1e-6)
     assert nothing_known.grad_norm == pytest.approx(continued.grad_norm, rel=1e-5)
+
+
+@pytest.mark.usefixtures("process_group")
+def test_text_that_is_read_again_has_the_weights_of_its_domain_in_the_first_pass(tmp_path):
+    """The target has learned the labels by heart: what it says of them no longer says what it knows."""
+    model = gated_target(tiny_checkpoint(tmp_path, "llama"), num_domains=3)
+    known = of_domain(with_known_labels(training_blocks(seed=1)), 0)
+    unknown = of_domain(training_blocks(seed=2), 2)
+    first = {0: model.train_step(known), 2: model.train_step(unknown)}
+    assert first[0].fusion_weight > 0.9 and first[2].fusion_weight < 0.5
+    sums = model.first_pass.clone()
+    assert sums[:, 1].tolist() == [first[0].fused_rows, 0, first[2].fused_rows]
+    for domain, table in ((0, known), (2, unknown)):
+        again = model.train_step(repeated(table))
+        assert math.isnan(again.fusion_gain)
+        assert again.fusion_weight == pytest.approx(first[domain].fusion_weight, rel=1e-6)
+        assert model.first_pass.equal(sums)
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_block_with_new_and_repeated_passages_measures_the_new_ones_alone(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path, "llama")
+    new, old = training_blocks(seed=1, lengths=(LENGTH,)), training_blocks(seed=2, lengths=(LENGTH,))
+    alone, mixed = gated_target(checkpoint), gated_target(checkpoint)
+    mixed.first_pass[:] = torch.tensor([[30.0, 40.0]])
+    of_new = alone.train_step(new)
+    of_both = mixed.train_step(pa.concat_tables([new, repeated(old)]))
+    assert of_both.fusion_gain == pytest.approx(of_new.fusion_gain, rel=1e-6)
+    repeated_rows = of_both.fused_rows - of_new.fused_rows
+    expected = of_new.fusion_weight * of_new.fused_rows + 0.75 * repeated_rows
+    assert of_both.fusion_weight * of_both.fused_rows == pytest.approx(expected, rel=1e-6)
+    rows = [30.0 + of_new.fusion_weight * of_new.fused_rows, 40.0 + of_new.fused_rows]
+    assert mixed.first_pass[0].tolist() == pytest.approx(rows, rel=1e-6)
+
+
+@pytest.mark.usefixtures("process_group")
+def test_where_no_row_has_a_gain_none_is_looked_for(tmp_path, monkeypatch):
+    model = gated_target(tiny_checkpoint(tmp_path, "llama"))
+    monkeypatch.setattr(target_model, "label_gains", lambda *_: pytest.fail("a pass over the lm_head for nothing"))
+    model.train_step(repeated(training_blocks(seed=1)))
+
+
+def test_the_mean_weight_of_a_domain_without_fused_rows_is_zero():
+    assert mean_weights(torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)).tolist() == [0.75, 0.0]
+
+
+def gated_target(checkpoint: str, num_domains: int = 0) -> TargetModel:
+    sections = TrainingSpec(block_length=LENGTH, micro_batch_blocks=2), ObjectiveSpec()
+    section, device = TargetModelSpec(checkpoint=checkpoint), torch.device("cpu")
+    return TargetModel(section, *sections, TOP_K, device, num_domains)
 
 
 def first_step(checkpoint: str, table: pa.Table | None = None, **objective: float) -> StepLosses:
