@@ -270,8 +270,8 @@ class ObjectiveSpec(Section):
     distributions beat the target on the labels, over this number, from 0 to 1; its causal LM loss gets the rest of its
     weight, so that text of which the sources know no more is learned as without them. 0: every passage counts in full,
     as in the paper. In further passes over the corpus a passage has the mean weight of its domain in the first: the
-    target knows its labels by heart by then. A teacher that knows no more than the target costs: in full it was 0.034 bits per byte worse than
-    continued training for a target near its sources, so weighted 0.003 better (LOG.md)."""
+    target knows its labels by heart by then. A teacher that knows no more than the target costs: in full it was 0.034
+    bits per byte worse than continued training for a target near its sources, so weighted 0.003 better (LOG.md)."""
     divergence: Divergence = "forward_kl"
     """The fusion loss, over the kept entries and the rest mass. forward_kl, the paper's, covers all tokens that the
     sources find likely; reverse_kl avoids those that they find unlikely; jensen_shannon is between, at most log 2."""

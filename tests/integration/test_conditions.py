@@ -119,6 +119,35 @@ def test_limits_count_over_all_starts_and_the_best_weights_are_exported(tmp_path
     check_served_metrics(result)
 
 
+def test_a_second_pass_has_the_weights_of_the_first(tmp_path, target):
+    """Stopped in its middle and started again: the weights come from the checkpoint."""
+    source = {"name": "knows-more", "checkpoint": str(ROOT / "pipelines/quickstart/models/llama-docs")}
+    sections = {
+        "corpus": {"passes": 2},
+        "source_models": [source | {"backend": "transformers", "probe": "off"}],
+        "objective": {"lm_loss_weight": 0.5, "full_gain": 5.0},
+    }
+    written = write_spec(tmp_path, target) | {"source_models": []}
+    stopped = run(with_sections(written, sections, {"max_tokens": 6000}))
+    result = run(with_sections(written, sections, {"max_tokens": 7500}))
+    new = [record for record in result.history if not record.repeated_bytes]
+    again = [record for record in result.history if record.repeated_bytes == record.bytes]
+    assert len(new) > 5 and len(again) > 5 and again[0].step < stopped.steps < result.steps
+    assert all(math.isfinite(record.fusion_gain) for record in new)
+    assert all(math.isnan(record.fusion_gain) for record in again)
+    weights = [record.fusion_weight for record in again]
+    assert weights == pytest.approx([weights[0]] * len(weights), rel=1e-6)
+    assert min(record.fusion_weight for record in new) < weights[0] < max(record.fusion_weight for record in new)
+    (knows_more,) = result.sources
+    assert all(math.isfinite(gain) for gain in knows_more.gains), "of the first pass"
+
+
+def with_sections(spec, sections, training):
+    """A spec with other values in some sections and in ``training``."""
+    training = {"training": spec["training"] | training}
+    return spec | {n: v if isinstance(v, list) else spec.get(n, {}) | v for n, v in sections.items()} | training
+
+
 def check_times(first, result):
     times = [record.elapsed_seconds for record in result.history]
     assert times == sorted(times)
