@@ -31,7 +31,7 @@ class Setting:
     Attributes:
         spec: that their overrides change.
         beginning: the model that they train, by the experiment's folder and the seed.
-        max_steps: of training, about one pass over the corpus.
+        max_steps: of training, about as many as ``passes`` over the corpus give.
         window_tokens: of a held-out text that are scored at once; every token has at least half a window of context.
     """
 
@@ -39,11 +39,14 @@ class Setting:
     beginning: Callable[[Path, int], Path]
     max_steps: int
     window_tokens: int
+    passes: int = 1
 
 
 #: Blocks and windows are of one length.
 SETTINGS = {"a": Setting(SPEC, target_folder, 84, 256), "b": Setting(SPEC, base_folder, 84, 256)}
-SETTINGS |= {name: Setting(REAL_SPEC, smollm2_file, corpus.steps, 512) for name, corpus in REAL_CORPORA.items()}
+SETTINGS |= {
+    name: Setting(REAL_SPEC, smollm2_file, corpus.steps, 512, corpus.passes) for name, corpus in REAL_CORPORA.items()
+}
 
 _CONTINUED = ("source_models=[]", "objective.lm_loss_weight=1.0")
 _QUICKSTART = "pipelines/quickstart/models"
@@ -95,6 +98,7 @@ class Run:
             f"target_model.checkpoint={SETTINGS[self.arm.setting].beginning(experiment, self.seed)}",
             f"corpus.paths=[{experiment}/texts/{self.arm.setting}/corpus.jsonl]",
             f"training.max_steps={SETTINGS[self.arm.setting].max_steps}",
+            f"corpus.passes={SETTINGS[self.arm.setting].passes}",
             *self.arm.overrides(experiment, self.seed),
         ]
 
@@ -201,8 +205,8 @@ def other_rules(fused: Arm) -> tuple[Arm, ...]:
 
 
 #: Of real models: they are trained already, and learn at lower rates.
-REAL_RATES = (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
-REAL_WEIGHTS = (0.8, 0.5)
+REAL_RATES = (1.25e-5, 2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
+REAL_WEIGHTS = (0.2, 0.8)
 
 
 @dataclass(frozen=True)
@@ -210,14 +214,26 @@ class RealArms:
     """The arms of real models on one corpus.
 
     Attributes:
-        continued: without sources. gemma: a source that is better in other languages. itself: the target as its own
-            source. both: the two of them. The last two take Gemma's rate and weight.
+        continued: without sources. once: the same in one pass, where the others have more; it has a rate of its own.
+        gemma: a source that is better in other languages. itself: the target as its own source. both: the two of them.
+            The last two take Gemma's rate and weight.
     """
 
     continued: Arm
+    once: Arm | None
     gemma: Arm
     itself: Arm
     both: Arm
+
+    @property
+    def choosing(self) -> tuple[Arm, ...]:
+        """The arms that choose a rate."""
+        return tuple(filter(None, (self.continued, self.once, self.gemma)))
+
+    @property
+    def all(self) -> tuple[Arm, ...]:
+        """The arms in the order of the page."""
+        return (*self.choosing, self.itself, self.both)
 
 
 def real_arms(corpus: str) -> RealArms:
@@ -228,9 +244,13 @@ def real_arms(corpus: str) -> RealArms:
             f"source_models=[{', '.join(_real_source(name, experiment) for name in names)}]",
         )
 
-    fused = "fusion with Gemma"
+    fused, (_, _, passes, steps) = "fusion with Gemma", REAL_CORPORA[corpus]
+    short = ("corpus.passes=1", "training.optimizer.warmup_steps=2", f"training.max_steps={steps // passes}")
     return RealArms(
         continued=Arm(corpus, CONTINUED.name, _fixed(*_CONTINUED), has_sources=False),
+        once=Arm(corpus, f"{CONTINUED.name}, one pass", _fixed(*_CONTINUED, *short), has_sources=False)
+        if passes > 1
+        else None,
         gemma=Arm(corpus, fused, sources("gemma")),
         itself=Arm(corpus, "fusion with itself", sources("smollm2"), fused),
         both=Arm(corpus, "fusion with both", sources("gemma", "smollm2"), fused),

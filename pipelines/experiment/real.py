@@ -62,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
 def on_corpus(laboratory: Laboratory, corpus: str, rates: Sequence[float], seeds: Sequence[int]) -> Findings:
     """Compare the arms on one corpus: continued training and fusion with Gemma at their own rates."""
     arms = real_arms(corpus)
-    choices = choose(laboratory, (arms.continued, arms.gemma), rates, REAL_WEIGHTS)
-    trained = trained_runs((arms.continued, arms.gemma, arms.itself, arms.both), choices, seeds)
+    choices = choose(laboratory, arms.choosing, rates, REAL_WEIGHTS)
+    trained = trained_runs(arms.all, choices, seeds)
     laboratory.run([run for runs in trained.values() for run in runs])
     before = smollm2_file(laboratory.folder)
     rows = [model_row(laboratory, corpus, "target before", [before] * len(seeds))]

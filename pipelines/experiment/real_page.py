@@ -9,19 +9,19 @@ from pipelines.experiment.arms import REAL_SPEC, real_arms
 from pipelines.experiment.bootstrap import LEVEL
 from pipelines.experiment.page import chosen, commands, compared, table, write_chapter
 from pipelines.experiment.real_tasks import HEADINGS
-from pipelines.experiment.real_texts import QUOTAS
+from pipelines.experiment.real_texts import QUOTAS, REAL_CORPORA
 from pipelines.experiment.results import Findings
-from pipelines.experiment.texts import CORPUS, HELD_OUT
+from pipelines.experiment.texts import HELD_OUT
 
 INTRODUCTION = """\
 # Real models
 
 Written by `make experiment-real`; do not edit. The target is SmolLM2-135M, the sources are Gemma-3-270M and the target
-itself, all from files of 4 bits; runs of `python -m engine run {spec}`. Each corpus has {corpus:,} bytes to learn
-and {held_out:,} to report on, from other chapters or articles. Continued training and fusion with Gemma have chosen
-their learning rates, and fusion its `lm_loss_weight`, with seed 0 on validation text of their own; fusion with the
-target itself and with both takes Gemma's. A seed changes the order of the corpus. Brackets are {level:.0%} intervals
-of a bootstrap over seeds and documents, paired.
+itself, all from files of 4 bits; runs of `python -m engine run {spec}`. There are {held_out:,} bytes to report on, from
+other chapters or articles. Continued training and fusion with Gemma have chosen their learning rates, and fusion its
+`lm_loss_weight`, with seed 0 on validation text of their own; fusion with the target itself and with both takes
+Gemma's. A seed changes the order of the corpus. Brackets are {level:.0%} intervals of a bootstrap over seeds and
+documents, paired.
 
 Each corpus may have had a machine and a start of its own; a start does not repeat finished work. The scores of all
 documents are in `figures/`.
@@ -30,12 +30,18 @@ documents are in `figures/`.
 
 def write_real_chapter(path: Path, findings: Sequence[Findings]) -> None:
     """Write the chapter, and leave the others of the page as they are."""
-    sizes = {"corpus": QUOTAS[CORPUS], "held_out": QUOTAS[HELD_OUT]}
-    lines = [INTRODUCTION.format(spec=REAL_SPEC, level=LEVEL, **sizes)]
+    lines = [INTRODUCTION.format(spec=REAL_SPEC, level=LEVEL, held_out=QUOTAS[HELD_OUT])]
     for found in findings:
-        lines += [f"## {found.setting.capitalize()}", "", *_verdict(found), "", *table(found), "", *_tasks(found), ""]
+        lines += [f"## {found.setting.capitalize()}", "", _size(found.setting), "", *_verdict(found), ""]
+        lines += [*table(found), "", *_tasks(found), ""]
         lines += [*chosen(found), "", f"{found.machine}; {found.minutes:.0f} minutes.", ""]
     write_chapter(path, [*lines, *commands(findings)])
+
+
+def _size(corpus: str) -> str:
+    files, num_bytes, passes, steps = REAL_CORPORA[corpus]
+    read = "once" if passes == 1 else f"{passes} times"
+    return f"About {num_bytes:,} bytes of {', '.join(files)}, read {read}: {steps} steps of 512 tokens."
 
 
 def _tasks(found: Findings) -> Iterator[str]:
@@ -53,5 +59,7 @@ def _verdict(found: Findings) -> Iterator[str]:
     arms = real_arms(found.setting)
     continued, gemma, both = (found.row(arm.name) for arm in (arms.continued, arms.gemma, arms.both))
     yield compared("Fusion with Gemma", "continued training", gemma.less(continued))
+    if arms.once is not None:
+        yield compared("Fusion with Gemma", arms.once.name, gemma.less(found.row(arms.once.name)))
     yield compared("Fusion with both", "continued training", both.less(continued))
     yield compared("Fusion with both", "fusion with Gemma alone", both.less(gemma))

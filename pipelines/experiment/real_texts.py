@@ -1,4 +1,8 @@
-"""The texts of the experiment on real models: two languages that the target hardly knows, English, and a mixture."""
+"""The texts of the experiment on real models.
+
+A little text, which is read four times, in two languages that the target hardly knows and in English; and a mixture,
+which is read once.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +21,22 @@ class RealCorpus(NamedTuple):
 
     Attributes:
         files: that it is made of, without their ending.
-        steps: of training in one pass, of two blocks of 512 tokens.
+        num_bytes: to learn, dealt to the files in equal shares.
+        passes: over it.
+        steps: of training in all passes, of one block of 512 tokens.
     """
 
     files: Sequence[str]
+    num_bytes: int
+    passes: int
     steps: int
 
 
 REAL_CORPORA: Mapping[str, RealCorpus] = {
-    "german": RealCorpus(("handbook_de",), 18),
-    "french": RealCorpus(("handbook_fr",), 14),
-    "encyclopaedia": RealCorpus(("wiki",), 14),
-    "mixture": RealCorpus(("handbook_de", "handbook_fr", "handbook_en", "wiki", "drama", "speeches"), 16),
+    "german": RealCorpus(("handbook_de",), 12_000, 4, 32),
+    "french": RealCorpus(("handbook_fr",), 12_000, 4, 40),
+    "encyclopaedia": RealCorpus(("wiki",), 12_000, 4, 24),
+    "mixture": RealCorpus(("handbook_de", "handbook_fr", "handbook_en", "wiki", "drama", "speeches"), 48_000, 1, 29),
 }
 
 #: Folder of a corpus's tasks, beside its texts.
@@ -37,8 +45,8 @@ TASKS = "tasks"
 #: One chapter or article gives a part at most its quota divided by this.
 LARGEST_SHARE = 2
 
-#: Bytes of each part, dealt to the corpus's files in equal shares; chapters and articles go whole into one part.
-QUOTAS = {HELD_OUT: 48_000, VALIDATION: 24_000, CORPUS: 48_000}
+#: Bytes of the other parts, dealt likewise; chapters and articles go whole into one part.
+QUOTAS = {HELD_OUT: 48_000, VALIDATION: 24_000}
 
 
 def write_real_texts(folder: Path, corpora: Path) -> None:
@@ -55,14 +63,15 @@ def write_real_texts(folder: Path, corpora: Path) -> None:
     )
     if missing:
         raise ValueError(f"{corpora} lacks {', '.join(f'{name}.parquet' for name in missing)}")
-    for corpus, (names, _) in REAL_CORPORA.items():
-        quotas = {part: size // len(names) for part, size in QUOTAS.items()}
+    for corpus, found in REAL_CORPORA.items():
+        names, sizes = found.files, QUOTAS | {CORPUS: found.num_bytes}
+        quotas = {part: size // len(names) for part, size in sizes.items()}
         parts = [deal(rows_of(_file(corpora, name)), quotas, SEED, LARGEST_SHARE) for name in names]
         for part in (HELD_OUT, VALIDATION):
-            for name, found in zip(names, parts, strict=True):
-                write_documents(folder / corpus / f"{part}_{name}.jsonl", found[part])
-        write_tasks(folder / corpus / TASKS, [document for found in parts for document in found[HELD_OUT]])
-        documents = [document for found in parts for document in found[CORPUS]]
+            for name, of_file in zip(names, parts, strict=True):
+                write_documents(folder / corpus / f"{part}_{name}.jsonl", of_file[part])
+        write_tasks(folder / corpus / TASKS, [document for of_file in parts for document in of_file[HELD_OUT]])
+        documents = [document for of_file in parts for document in of_file[CORPUS]]
         random.Random(SEED).shuffle(documents)
         write_documents(folder / corpus / f"{CORPUS}.jsonl", documents)
 

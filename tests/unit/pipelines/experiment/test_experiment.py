@@ -27,7 +27,6 @@ from pipelines.experiment.page import PAPERS_ORDER, write_page
 from pipelines.experiment.real_page import write_real_chapter
 from pipelines.experiment.real_tasks import CONTINUATIONS, HEADINGS, MOST_GROUPS, NEXT_WORDS, write_tasks
 from pipelines.experiment.real_texts import LARGEST_SHARE as LARGEST_REAL_SHARE
-from pipelines.experiment.real_texts import QUOTAS as REAL_QUOTAS
 from pipelines.experiment.real_texts import REAL_CORPORA, TASKS, write_real_texts
 from pipelines.experiment.results import Choice, Findings, Row
 from pipelines.experiment.texts import CORPUS, EXPERT_QUOTAS, HELD_OUT, VALIDATION, read_texts, write_texts
@@ -44,7 +43,7 @@ ARMS = (
     *(arms.CONTINUED, arms.DISTILLED, arms.EQUAL, arms.FUSED, *arms.SINGLE),
     *(*arms.ABLATIONS, arms.PAIRWISE, arms.PAPERS),
     *(arms.MIXED, arms.fused_experts(EXPERT_RATES)),
-    *(arm for corpus in REAL_CORPORA for arm in vars(arms.real_arms(corpus)).values()),
+    *(arm for corpus in REAL_CORPORA for arm in arms.real_arms(corpus).all),
 )
 
 
@@ -117,8 +116,9 @@ def test_every_arm_is_a_spec(arm):
     assert (spec.run.seed, spec.training.optimizer.learning_rate) == (2, 4e-3)
     assert spec.corpus.paths == (str(FOLDER / "texts" / arm.setting / "corpus.jsonl"),)
     assert spec.target_model.checkpoint == str(arms.SETTINGS[arm.setting].beginning(FOLDER, 2))
-    assert bool(spec.source_models) == arm.has_sources == (arm.name != "continued training")
-    assert spec.training.max_steps == arms.SETTINGS[arm.setting].max_steps
+    assert bool(spec.source_models) == arm.has_sources != arm.name.startswith("continued training")
+    setting = arms.SETTINGS[arm.setting]
+    assert spec.training.max_steps == setting.max_steps // setting.passes * spec.corpus.passes
 
 
 def test_an_ablation_changes_one_thing():
@@ -233,6 +233,14 @@ def test_an_arm_takes_the_rate_and_weight_that_were_chosen():
     assert "objective.lm_loss_weight=1.0" in found[arms.CONTINUED][0].overrides(FOLDER)
 
 
+def test_continued_training_in_one_pass_has_as_many_steps_as_a_pass_has():
+    german = arms.real_arms("german")
+    found = arms.Run(german.once, 5e-5, 0).overrides(FOLDER)
+    assert found.index("corpus.passes=4") < found.index("corpus.passes=1")
+    assert found[-1] == "training.max_steps=8", "the last one counts"
+    assert arms.real_arms("mixture").once is None
+
+
 def test_a_seed_has_a_target_of_its_own_where_targets_are_made_here():
     for setting in ("a", "b"):
         assert len({arms.SETTINGS[setting].beginning(FOLDER, seed) for seed in range(3)}) == 3
@@ -242,7 +250,7 @@ def test_a_chapter_leaves_the_others(tmp_path):
     path = tmp_path / "RESULTS.md"
     german = arms.real_arms("german")
     means = {"target before": 1.7, "continued training": 1.5}
-    means |= {arm.name: 1.4 for arm in (german.gemma, german.itself, german.both)}
+    means |= {german.once.name: 1.6} | {arm.name: 1.4 for arm in (german.gemma, german.itself, german.both)}
     tasks = [dict.fromkeys(HEADINGS, value) for value in (0.25, 0.75)]
     rows = [row(name, mean, seeds=2, tasks=tasks) for name, mean in means.items()]
     found = Findings(
@@ -251,6 +259,8 @@ def test_a_chapter_leaves_the_others(tmp_path):
     write_real_chapter(path, [found])
     alone = path.read_text(encoding="utf8")
     assert "**Fusion with Gemma beats continued training** by -0.1000" in alone
+    assert "**Fusion with Gemma beats continued training, one pass** by -0.2000" in alone
+    assert "About 12,000 bytes of handbook_de, read 4 times: 32 steps of 512 tokens." in alone
     assert "| fusion with both | 0.5 | 0.5 | 0.5 |" in alone, "means over seeds"
     assert "No difference is shown between fusion with both and fusion with Gemma alone" in alone
     assert "2 cores; 3 minutes." in alone
@@ -296,7 +306,7 @@ def test_real_texts_share_no_chapter(tmp_path):
     for name in REAL_CORPORA["mixture"].files:
         parquet.write_table(pyarrow.table(tables), tmp_path / f"{name}.parquet")
     write_real_texts(tmp_path / "texts", tmp_path)
-    for corpus, (names, _) in REAL_CORPORA.items():
+    for corpus, (names, num_bytes, _, _) in REAL_CORPORA.items():
         chapters = {}
         for part in (HELD_OUT, VALIDATION):
             found = read_texts(tmp_path / "texts" / corpus, part)
@@ -305,6 +315,6 @@ def test_real_texts_share_no_chapter(tmp_path):
         lines = (tmp_path / "texts" / corpus / f"{CORPUS}.jsonl").read_text(encoding="utf8").splitlines()
         size = sum(len(json.loads(line)["text"]) for line in lines)
         assert (tmp_path / "texts" / corpus / TASKS / f"{CONTINUATIONS}.yaml").exists()
-        assert REAL_QUOTAS[CORPUS] <= size < REAL_QUOTAS[CORPUS] * (1 + 1 / LARGEST_REAL_SHARE)
+        assert num_bytes <= size < num_bytes * (1 + 1 / LARGEST_REAL_SHARE)
     with pytest.raises(ValueError, match=r"lacks .*handbook_de\.parquet"):
         write_real_texts(tmp_path / "texts", tmp_path / "elsewhere")
