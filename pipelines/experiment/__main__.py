@@ -70,8 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with Laboratory(options.folder, LONGEST_RUN_SECONDS, say) as laboratory:
         with made_meanwhile(source_jobs(options.folder, source_text)):  # setting A's, which take the longest
             experts_fused = setting_b(laboratory, rates, seeds, ablation_seeds, experts[EXPERT])
+            without_them = choose(laboratory, (arms.CONTINUED, arms.FUSED), rates)
         say("setting B is done, and the sources of setting A are made")
-        sources_fused = setting_a(laboratory, rates, seeds, ablation_seeds)
+        sources_fused = setting_a(laboratory, rates, seeds, ablation_seeds, without_them)
         write_page(options.page, [sources_fused, experts_fused], (time.monotonic() - started) / 60)
     say(f"{options.page} is written")
 
@@ -90,11 +91,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def setting_a(
-    laboratory: Laboratory, rates: Sequence[float], seeds: Sequence[int], ablation_seeds: Sequence[int]
+    laboratory: Laboratory,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    ablation_seeds: Sequence[int],
+    chosen: Sequence[Choice],
 ) -> Findings:
-    """Compare continued training, distillation and fusion, each at its own rate and weight; the rest at fusion's."""
+    """Compare continued training, distillation and fusion, each at its own rate and weight; the rest at fusion's.
+
+    Args:
+        chosen: the rates and weights of continued training and of fusion.
+    """
     compared = (arms.CONTINUED, arms.DISTILLED, arms.EQUAL, arms.FUSED)
-    choices = choose(laboratory, compared, rates)
+    continued, fused = chosen
+    choices = [continued, *choose(laboratory, (arms.DISTILLED, arms.EQUAL), rates), fused]
     trained = trained_runs((*compared, *arms.SINGLE), choices, seeds)
     ablated = trained_runs((*arms.ABLATIONS, arms.PAIRWISE, arms.PAPERS), choices, ablation_seeds)
     laboratory.run([run for runs in (*trained.values(), *ablated.values()) for run in runs])
