@@ -104,4 +104,4 @@ class MixedPassageReader:
         shard, progress = shard_of(self._domains, number), self._learned.progress(number)
         passages = self._passages.of_shard(shard, progress.cursor)
         lots = self._arrangement.lots(passages, number, progress.cursor)
-        return blocks_to_learn(lots, number, progress, is_repeated=shard.corpus_pass >= self._corpus.passes)
+        return blocks_to_learn(lots, number, progress, is_surplus=shard.corpus_pass >= self._corpus.passes)

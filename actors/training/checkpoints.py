@@ -154,7 +154,8 @@ def load(target: TargetModel, folder: str) -> dict[str, Any]:
     )
     state = read_state(folder)
     target.step = state["step"]
-    target.first_pass.copy_(torch.tensor(state["first_pass"], dtype=torch.float64))
+    if "first_pass" in state:  # else a checkpoint of before there were such sums: further passes learn the text alone
+        target.first_pass.copy_(torch.tensor(state["first_pass"], dtype=torch.float64))
     return state
 
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import torch
 
 from actors.training.collectives import of_all_workers
-from actors.training.target_model import StepLosses, domains_of_blocks, is_repeated
+from actors.training.target_model import StepLosses, domains_of_blocks
+from engine.corpus.passages import is_repeated
 from engine.history.result import StepRecord
 from engine.records import flat_values
 

@@ -18,9 +18,17 @@ from actors.training.collectives import of_all_workers
 from actors.training.loading import empty_causal_lm, fill, read_causal_lm
 from actors.training.sharding import compile_blocks, recompute_activations, shard
 from engine.corpus.domains import domains_of
+from engine.corpus.passages import is_repeated
 from engine.errors import TrainingError
 from engine.history.totals import ratio
-from engine.method.gain import counted_rows, label_gains, mean_weights, passage_weights, remaining_lm_weights
+from engine.method.gain import (
+    counted_rows,
+    label_gains,
+    mean_weights,
+    passage_weights,
+    remaining_lm_weights,
+    repeated_weights,
+)
 from engine.method.losses import NO_LABEL, LogitShape, Targets, objective, shaped
 from engine.method.own_rows import OwnRows, own_rows
 from engine.records import flat_values, rows_of
@@ -143,15 +151,15 @@ class _TargetWithLoss(nn.Module):
             fusion_mask.float(),
             torch.full_like(fusion_mask, self.objective.lm_loss_weight, dtype=torch.float32),
         )
-        is_repeated = blocks.is_repeated.flatten()
-        gains, counts = torch.zeros_like(targets.fusion_weights), counted_rows(targets) & ~is_repeated
+        is_repeated, counted = blocks.is_repeated.flatten(), counted_rows(targets)
+        gains, counts = torch.zeros_like(targets.fusion_weights), counted & ~is_repeated
         if self.objective.full_gain and measures_gains:
             gains = torch.where(counts, label_gains(states, head.weight, bias, targets, self.logit_shape), 0.0)
         if self.objective.full_gain:
             passages = (blocks.position_ids.flatten() == 0).cumsum(0) - 1
             weights = passage_weights(gains, counts, passages, self.objective.full_gain)
             known = known_weights[blocks.domains].repeat_interleave(blocks.labels.shape[1])
-            weights = torch.where(is_repeated, known, weights)
+            weights = torch.where(is_repeated, repeated_weights(known, counted, passages), weights)
             lm_weights = remaining_lm_weights(weights, self.objective.lm_loss_weight)
             targets = replace(targets, fusion_weights=weights * fusion_mask, lm_weights=lm_weights)
         gain_sums = torch.stack([gains.sum(), counts.sum() * bool(self.objective.full_gain)])
@@ -390,11 +398,6 @@ def domains_of_blocks(table: pa.Table) -> np.ndarray:
     """The index of the domain of each training block, int64 [M]."""
     shards = flat_values(table["ledger_entry"])[0].reshape(len(table), -1)[:, 0]  # the first number of an ``Entry``
     return domains_of(shards)
-
-
-def is_repeated(passage_id: str) -> bool:
-    """Whether a passage was read in an earlier pass over the corpus, with which its id begins (``engine.corpus``)."""
-    return not passage_id.startswith("0/")
 
 
 def _is_repeated(table: pa.Table, segment_ids: torch.Tensor) -> torch.Tensor:

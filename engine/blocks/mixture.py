@@ -27,12 +27,12 @@ class MixedBlock(NamedTuple):
     Attributes:
         entry: what the ledger has to know of it.
         passages: inside.
-        is_repeated: whether all passes that the spec asks for of its domain come before it.
+        is_surplus: whether all passes that the spec asks for of its domain come before it.
     """
 
     entry: Entry
     passages: list[Passage]
-    is_repeated: bool
+    is_surplus: bool
 
     @property
     def num_bytes(self) -> int:
@@ -40,9 +40,7 @@ class MixedBlock(NamedTuple):
         return sum(passage.num_bytes - passage.context_bytes for passage in self.passages)
 
 
-def blocks_to_learn(
-    lots: Iterable[Lot], shard: int, progress: ShardProgress, is_repeated: bool
-) -> Iterator[MixedBlock]:
+def blocks_to_learn(lots: Iterable[Lot], shard: int, progress: ShardProgress, is_surplus: bool) -> Iterator[MixedBlock]:
     """The training blocks of a shard that have not been learned; each is on its own for the ledger.
 
     Args:
@@ -53,7 +51,7 @@ def blocks_to_learn(
         for number, passages in enumerate(lot.blocks, start=lot.start.block):
             if number not in progress.learned:
                 after = lot.end if number + 1 == lot.end.block else lot.start
-                yield MixedBlock(Entry(shard, number, number + 1, after), passages, is_repeated)
+                yield MixedBlock(Entry(shard, number, number + 1, after), passages, is_surplus)
 
 
 def mixed(
@@ -71,7 +69,7 @@ def mixed(
     shares = [Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]  # no rounding decides an order
     dealt = list(learned_bytes)
     heads: list[MixedBlock | None] = [next(blocks, None) for blocks in domains]
-    while not all(head is None or head.is_repeated for head in heads):
+    while not all(head is None or head.is_surplus for head in heads):
         turn = neediest(shares, dealt)
         block = heads[turn]
         if block is None:

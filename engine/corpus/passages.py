@@ -16,7 +16,7 @@ class Passage:
     """One row of ``records.PASSAGE``, field by field.
 
     Attributes:
-        passage_id: pass over the corpus, file, row and index of the passage: unique and deterministic.
+        passage_id: ``PASS/FILE:ROW:INDEX``, the pass over the corpus from 0, and where in it: unique and deterministic.
         text: the passage; of a conversation the contents of the assistant's answers.
         num_bytes: length of ``text`` in UTF-8 bytes.
         context_bytes: bytes at its beginning that the passage before has learned already.
@@ -30,6 +30,11 @@ class Passage:
     context_bytes: int
     ends_document: bool
     messages: Sequence[Message] = ()
+
+
+def is_repeated(passage_id: str) -> bool:
+    """Whether a passage is of a further pass over the corpus."""
+    return not passage_id.startswith("0/")
 
 
 def table_of(passages: Sequence[Passage]) -> pa.Table:

@@ -24,7 +24,8 @@ def to_retire(spec: FusionSpec, history: Sequence[StepRecord]) -> tuple[str, ...
     """The source models with ``retire`` that no longer pay, judged by the steps since the checkpoint before.
 
     A source pays where it predicts the text of any domain better than the target did before it learned that text. One
-    that has scored nothing since then is not judged.
+    that has scored nothing since then is not judged, and none is while text is read again: the target knows that text
+    by heart.
     """
     window = history[-spec.training.checkpoint_every_steps :]
     sources = enumerate(spec.source_models)
@@ -32,6 +33,8 @@ def to_retire(spec: FusionSpec, history: Sequence[StepRecord]) -> tuple[str, ...
 
 
 def _is_caught_up(spec: FusionSpec, window: Sequence[StepRecord], index: int) -> bool:
+    if any(record.repeated_bytes for record in window):
+        return False
     domains = range(len(spec.corpus.domains)) or [None]
     gains = [gain for domain in domains if math.isfinite(gain := mean_gain(window, index, domain))]
     return bool(gains) and max(gains) <= 0.0

@@ -139,7 +139,8 @@ class StepSeries:
 def _first_and_last(gains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The means of each source's gains over the first and the last tenth of the steps; NaN where it has none there.
 
-    Steps after the last one in which any source has a gain do not count: they are of further passes over the corpus.
+    Steps after the last one in which any source has a gain do not count, such as those of further passes over the
+    corpus.
 
     Args:
         gains: float64 [T,N].

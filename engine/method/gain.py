@@ -15,8 +15,8 @@ The mean over a passage says how much more is known there. A gate for each row w
 it costs half of what fusion gains on small models (LOG.md).
 
 Only text that the target reads for the first time says what the target knows. In a further pass over the corpus it
-knows the labels by heart, and every teacher seems to know less. There a passage has the mean weight of its domain's
-rows in the first pass.
+knows the labels by heart, and every teacher seems to know less. In that pass a passage has the mean weight of its
+domain's fused rows in the first one, as far as that has been read.
 
 What the fusion loss does not get, the LM loss gets: with w = ``lm_loss_weight`` the LM loss of a passage of weight a
 has the weight 1 - (1 - w) a. So text of which the sources know nothing more is learned as in continued training, beside
@@ -110,6 +110,18 @@ def passage_weights(gains: torch.Tensor, counts: torch.Tensor, passages: torch.T
     totals = none.index_add(0, passages, gains.double())
     rows = none.index_add(0, passages, counts.double())
     return (totals / rows.clamp(min=1.0) / full_gain).clamp(0.0, 1.0).float()[passages]
+
+
+def repeated_weights(known: torch.Tensor, counts: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
+    """The weight of each row's fusion loss where its passage was read before; float32 [R] in [0, 1].
+
+    Args:
+        known: float32 [R], the mean weight of the row's domain in the first pass.
+        counts: bool [R], rows that have a label and a fused distribution.
+        passages: int64 [R] in [0, R), the passage of each row; one that nothing is fused for has the weight 0.
+    """
+    rows = torch.zeros(len(known), device=known.device).index_add(0, passages, counts.float())
+    return torch.where(rows[passages] > 0.0, known, 0.0)
 
 
 def remaining_lm_weights(weights: torch.Tensor, lm_loss_weight: float) -> torch.Tensor:

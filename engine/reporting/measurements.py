@@ -35,9 +35,14 @@ STEP_FAMILIES = {
     "exposed_wait_seconds": Family("Time of a step that training waited for data, seconds"),
     "packing_utilisation": Family("Share of the training blocks' places that hold a token to learn, 0 to 1"),
     "fused_share": Family("Share of the target rows with a fused distribution, 0 to 1"),
-    "fusion_gain": Family("Nats per row by which the fused distributions beat the target on the labels"),
+    "fusion_gain": Family(
+        "Nats per row by which the fused distributions beat the target on labels read for the first time"
+    ),
     "fusion_weight": Family("Mean weight of the fused rows in the fusion loss, 0 to 1"),
-    "source_gain": Family("Nats per byte by which a source model beats the target on the step's text", "source"),
+    "source_gain": Family(
+        "Nats per byte by which a source model beats the target on a step's text, all of it read for the first time",
+        "source",
+    ),
     "source_retired": Family("Step after which the run has gone on without a source model", "source"),
     "source_nats_per_byte": Family("Cross-entropy of a source model on the passages of the last step", "source"),
     "source_win_rate": Family("Share of the last step's passages that a source model won, 0 to 1", "source"),

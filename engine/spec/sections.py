@@ -104,7 +104,8 @@ class CorpusSpec(Section):
     """Largest share of its rows that a reader may skip; with more the run fails. A damaged file counts as one
     row."""
     passes: Annotated[int, Field(ge=1)] = 1
-    """How many times the corpus is read, all within one execution; with domains see exhausted."""
+    """How many times the corpus is read, all within one execution; with domains see exhausted. What a passage gains
+    from the sources is measured in the first pass, see objective.full_gain."""
     overlap_bytes: Annotated[int, Field(ge=0)] = 0
     """Bytes of the previous passage that a passage begins with where a document is cut: every model reads them as
     context, but they are learned once. At most training.block_length."""
@@ -175,8 +176,9 @@ class SourceModelSpec(Section):
     lists the passages without it."""
     retire: bool = False
     """Whether the run goes on without this source once it no longer pays: at a checkpoint, if since the one before it
-    has predicted the text of no domain of the corpus better than the target did before learning it. Its processes end;
-    those of the others start again from the checkpoint, which takes as long as a restart."""
+    has predicted the text of no domain of the corpus better than the target did before learning it, all of it text
+    that was not read before. Its processes end; those of the others start again from the checkpoint, which takes as
+    long as a restart."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """Number of deaths of one replica between two checkpoints that are replaced; the next one is a failure for good.
     Deaths with a lost node do not count. Any error but the engine's own, such as a GPU out of memory, ends a replica's

@@ -33,6 +33,7 @@ class Setting:
         beginning: the model that they train, by the experiment's folder and the seed.
         max_steps: of training, about as many as ``passes`` over the corpus give.
         window_tokens: of a held-out text that are scored at once; every token has at least half a window of context.
+        passes: over the corpus.
     """
 
     spec: str
@@ -214,7 +215,8 @@ class RealArms:
     """The arms of real models on one corpus.
 
     Attributes:
-        continued: without sources. once: the same in one pass, where the others have more; it has a rate of its own.
+        continued: without sources. once: the same in one pass, with a rate of its own and two steps of warm-up; None
+            where all arms have one pass.
         gemma: a source that is better in other languages. itself: the target as its own source. both: the two of them.
             The last two take Gemma's rate and weight.
     """

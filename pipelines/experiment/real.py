@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def on_corpus(laboratory: Laboratory, corpus: str, rates: Sequence[float], seeds: Sequence[int]) -> Findings:
-    """Compare the arms on one corpus: continued training and fusion with Gemma at their own rates."""
+    """Compare the arms on one corpus; continued training, in one pass too, and fusion with Gemma choose their rates."""
     arms = real_arms(corpus)
     choices = choose(laboratory, arms.choosing, rates, REAL_WEIGHTS)
     trained = trained_runs(arms.all, choices, seeds)

@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,14 +57,13 @@ class Laboratory:
         """
         jobs = {}
         for run in runs:
-            if not self._done(run).exists():
+            if self._recorded(run).get("command") != self._command(run):
                 spec, overrides = SETTINGS[run.arm.setting].spec, run.overrides(self.folder)
                 log = run.folder(self.folder) / "console.log"
                 jobs[self._benches.submit(carry_out, spec, overrides, log, self._longest_run_seconds)] = run
         for job in as_completed(jobs):
             run, seconds = jobs[job], job.result()
-            command = ["-m", "engine", "run", SETTINGS[run.arm.setting].spec, *run.overrides(self.folder)]
-            self._done(run).write_text(json.dumps({"command": command, "seconds": seconds}))
+            self._done(run).write_text(json.dumps({"command": self._command(run), "seconds": seconds}))
             self._say(f"{run.arm.setting} {run.arm.name}, rate {run.rate:g}, seed {run.seed}: {seconds:.0f} s")
 
     def scores(self, setting: str, part: str, checkpoints: Sequence[Path]) -> list[Scores]:
@@ -99,7 +99,15 @@ class Laboratory:
 
     def seconds(self, run: Run) -> float:
         """Wall time of a finished run."""
-        return json.loads(self._done(run).read_text())["seconds"]
+        return self._recorded(run)["seconds"]
+
+    def _command(self, run: Run) -> list[str]:
+        """What carries it out: a finished run of another command is not this one."""
+        return ["-m", "engine", "run", SETTINGS[run.arm.setting].spec, *run.overrides(self.folder)]
+
+    def _recorded(self, run: Run) -> dict[str, Any]:
+        """Command and seconds of a finished run; nothing of an unfinished one."""
+        return json.loads(self._done(run).read_text()) if self._done(run).exists() else {}
 
     def _done(self, run: Run) -> Path:
         return run.folder(self.folder) / "done.json"

@@ -74,7 +74,7 @@ def _source_cost(source: SourceModelSpec, texts: Sequence[str], training: float,
     work = FORWARD * weights * _tokens_per_byte(Checkpoint.of(source), texts)
     relative = work / training if training else 0.0
     weight_bytes = parameters * {"float32": 4, "bfloat16": 2, "float16": 2}.get(source.dtype, own_dtype_bytes)
-    step, chunk, cache = _step(source)
+    step, chunk, cache = _step(source, vocabulary)
     logits = chunk * vocabulary * BYTES_PER_LOGIT
     return ModelCost(
         source.name,
@@ -94,10 +94,11 @@ def _enough(replicas: float) -> int:
     return max(1, math.ceil(round(replicas, 6)))
 
 
-def _step(source: SourceModelSpec) -> tuple[int, int, int]:
+def _step(source: SourceModelSpec, vocabulary: int) -> tuple[int, int, int]:
     """Tokens in one step, tokens whose vocabulary rows are in memory at once, bytes of the cache on all GPUs."""
     if source.backend == "transformers":
-        return transformers_backend.PASS_TOKENS, transformers_backend.PASS_TOKENS, 0
+        tokens = transformers_backend.pass_tokens(vocabulary)
+        return tokens, tokens, 0
     config = load_configuration(Checkpoint.of(source))
     context = context_limit(config, source.max_context_tokens, generated_tokens=1)
     tokens = step_tokens(source, config, context, PLANNED_GPU_BYTES)

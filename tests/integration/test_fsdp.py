@@ -21,7 +21,14 @@ from actors.training.target_model import StepLosses, TargetModel
 from engine.errors import TrainingError
 from engine.spec import ObjectiveSpec, OptimizerSpec, TargetModelSpec, TrainingSpec
 from tests.support.tiny_models import tiny_checkpoint
-from tests.support.training_blocks import LENGTH, TOP_K, training_blocks, with_bad_probability
+from tests.support.training_blocks import (
+    LENGTH,
+    TOP_K,
+    repeated,
+    training_blocks,
+    with_bad_probability,
+    with_known_labels,
+)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -61,7 +68,7 @@ def begin(rank: int, run: Run, model: str, store: str) -> TargetModel:
     return TargetModel(
         TargetModelSpec(checkpoint=model),
         training,
-        ObjectiveSpec(lm_loss_weight=0.5, full_gain=0.0),
+        ObjectiveSpec(lm_loss_weight=0.5),
         TOP_K,
         torch.device("cpu"),
     )
@@ -87,8 +94,15 @@ def looked_at(step: StepLosses) -> list[float]:
 
 
 def share(step: int, rank: int, workers: int) -> pa.Table | None:
-    """This worker's blocks of a step; in the last one the second worker has run out."""
+    """This worker's blocks of a step; in the last one the second worker has run out.
+
+    In every other step the sources know what follows; from the third on, every other block is of a second pass.
+    """
     blocks = training_blocks(step, lengths=[31] if step == STEPS - 1 else [20, 30, 12, 25, 16, 9, 31])
+    blocks = with_known_labels(blocks) if step % 2 == 0 else blocks
+    if step >= 2:
+        rows = [blocks.slice(index, 1) for index in range(len(blocks))]
+        blocks = pa.concat_tables([repeated(row) if index % 2 else row for index, row in enumerate(rows)])
     mine = [blocks.slice(index, 1) for index in range(rank, len(blocks), workers)]
     return pa.concat_tables(mine) if mine else None
 

@@ -23,6 +23,11 @@ PASS_TOKENS, PASS_LOGITS = 2048, 2**27
 SOFTMAX_LOGITS = {"cpu": 2**22, "cuda": 2**26}
 
 
+def pass_tokens(vocab_size: int) -> int:
+    """Tokens in one forward pass of a model with so many vocabulary rows, padding included."""
+    return max(1, min(PASS_TOKENS, PASS_LOGITS // vocab_size))
+
+
 class TransformersBackend:
     """A source model as transformers loads it; see ``backends.Backend``.
 
@@ -44,7 +49,7 @@ class TransformersBackend:
             raise SourceModelError(f"{checkpoint}: transformers cannot load it: {error}") from error
         self.vocab_size = self._model.get_output_embeddings().weight.shape[0]
         self._top_k = top_k
-        self._pass_tokens = min(PASS_TOKENS, PASS_LOGITS // self.vocab_size)
+        self._pass_tokens = pass_tokens(self.vocab_size)
 
     def score(self, prompts: Sequence[np.ndarray]) -> list[PromptRows]:
         """Rows of each prompt; prompts that lie beside each other share a forward pass, padded to the longest.

@@ -18,10 +18,10 @@ DOMAINS = st.lists(
 )
 
 
-def block(domain: int, number: int, num_bytes: int, is_repeated: bool = False) -> MixedBlock:
+def block(domain: int, number: int, num_bytes: int, is_surplus: bool = False) -> MixedBlock:
     """A block whose passage has ten bytes of context besides."""
     passage = Passage(f"{domain} {number}", "", num_bytes + 10, 10, True)
-    return MixedBlock(Entry(domain, number, number + 1, SHARD_START), [passage], is_repeated)
+    return MixedBlock(Entry(domain, number, number + 1, SHARD_START), [passage], is_surplus)
 
 
 def blocks(domain: int, sizes: list[int], first: int = 0) -> Iterator[MixedBlock]:
@@ -63,7 +63,7 @@ def test_three_to_one_is_within_one_percent_after_a_hundred_blocks():
 
 
 def test_a_mixture_ends_where_every_domain_would_only_repeat_itself():
-    long = (block(0, number, 10, is_repeated=number >= 9) for number in count())
-    short = (block(1, number, 10, is_repeated=number >= 2) for number in count())
+    long = (block(0, number, 10, is_surplus=number >= 9) for number in count())
+    short = (block(1, number, 10, is_surplus=number >= 2) for number in count())
     order = [each.entry.shard for each in mixed([long, short], [1.0, 1.0], [0, 0])]
     assert (order.count(0), order.count(1)) == (9, 8), "until the longer one is through"

@@ -55,6 +55,14 @@ def test_the_steps_since_the_last_checkpoint_decide():
     assert to_retire(spec(retire=False), worse) == (), "gpt2 stays, too: it is not to be retired"
 
 
+def test_no_source_is_judged_while_text_is_read_again():
+    """It may lead in the domain of which the target has learned the labels by heart."""
+    worse = [step(number, WORSE, by_domain=(WORSE, WORSE)) for number in range(1, 4)]
+    again = replace(worse[1], repeated_bytes=200, domain_repeated_bytes=(200, 0))
+    assert to_retire(spec(domains=("code", "docs")), worse) == ("llama",)
+    assert to_retire(spec(domains=("code", "docs")), [worse[0], again, worse[2]]) == ()
+
+
 def test_a_source_that_leads_in_one_domain_stays():
     leads = [step(number, WORSE, by_domain=(BETTER, WORSE)) for number in range(1, 4)]
     lags = [step(number, WORSE, by_domain=(TARGET, WORSE)) for number in range(1, 4)]

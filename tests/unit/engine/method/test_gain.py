@@ -151,6 +151,19 @@ def test_where_no_row_has_a_gain_none_is_looked_for(tmp_path, monkeypatch):
     model.train_step(repeated(training_blocks(seed=1)))
 
 
+@pytest.mark.usefixtures("process_group")
+def test_repeated_text_that_nothing_is_fused_for_is_learned_in_full(tmp_path):
+    """As where a source was retired, or has left the passage out."""
+    checkpoint, table = tiny_checkpoint(tmp_path, "llama"), training_blocks(seed=1)
+    nothing = pa.array([[False] * LENGTH] * len(table), pa.large_list(pa.bool_()))
+    table = table.set_column(table.column_names.index("fusion_mask"), "fusion_mask", nothing)
+    again, new = gated_target(checkpoint), gated_target(checkpoint)
+    again.first_pass[:] = torch.tensor([[40.0, 40.0]])
+    found, expected = again.train_step(repeated(table)), new.train_step(table)
+    assert found.loss == expected.loss == pytest.approx(expected.lm_loss, rel=1e-6)
+    assert found.grad_norm == expected.grad_norm
+
+
 def test_the_mean_weight_of_a_domain_without_fused_rows_is_zero():
     assert mean_weights(torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)).tolist() == [0.75, 0.0]
 
