@@ -257,7 +257,7 @@ def test_the_target_model_learns_by_the_divergence_of_the_spec(tmp_path, kind):
         ObjectiveSpec(lm_loss_weight=0.5, divergence=kind, full_gain=0.0),
     )
     model = TargetModel(TargetModelSpec(checkpoint=checkpoint), *sections, TOP_K, torch.device("cpu"))
-    ids, positions, *targets, _domains = model._blocks(table)
+    ids, positions, *targets, _is_repeated, _domains = model._blocks(table)
     with torch.no_grad():
         plain = AutoModelForCausalLM.from_pretrained(checkpoint)
         logits = plain(input_ids=ids, position_ids=positions, use_cache=False).logits.flatten(0, 1).double()
