@@ -151,24 +151,17 @@ class _TargetWithLoss(nn.Module):
             fusion_mask.float(),
             torch.full_like(fusion_mask, self.objective.lm_loss_weight, dtype=torch.float32),
         )
-        is_repeated, counted = blocks.is_repeated.flatten(), counted_rows(targets)
-        gains, counts = torch.zeros_like(targets.fusion_weights), counted & ~is_repeated
-        if self.objective.full_gain and measures_gains:
-            gains = torch.where(counts, label_gains(states, head.weight, bias, targets, self.logit_shape), 0.0)
+        is_new, gain_sums = ~blocks.is_repeated.flatten(), targets.fusion_weights.new_zeros(2)
         if self.objective.full_gain:
-            passages = (blocks.position_ids.flatten() == 0).cumsum(0) - 1
-            weights = passage_weights(gains, counts, passages, self.objective.full_gain)
-            known = known_weights[blocks.domains].repeat_interleave(blocks.labels.shape[1])
-            weights = torch.where(is_repeated, repeated_weights(known, counted, passages), weights)
-            lm_weights = remaining_lm_weights(weights, self.objective.lm_loss_weight)
-            targets = replace(targets, fusion_weights=weights * fusion_mask, lm_weights=lm_weights)
-        gain_sums = torch.stack([gains.sum(), counts.sum() * bool(self.objective.full_gain)])
+            counts, gains = counted_rows(targets) & is_new, torch.zeros_like(targets.fusion_weights)
+            if measures_gains:
+                gains = torch.where(counts, label_gains(states, head.weight, bias, targets, self.logit_shape), 0.0)
+            gain_sums = torch.stack([gains.sum(), counts.sum()])
+            targets = self._weighted(targets, blocks, gains, known_weights)
         kind = self.objective.divergence
         loss, loss_sums, label_nats = objective(states, head.weight, bias, targets, *scales, self.logit_shape, kind)
         sums = torch.cat([label_nats.sum()[None], loss_sums, gain_sums, targets.fusion_weights.sum()[None]])
-        first_weights = torch.where(is_repeated, 0.0, targets.fusion_weights).double()
-        first_rows = (fusion_mask & ~is_repeated).double()
-        of_rows = torch.stack([label_nats, first_weights, first_rows], dim=-1)
+        of_rows = torch.stack([label_nats, targets.fusion_weights * is_new, fusion_mask & is_new], dim=-1)
         of_blocks = of_rows.view(*blocks.labels.shape, -1).sum(1)
         if asked is None:
             return loss, sums, of_blocks, None
@@ -178,6 +171,19 @@ class _TargetWithLoss(nn.Module):
             of_blocks,
             own_rows(states[asked].detach(), head.weight, bias, targets.at(asked), self.logit_shape),
         )
+
+    def _weighted(self, targets: Targets, blocks: Blocks, gains: torch.Tensor, known_weights: torch.Tensor) -> Targets:
+        """The targets with the weights of their passages, by gain or, of repeated ones, by domain (``method.gain``)."""
+        is_repeated, counted = blocks.is_repeated.flatten(), counted_rows(targets)
+        passages = (blocks.position_ids.flatten() == 0).cumsum(0) - 1
+        known = known_weights[blocks.domains].repeat_interleave(blocks.labels.shape[1])
+        weights = torch.where(
+            is_repeated,
+            repeated_weights(known, counted, passages),
+            passage_weights(gains, counted & ~is_repeated, passages, self.objective.full_gain),
+        )
+        lm_weights = remaining_lm_weights(weights, self.objective.lm_loss_weight)
+        return replace(targets, fusion_weights=weights * targets.fusion_mask, lm_weights=lm_weights)
 
     def hidden_states(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """The last hidden states, [B,L,D]; attention stays inside each passage.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -57,7 +58,10 @@ class Laboratory:
         """
         jobs = {}
         for run in runs:
-            if self._recorded(run).get("command") != self._command(run):
+            recorded = self._recorded(run)
+            if recorded.get("command") != self._command(run):
+                if recorded:  # of other settings, whose output a run would refuse
+                    shutil.rmtree(run.folder(self.folder))
                 spec, overrides = SETTINGS[run.arm.setting].spec, run.overrides(self.folder)
                 log = run.folder(self.folder) / "console.log"
                 jobs[self._benches.submit(carry_out, spec, overrides, log, self._longest_run_seconds)] = run

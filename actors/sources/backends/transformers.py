@@ -18,8 +18,8 @@ from engine.spec import SourceModelSpec
 #: prompt has a pass of its own.
 PASS_TOKENS, PASS_LOGITS = 2048, 2**27
 
-#: Logits whose log-softmax is made at once. Of all of a pass at once, a CPU would spend a third of the time on getting
-#: fresh memory for it.
+#: Logits whose log-softmax is made at once: 16 MiB on a CPU, which the allocator keeps. For all of a pass at once it
+#: would get memory from the system each time, at little more than half the speed (262,144 tokens, LOG.md).
 SOFTMAX_LOGITS = {"cpu": 2**22, "cuda": 2**26}
 
 

@@ -436,11 +436,11 @@ def test_a_checkpoint_that_its_store_does_not_give_is_neither_damaged_nor_refuse
             store.write(f"{folder.name}/{path.name}", path.read_bytes())
         url = f"failing://{folder.name}"
         store.fail()
-        assert checkpoints.load(model, url)["at"] == 1
+        assert checkpoints.load(model, url) == {"at": 1, "step": 0, "first_pass": [[0.0, 0.0]]}
         reads = store.asked["read"]
         assert reads > 20
         store.fail(open={1, 2, 4}, read=range(1, reads, 5))
-        assert checkpoints.load(model, url)["at"] == 1
+        assert checkpoints.load(model, url) == {"at": 1, "step": 0, "first_pass": [[0.0, 0.0]]}
         for first in (1, 2, reads // 2, reads):  # its metadata, its tensors and its journal
             store.fail(read=range(first, 10**9))
             with pytest.raises(StoreError, match=r"step-00000000.* cannot be read.*PayloadError.*tried 9") as raised:

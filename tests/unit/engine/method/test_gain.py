@@ -11,7 +11,14 @@ import torch
 from actors.training import target_model
 from actors.training.target_model import StepLosses, TargetModel
 from engine.method import gain
-from engine.method.gain import counted_rows, label_gains, mean_weights, passage_weights, remaining_lm_weights
+from engine.method.gain import (
+    counted_rows,
+    label_gains,
+    mean_weights,
+    passage_weights,
+    remaining_lm_weights,
+    repeated_weights,
+)
 from engine.method.losses import NO_LABEL, PLAIN, LogitShape
 from engine.records import NO_TOKEN
 from engine.spec import ObjectiveSpec, TargetModelSpec, TrainingSpec
@@ -78,6 +85,20 @@ def test_weights_of_random_passages_equal_the_slow_twin():
             own = gains[(passages == passage) & counts].tolist()
             expected = oracles.passage_weight(own, full_gain)
             assert found[passages == passage].tolist() == pytest.approx([expected] * int(lengths[passage]), abs=1e-6)
+
+
+def test_a_repeated_passage_has_its_domains_weight_if_anything_is_fused_for_it():
+    random = np.random.default_rng(1)
+    for _ in range(50):
+        lengths = random.integers(1, 9, int(random.integers(1, 12)))
+        passages = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+        counts = torch.from_numpy(random.random(len(passages)) < 0.2)
+        known = torch.from_numpy(random.random(len(lengths))).float()
+        found = repeated_weights(known[passages], counts, passages)
+        for passage in range(len(lengths)):
+            is_fused = any(counts[passages == passage].tolist())
+            expected = float(known[passage]) if is_fused else 0.0
+            assert found[passages == passage].tolist() == [expected] * int(lengths[passage])
 
 
 @pytest.mark.usefixtures("process_group")

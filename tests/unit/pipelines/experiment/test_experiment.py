@@ -5,9 +5,11 @@ import json
 import math
 import os
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -29,6 +31,7 @@ from pipelines.experiment.real_tasks import CONTINUATIONS, HEADINGS, MOST_GROUPS
 from pipelines.experiment.real_texts import LARGEST_SHARE as LARGEST_REAL_SHARE
 from pipelines.experiment.real_texts import REAL_CORPORA, TASKS, write_real_texts
 from pipelines.experiment.results import Choice, Findings, Row
+from pipelines.experiment.runs import Laboratory
 from pipelines.experiment.texts import CORPUS, EXPERT_QUOTAS, HELD_OUT, VALIDATION, read_texts, write_texts
 from pipelines.quickstart.build import passages
 from pipelines.quickstart.texts import Document
@@ -239,6 +242,29 @@ def test_continued_training_in_one_pass_has_as_many_steps_as_a_pass_has():
     assert found.index("corpus.passes=4") < found.index("corpus.passes=1")
     assert found[-1] == "training.max_steps=8", "the last one counts"
     assert arms.real_arms("mixture").once is None
+
+
+def test_a_finished_run_is_repeated_only_if_its_command_has_changed(tmp_path):
+    """Its old output goes: a run refuses a folder that holds one with other settings."""
+    laboratory, begun = Laboratory(tmp_path, 10, lambda line: None), []
+
+    def submit(_work, _spec, _overrides, log, _seconds):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        begun.append(log)
+        done: Future[float] = Future()
+        done.set_result(1.5)
+        return done
+
+    laboratory._benches = SimpleNamespace(submit=submit)
+    run = Run(arms.CONTINUED, 5e-3, 0)
+    for _ in range(2):
+        laboratory.run([run])
+    assert len(begun) == 1 and laboratory.seconds(run) == 1.5
+    old = run.folder(tmp_path) / "old"
+    old.touch()
+    (run.folder(tmp_path) / "done.json").write_text(json.dumps({"command": ["another"], "seconds": 9.0}))
+    laboratory.run([run])
+    assert len(begun) == 2 and laboratory.seconds(run) == 1.5 and not old.exists()
 
 
 def test_a_seed_has_a_target_of_its_own_where_targets_are_made_here():
