@@ -115,7 +115,7 @@ def random_blocks(length: int, vocabulary: int) -> pa.Table:
     entries = [Entry(0, block, block + 1, Cursor(block + 1, 0, 0, 0, 0)).numbers() for block in range(STEP_BLOCKS)]
     others = {
         "ledger_entry": ragged([np.array(entry) for entry in entries], pa.int64()),
-        "passage_ids": pa.array([[f"0/benchmark:{block}:0"] for block in range(STEP_BLOCKS)]),
+        "passage_ids": pa.array([[f"0/benchmark:{block}:{part}" for part in range(4)] for block in range(STEP_BLOCKS)]),
     }
     return pa.table([*columns, *others.values()], names=[*(field.name for field in fields), *others])
 
