@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.invented_batch import TEXT, invented_batch
 from actors.monitor import Meter
 from engine.corpus.passages import passages_of
 from engine.corpus.reading import Reading
-from engine.errors import RecordError
+from engine.errors import RecordError, TokenizerError
 from engine.history.sampling import is_sampled
 from engine.method.alignment import SourceAlignment
 from engine.method.answers import Answers, source_answers, target_answers
@@ -73,11 +75,11 @@ class Aligner:
         target = PassageTokenizer.load(target_checkpoint)
         self._target = Reading(target, target.adds_bos)
         self._vocabulary = target.vocab_size
-        self._names = [name for name, _ in sources]
+        tokenizers = {name: PassageTokenizer.load(checkpoint) for name, checkpoint in sources}
+        self._names = list(tokenizers)
         self._retired = retired
         self._sources = [
-            SourceAlignment(PassageTokenizer.load(checkpoint), target, alignment, sample, conversations)
-            for _, checkpoint in sources
+            SourceAlignment(source, target, alignment, sample, conversations) for source in tokenizers.values()
         ]
         self._canonical = CanonicalPairs(target) if alignment.tokens == "bytes" and sources else None
         if self._canonical is not None and self._canonical.unknown:
@@ -89,6 +91,7 @@ class Aligner:
         self._alignment = alignment
         self._meter = meter
         self._batches = 0  # only decides at what the report looks
+        self._compile(tokenizers)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """``records.PASSAGE`` and the columns of all sources but the retired ones to ``records.FUSED_PASSAGE``.
@@ -103,6 +106,28 @@ class Aligner:
         for name in self._retired:
             batch = without_rows(batch, name)
         check(batch, [*PASSAGE, *(column for name in self._names for column in source_columns(name))], "align")
+        answers, aligned, fused = self._fuse(batch)
+        self._check_mapped_mass(aligned)
+        looks = self._look_at(batch["passage_id"].to_pylist(), answers, aligned, fused)
+        table = _table(batch, answers, *whole_passages(answers, fused), looks)
+        tokens = len(answers.token_ids)
+        self._meter.record(passages=len(batch), tokens=tokens, busy_seconds=time.perf_counter() - started)
+        return table
+
+    def _compile(self, tokenizers: Mapping[str, PassageTokenizer]) -> None:
+        """Fuse an invented passage: what is not in numba's cache yet is compiled while the source models load.
+
+        It takes half a minute on a new machine, which would otherwise count as work on the first batch.
+        """
+        try:
+            made = self._fuse(invented_batch(tokenizers, self._fusion.top_k))
+            if tokenizers:
+                self._inspect(0, *made)
+        except TokenizerError:  # a tokenizer for other scripts; the first batch compiles then
+            _log.info(f"align: no kernel is compiled beforehand, since a tokenizer has no token for {TEXT!r}")
+
+    def _fuse(self, batch: pa.Table) -> tuple[Answers, list[SourceRows], FusedRows]:
+        """A batch's answers, and their rows of each source and fused."""
         passages = passages_of(batch)
         renderings = [self._target.read(passage, passage.ends_document) for passage in passages]
         answers = target_answers(
@@ -113,14 +138,9 @@ class Aligner:
         scored = [source_answers(batch, name, self._fusion.top_k, answers.counts) for name in self._names]
         texts = [passage.text for passage in passages]
         aligned = [source.align(texts, answers.rows, rows) for source, rows in zip(self._sources, scored, strict=True)]
-        self._check_mapped_mass(aligned)
         by_product = self._alignment.split_tokens == "product"
         fused = fuse(answers.rows, aligned, self._fusion, self._vocabulary, self._names, by_product, self._canonical)
-        looks = self._look_at(batch["passage_id"].to_pylist(), answers, aligned, fused)
-        table = _table(batch, answers, *whole_passages(answers, fused), looks)
-        tokens = len(answers.token_ids)
-        self._meter.record(passages=len(batch), tokens=tokens, busy_seconds=time.perf_counter() - started)
-        return table
+        return answers, aligned, fused
 
     def _look_at(
         self, passage_ids: Sequence[str], answers: Answers, aligned: Sequence[SourceRows], fused: FusedRows
@@ -132,17 +152,22 @@ class Aligner:
             return looks
         passages = np.repeat(np.arange(len(passage_ids)), answers.counts)
         ids = [passage_ids[passage] for passage in passages]
-        by_product = self._alignment.split_tokens == "product"
         most = max(2, len(answers.token_ids) // TOKENS_OF_A_LOOK)
         for answer, why in chosen_answers(ids, answers.rows, fused.cross_entropy, most).items():
-            look = inspect(
-                answer, answers.rows, aligned, fused, self._fusion, self._vocabulary, self._names, by_product,
-                self._canonical,
-            )  # fmt: skip
+            look = self._inspect(answer, answers, aligned, fused)
             passage, begin = passages[answer], answers.places[answers.rows.offsets[answer]]
             first = int(begin - answers.offsets[passage]) + look["first"]
             looks[passage] = as_text(look | {"passage": ids[answer], "why": why, "first": first})
         return looks
+
+    def _inspect(
+        self, answer: int, answers: Answers, aligned: Sequence[SourceRows], fused: FusedRows
+    ) -> dict[str, Any]:
+        by_product = self._alignment.split_tokens == "product"
+        return inspect(
+            answer, answers.rows, aligned, fused, self._fusion, self._vocabulary, self._names, by_product,
+            self._canonical,
+        )  # fmt: skip
 
     def _check_mapped_mass(self, aligned: Sequence[SourceRows]) -> None:
         """Refuse a source whose mass goes to the rest bucket: it teaches nothing, and its loss looks like any."""
