@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from pipelines.experiment.arms import WEIGHTS, Arm, Run
 from pipelines.experiment.results import Choice
@@ -18,51 +19,50 @@ def choose(
 ) -> list[Choice]:
     """Run seed 0 of each arm at the middle rates, at further ones while the best lies at the edge, then the weights.
 
+    Each arm chooses in a thread of its own, so that none waits for the rates of another.
+
     Args:
         rates: the whole grid, ascending.
         weights: of the causal LM loss; rates are tried at the first.
+
+    Raises:
+        RuntimeError: a run failed; the message names its log.
     """
+    threads = ThreadPoolExecutor(len(compared))
+    choices = [threads.submit(_choice, laboratory, arm, rates, weights) for arm in compared]
+    try:
+        for choice in as_completed(choices):
+            choice.result()
+    finally:
+        threads.shutdown(wait=False)  # after an error the laboratory closes, and so the other arms end
+    return [choice.result() for choice in choices]
 
-    def measured(runs: Sequence[Run]) -> dict[Run, float]:
+
+def _choice(laboratory: Laboratory, arm: Arm, rates: Sequence[float], weights: Sequence[float]) -> Choice:
+    def measured(runs: Sequence[Run]) -> list[float]:
         laboratory.run(runs)
-        found: dict[Run, float] = {}
-        for setting in dict.fromkeys(run.arm.setting for run in runs):
-            own = [run for run in runs if run.arm.setting == setting]
-            means = laboratory.means(setting, VALIDATION, [laboratory.export(run) for run in own])
-            found |= zip(own, means, strict=True)
-        return found
+        return laboratory.means(arm.setting, VALIDATION, [laboratory.export(run) for run in runs])
 
-    tried = choose_rates(compared, rates, measured, weights[0])
-    chosen = {arm: min(found, key=found.__getitem__) for arm, found in tried.items()}
-    runs = [Run(arm, chosen[arm], 0, weight) for arm in compared if arm.has_sources for weight in weights[1:]]
-    weighed = measured(runs)
-    choices = []
-    for arm in compared:
-        by_weight = {run.weight: bits for run, bits in weighed.items() if run.arm is arm}
-        if arm.has_sources:
-            by_weight[weights[0]] = tried[arm][chosen[arm]]
-        choices.append(Choice(arm.name, dict(sorted(tried[arm].items())), dict(sorted(by_weight.items()))))
-    return choices
+    by_rate = try_rates(rates, lambda some: measured([Run(arm, rate, 0, weights[0]) for rate in some]))
+    best, by_weight = min(by_rate, key=by_rate.__getitem__), {}
+    if arm.has_sources:
+        others = measured([Run(arm, best, 0, weight) for weight in weights[1:]])
+        by_weight = dict(zip(weights, [by_rate[best], *others], strict=True))
+    return Choice(arm.name, dict(sorted(by_rate.items())), dict(sorted(by_weight.items())))
 
 
-def choose_rates(
-    compared: Sequence[Arm],
-    rates: Sequence[float],
-    measured: Callable[[Sequence[Run]], Mapping[Run, float]],
-    weight: float = WEIGHTS[0],
-) -> dict[Arm, dict[float, float]]:
-    """Each arm's rates and their validation bits per byte; the best is inside them, or at an end of ``rates``.
+def try_rates(rates: Sequence[float], measured: Callable[[Sequence[float]], Sequence[float]]) -> dict[float, float]:
+    """Rates of a grid and their validation bits per byte; the best is inside them, or at an end of the grid.
 
     Args:
-        measured: runs to their validation bits per byte.
+        rates: the whole grid, ascending.
+        measured: some rates to their validation bits per byte.
     """
-    tried: dict[Arm, dict[float, float]] = {arm: {} for arm in compared}
-    wanted = {arm: middle(rates) for arm in compared}
-    while any(wanted.values()):
-        found = measured([Run(arm, rate, 0, weight) for arm, further in wanted.items() for rate in further])
-        for run, bits in found.items():
-            tried[run.arm][run.rate] = bits
-        wanted = {arm: _beyond(tried[arm], rates) for arm in compared}
+    tried: dict[float, float] = {}
+    wanted = middle(rates)
+    while wanted:
+        tried |= zip(wanted, measured(wanted), strict=True)
+        wanted = _beyond(tried, rates)
     return tried
 
 

@@ -4,6 +4,8 @@ import itertools
 import json
 import math
 import os
+import threading
+import time
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import replace
@@ -19,9 +21,9 @@ from pyarrow import parquet
 from engine import load_spec
 from pipelines.experiment import arms
 from pipelines.experiment.__main__ import trained_runs
-from pipelines.experiment.arms import SPEC, Run
+from pipelines.experiment.arms import SPEC, WEIGHTS, Arm, Run
 from pipelines.experiment.bootstrap import ScoredDomain
-from pipelines.experiment.choices import choose_rates
+from pipelines.experiment.choices import choose, try_rates
 from pipelines.experiment.domains import DOCUMENT_CHARACTERS, LARGEST_SHARE, deal, folder_domains
 from pipelines.experiment.kept import keep, kept
 from pipelines.experiment.models import base_folder, expert_folder, expert_job
@@ -217,12 +219,55 @@ def test_the_learning_rate_with_the_fewest_bits_is_chosen():
 
 @pytest.mark.parametrize(("best", "tried"), [(5e-3, 3), (8e-3, 4), (2e-2, 5), (2e-3, 5), (1.2e-3, 5)])
 def test_rates_are_tried_until_the_best_lies_inside(best, tried):
-    def measured(runs):
-        return {run: abs(np.log(run.rate / best)) for run in runs}
-
-    [found] = choose_rates([arms.FUSED], arms.RATES, measured).values()
+    found = try_rates(arms.RATES, lambda rates: [abs(np.log(rate / best)) for rate in rates])
     assert min(found, key=found.__getitem__) == best
     assert len(found) == tried
+
+
+class ChoosingLaboratory:
+    """Knows what each run would measure; the first arm's first rates come only after the second arm's weights."""
+
+    folder = FOLDER
+
+    def __init__(self, first: Arm, second: Arm, best: dict[Arm, float]):
+        self._first, self._second, self._best = first, second, best
+        self._second_is_done = threading.Event()
+        self.failing: Arm | None = None
+
+    def run(self, runs):
+        if runs and runs[0].arm is self.failing:
+            raise RuntimeError(f"{self.failing.name} failed; see its log")
+        if runs and runs[0].arm is self._first:
+            assert self._second_is_done.wait(20)
+
+    def export(self, run):
+        return run
+
+    def means(self, setting, part, runs):
+        assert part == VALIDATION and all(run.arm.setting == setting and run.seed == 0 for run in runs)
+        if any(run.weight != WEIGHTS[0] for run in runs):
+            self._second_is_done.set()
+        return [abs(np.log(run.rate / self._best[run.arm])) + abs(run.weight - 0.1) for run in runs]
+
+
+def test_no_arm_waits_for_another_to_choose():
+    best = {arms.CONTINUED: 8e-3, arms.FUSED: 3e-3}
+    laboratory = ChoosingLaboratory(*best, best)
+    continued, fused = choose(laboratory, list(best), arms.RATES)
+    assert (continued.arm, continued.rate, continued.by_weight) == ("continued training", 8e-3, {})
+    assert (fused.arm, fused.rate, fused.weight) == ("fusion", 3e-3, 0.1)
+    assert (len(continued.validation), list(fused.by_weight)) == (4, [0.1, 0.2, 0.5])
+
+
+def test_a_run_that_fails_ends_the_choosing_at_once():
+    best = {arms.CONTINUED: 8e-3, arms.FUSED: 3e-3}
+    laboratory = ChoosingLaboratory(*best, best)
+    laboratory.failing = arms.FUSED  # so that continued training would wait for ever
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="fusion failed"):
+        choose(laboratory, list(best), arms.RATES)
+    laboratory._second_is_done.set()
+    assert time.monotonic() - started < 10
 
 
 def test_an_arm_takes_the_rate_and_weight_that_were_chosen():
