@@ -114,7 +114,8 @@ def setting_a(
     sources |= {"larger source": larger_folder(folder), "equal source": equal_folder(folder)}
     rows += [model_row(laboratory, "a", name, [place] * len(seeds)) for name, place in sources.items()]
     rows += [run_row(laboratory, arm, runs) for arm, runs in trained.items()]
-    return Findings("a", choices, rows, [run_row(laboratory, arm, runs) for arm, runs in ablated.items() if runs])
+    ablations = [run_row(laboratory, arm, runs) for arm, runs in ablated.items() if runs]
+    return Findings("a", choices, rows, ablations, laboratory.planned(trained[arms.FUSED][0]))
 
 
 def setting_b(
@@ -145,7 +146,8 @@ def setting_b(
         merged = [merged_experts(folder, method, base, found) for base, found in zip(bases, by_seed, strict=True)]
         rows.append(model_row(laboratory, "b", f"experts merged ({method})", merged))
     rows += [run_row(laboratory, arm, runs) for arm, runs in trained.items()]
-    return Findings("b", choices, rows, [run_row(laboratory, arm, runs) for arm, runs in ablated.items() if runs])
+    ablations = [run_row(laboratory, arm, runs) for arm, runs in ablated.items() if runs]
+    return Findings("b", choices, rows, ablations, laboratory.planned(trained[compared[1]][0]))
 
 
 def trained_runs(compared: Sequence[Arm], choices: Sequence[Choice], seeds: Sequence[int]) -> dict[Arm, list[Run]]:

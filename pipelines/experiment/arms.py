@@ -137,6 +137,9 @@ SINGLE = tuple(
 
 _OTHER_RULES = {"equal weights": ("fusion.rule=uniform",), "MinCE": ("fusion.rule=min_ce",)}
 
+#: The arm of each fusion rule, in both settings.
+RULE_ARMS = {"avg_ce": FUSED.name, "uniform": "equal weights", "min_ce": "MinCE"}
+
 _ABLATED = {
     **_OTHER_RULES,
     "AvgCE at temperature 1": ("fusion.temperature=1",),

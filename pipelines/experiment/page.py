@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from pipelines.experiment.arms import CONTINUED, FUSED, SETTINGS, SINGLE, SPEC
+from pipelines.experiment.arms import CONTINUED, FUSED, RULE_ARMS, SETTINGS, SINGLE, SPEC
 from pipelines.experiment.bootstrap import LEVEL, RESAMPLES, Interval, spread
 from pipelines.experiment.kept import keep
 from pipelines.experiment.plots import plot_differences
@@ -172,6 +172,23 @@ def _ablations(found: Findings) -> Iterator[str]:
     for row in found.ablations:
         differences = f"{_shown(row.less(fusion))} | {_shown(row.less(continued))}"
         yield f"| {row.name} | {len(row.scores)} | {row.mean:.4f} | {differences} |"
+    if found.planned:
+        yield ""
+        yield from _planned(found)
+
+
+def _planned(found: Findings) -> Iterator[str]:
+    """The order of the rules by a plan and by the targets that they have trained."""
+    trained = {row.name: row.means[0] for row in (found.row(FUSED.name), *found.ablations)}
+    planned = {RULE_ARMS[rule]: nats for rule, nats in found.planned.items()}
+    orders = [sorted(planned, key=values.__getitem__) for values in (planned, trained)]
+    yield f"`plan --compare` before any training, nats per byte: {_in_order(orders[0], planned)}."
+    yield f"Bits per byte of the trained targets, seed 0: {_in_order(orders[1], trained)}."
+    yield "The order is the same." if orders[0] == orders[1] else "**The order is not the same**: a plan is no judge."
+
+
+def _in_order(names: Sequence[str], values: Mapping[str, float]) -> str:
+    return " < ".join(f"{name} {values[name]:.4f}" for name in names)
 
 
 def chosen(found: Findings) -> Iterator[str]:

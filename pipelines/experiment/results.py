@@ -85,6 +85,7 @@ class Findings:
         choices: of learning rates and weights.
         rows: compared.
         ablations: of fusion.
+        planned: fusion rule to nats per byte before any training, by a plan; empty where rules are not compared.
         machine: what they were found on: versions and cores, in words.
         minutes: of the start that finished them; what earlier starts had finished was not repeated.
     """
@@ -93,6 +94,7 @@ class Findings:
     choices: Sequence[Choice]
     rows: Sequence[Row]
     ablations: Sequence[Row] = field(default_factory=tuple)
+    planned: Mapping[str, float] = field(default_factory=dict)
     machine: str = ""
     minutes: float = nan
 

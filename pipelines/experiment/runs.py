@@ -18,6 +18,7 @@ from pipelines.evaluation.ensemble import ensemble
 from pipelines.experiment.arms import SETTINGS, SPEC, Run
 from pipelines.experiment.bench import carry_out, start_bench
 from pipelines.experiment.bootstrap import ScoredDomain, Scores, mean_bits_per_byte
+from pipelines.experiment.planned import planned_rules
 from pipelines.experiment.real_tasks import scores_of_tasks
 from pipelines.experiment.real_texts import TASKS
 from pipelines.experiment.texts import read_texts
@@ -96,6 +97,11 @@ class Laboratory:
         """Bits per byte of each model: of one domain, or the mean over domains if ``domain`` is empty."""
         scores = self.scores(setting, part, checkpoints)
         return [mean_bits_per_byte({domain: score[domain]} if domain else score) for score in scores]
+
+    def planned(self, run: Run) -> dict[str, float]:
+        """Each fusion rule's nats per byte before any training (``planned_rules``), at the settings of a run."""
+        overrides = [*run.overrides(self.folder), f"run.output_dir={self.folder / 'plans' / run.arm.setting}"]
+        return self._scorers.submit(planned_rules, SETTINGS[run.arm.setting].spec, overrides).result()
 
     def export(self, run: Run) -> Path:
         """Folder of a run's exported model."""

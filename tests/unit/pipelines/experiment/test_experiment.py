@@ -179,8 +179,9 @@ def findings(fusion):
     experts += [row("experts merged (linear)", 2.45), row("continued training", 2.5)]
     compared += [row("distillation from an equal source", 2.3), *(row(arm.name, 2.45) for arm in arms.SINGLE)]
     fused = row("fusion", fusion, rate=5e-3, weight=0.2)
+    ablations = [row("K 10", 2.47, seeds=1), row("equal weights", 2.46, seeds=1), row("MinCE", 2.45, seeds=1)]
     return [
-        Findings("a", [choice], [*compared, fused], [row("K 10", 2.47, seeds=1)]),
+        Findings("a", [choice], [*compared, fused], ablations, {"avg_ce": 1.42, "min_ce": 1.44, "uniform": 1.45}),
         Findings("b", [choice], [*experts, fused]),
     ]
 
@@ -204,12 +205,15 @@ def test_the_page_says_what_held(tmp_path):
     assert "| fusion | 2.4100 | **2.4000** |" in text, "the weights, in order"
     assert f"The paper's order: {' < '.join(PAPERS_ORDER)}. Ours is the same." in text
     assert "| K 10 | 1 | 2.4700 | +0.0700" in text
+    assert "nats per byte: fusion 1.4200 < MinCE 1.4400 < equal weights 1.4500." in text
+    assert "seed 0: fusion 2.4000 < MinCE 2.4500 < equal weights 2.4600.\nThe order is the same." in text
 
 
 def test_the_page_says_what_did_not_hold(tmp_path):
     text = page(tmp_path, 2.5)
     assert "No difference is shown between fusion and continued training: +0.0000" in text
     assert "Ours is not the same." in text
+    assert "seed 0: MinCE 2.4500 < equal weights 2.4600 < fusion 2.5000.\n**The order is not the same**" in text
     assert "**Fusion is worse than experts merged (linear)** by +0.0500" in text
 
 
