@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import engine
 from engine import load_spec
-from pipelines.planning.comparison import RULES
+from pipelines.experiment.arms import RULE_ARMS
 
 
 def planned_rules(spec_path: str, overrides: Sequence[str]) -> dict[str, float]:
@@ -14,4 +14,4 @@ def planned_rules(spec_path: str, overrides: Sequence[str]) -> dict[str, float]:
     spec = load_spec(spec_path, [*overrides])
     found = engine.plan(spec, mappings=()).comparison
     of_spec = [teacher for teacher in found.teachers if teacher.tokens == spec.alignment.tokens]
-    return {teacher.rule: teacher.nats_per_byte for teacher in of_spec if teacher.rule in RULES}
+    return {teacher.rule: teacher.nats_per_byte for teacher in of_spec if teacher.rule in RULE_ARMS}
