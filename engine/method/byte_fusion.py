@@ -20,6 +20,9 @@ from engine.method.compiled import njit
 from engine.method.continuations import MOST_COVERS, continue_row
 from engine.method.top_entries import add, sorting_room, take_masses, write_top
 
+#: Rows of a passage that are fused at once: what sources say about them stays in the core's cache.
+ROWS = 64
+
 
 @njit
 def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, vocabulary, exp, fused):
@@ -40,54 +43,54 @@ def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, voca
     offsets, next_tokens = target.offsets, target.next_tokens
     ids, probs, is_fused = fused.ids, fused.probs, fused.is_fused
     num_sources, most = len(sources.match), MOST_COVERS * (ids.shape[1] + 1)
-    longest = 0
-    for passage in range(offsets.size - 1):
-        longest = max(longest, offsets[passage + 1] - offsets[passage])
-    found, masses = np.empty(longest * num_sources * most, np.int32), np.empty(longest * num_sources * most)
-    ends, scales = np.zeros((num_sources, longest + 1), np.int64), np.zeros((num_sources, longest))
-    totals = np.empty(longest)
+    found, masses = np.empty(ROWS * num_sources * most, np.int32), np.empty(ROWS * num_sources * most)
+    ends, scales = np.zeros((num_sources, ROWS + 1), np.int64), np.zeros((num_sources, ROWS))
+    totals = np.empty(ROWS)
     accumulator, touched = np.zeros(vocabulary), np.empty(num_sources * most, np.int64)
     follows = np.empty(touched.size, np.uint8)
     room = sorting_room(touched.size)
     for passage in range(offsets.size - 1):
-        begin, length = offsets[passage], offsets[passage + 1] - offsets[passage]
-        totals[:] = 0.0
-        for n in range(num_sources):
-            _add_weights(begin, length, weights, n, sources.match[n], totals)
-        # One source after the other: numba takes long to look up arrays in tuples.
-        size = 0
-        for n in range(num_sources):
-            size = _continue_passage(
-                begin, length, next_tokens, weights, n, totals, sources.match[n], cut[n], sources.offsets[n][passage],
-                sources.token_ids[n], sources.token_logprobs[n], sources.topk_ids[n], sources.topk_bits[n], exp,
-                tables.data[n], tables.starts[n], tables.order[n], tables.rank[n], tables.longer[n], tables.begun[n],
-                tables.whole[n], tables.cut_starts[n], tables.cut_tokens[n], found, masses, size, ends, scales,
-            )  # fmt: skip
-        for place in range(length):
-            row, count = begin + place, 0
+        for begin in range(offsets[passage], offsets[passage + 1], ROWS):
+            length = min(ROWS, offsets[passage + 1] - begin)
+            totals[:] = 0.0
             for n in range(num_sources):
-                for entry in range(ends[n, place], ends[n, place + 1]):
-                    count = add(found[entry], masses[entry] * scales[n, place], accumulator, touched, count)
-            if not count:
-                continue
-            if tokens.size:
-                before = token_ids[row]
-                if token_ends.size:
-                    _ask_merges(
-                        before, touched, count, follows, places, answers,
-                        tokens, splits, token_ends, lasts, firsts, merges, partners,
-                    )  # fmt: skip
+                _add_weights(begin, length, weights, n, sources.match[n], totals)
+            # One source after the other: numba takes long to look up arrays in tuples.
+            size = 0
+            for n in range(num_sources):
+                size = _continue_rows(
+                    begin, length, next_tokens, weights, n, totals, sources.match[n], cut[n],
+                    sources.offsets[n][passage], sources.token_ids[n], sources.token_logprobs[n],
+                    sources.topk_ids[n], sources.topk_bits[n], exp,
+                    tables.data[n], tables.starts[n], tables.order[n], tables.rank[n], tables.longer[n],
+                    tables.begun[n], tables.whole[n], tables.cut_starts[n], tables.cut_tokens[n],
+                    found, masses, size, ends, scales,
+                )  # fmt: skip
+            for place in range(length):
+                row, count = begin + place, 0
+                for n in range(num_sources):
+                    for entry in range(ends[n, place], ends[n, place + 1]):
+                        count = add(found[entry], masses[entry] * scales[n, place], accumulator, touched, count)
+                if not count:
+                    continue
+                if tokens.size:
+                    before = token_ids[row]
+                    if token_ends.size:
+                        _ask_merges(
+                            before, touched, count, follows, places, answers,
+                            tokens, splits, token_ends, lasts, firsts, merges, partners,
+                        )  # fmt: skip
+                    else:
+                        _ask_pieces(
+                            before, touched, count, follows, places, answers,
+                            tokens, splits, letters, spans, children, piece_scores, unknown, is_greedy,
+                        )  # fmt: skip
+                    count, mass, whole = _take_possible(next_tokens[row], accumulator, touched, count, room[0], follows)
                 else:
-                    _ask_pieces(
-                        before, touched, count, follows, places, answers,
-                        tokens, splits, letters, spans, children, piece_scores, unknown, is_greedy,
-                    )  # fmt: skip
-                count, mass, whole = _take_possible(next_tokens[row], accumulator, touched, count, room[0], follows)
-            else:
-                mass, whole = take_masses(accumulator, touched, count, room[0]), 1.0
-            is_fused[row] = count > 0
-            if count:
-                write_top(touched, count, room, 1.0 / max(mass, whole), ids, probs, row)
+                    mass, whole = take_masses(accumulator, touched, count, room[0]), 1.0
+                is_fused[row] = count > 0
+                if count:
+                    write_top(touched, count, room, 1.0 / max(mass, whole), ids, probs, row)
 
 
 @njit
@@ -98,15 +101,15 @@ def _add_weights(begin, length, weights, n, match, totals):
 
 
 @njit
-def _continue_passage(
+def _continue_rows(
     begin, length, next_tokens, weights, n, totals, match, cut, first, token_ids, logprobs, topk_ids, topk_bits, exp,
     data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens, found, masses, size, ends, scales,
 ):  # fmt: skip
-    """What one source says about the target rows of one passage, after the first ``size`` entries.
+    """What one source says about ``length`` target rows of one passage, after the first ``size`` entries.
 
     Args:
-        ends: int64 [N, T+1], filled: where the entries of each row begin, and the last ones end.
-        scales: float64 [N, T], filled: by what the masses of each row's entries are to be multiplied.
+        ends: int64 [N, ROWS+1], filled: where the entries of each row begin, and the last ones end.
+        scales: float64 [N, ROWS], filled: by what the masses of each row's entries are to be multiplied.
 
     Returns:
         Where all entries end.

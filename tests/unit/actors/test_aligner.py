@@ -15,6 +15,7 @@ from actors.monitor import NoMeter
 from engine.blocks.packing import Packer
 from engine.errors import RecordError
 from engine.method import canonical
+from engine.method.byte_fusion import ROWS
 from engine.method.vocabulary import UNMAPPED
 from engine.model_files.checkpoint import Checkpoint
 from engine.records import FUSED_PASSAGE, NO_TOKEN, PASSAGE, ragged, rows_of, schema, source_columns
@@ -36,6 +37,7 @@ TEXTS = [
     "\n",
     "x",
     "2024.",
+    "No. 7, a longer passage: " + "the cat and the dog. " * 12,  # more rows than are fused at once
 ]
 
 
@@ -138,6 +140,7 @@ def test_every_passage_equals_the_slow_path(folders, tmp_path, target, bos, fusi
     )
     table = align(batch)
     may_follow = asked(align) if tokens == "bytes" else None
+    assert max(map(len, rows_of(table["token_ids"]))) > ROWS
     assert table.schema == schema(FUSED_PASSAGE)
     tokenizers = [PassageTokenizer.load(Checkpoint(str(folders[name]))) for name in names]
     for row, text in enumerate(TEXTS):
