@@ -221,7 +221,7 @@ class RealArms:
         continued: without sources. once: the same in one pass, with a rate of its own and two steps of warm-up; None
             where all arms have one pass.
         gemma: a source that is better in other languages. itself: the target as its own source. both: the two of them.
-            The last two take Gemma's rate and weight.
+            The last two take Gemma's weight.
     """
 
     continued: Arm
@@ -231,14 +231,14 @@ class RealArms:
     both: Arm
 
     @property
-    def choosing(self) -> tuple[Arm, ...]:
-        """The arms that choose a rate."""
+    def with_own_weight(self) -> tuple[Arm, ...]:
+        """The arms that need no other's weight."""
         return tuple(filter(None, (self.continued, self.once, self.gemma)))
 
     @property
     def all(self) -> tuple[Arm, ...]:
         """The arms in the order of the page."""
-        return (*self.choosing, self.itself, self.both)
+        return (*self.with_own_weight, self.itself, self.both)
 
 
 def real_arms(corpus: str) -> RealArms:
@@ -249,16 +249,16 @@ def real_arms(corpus: str) -> RealArms:
             f"source_models=[{', '.join(_real_source(name, experiment) for name in names)}]",
         )
 
-    fused, (_, _, passes, steps) = "fusion with Gemma", REAL_CORPORA[corpus]
+    _, _, passes, steps = REAL_CORPORA[corpus]
     short = ("corpus.passes=1", "training.optimizer.warmup_steps=2", f"training.max_steps={steps // passes}")
     return RealArms(
         continued=Arm(corpus, CONTINUED.name, _fixed(*_CONTINUED), has_sources=False),
         once=Arm(corpus, f"{CONTINUED.name}, one pass", _fixed(*_CONTINUED, *short), has_sources=False)
         if passes > 1
         else None,
-        gemma=Arm(corpus, fused, sources("gemma")),
-        itself=Arm(corpus, "fusion with itself", sources("smollm2"), fused),
-        both=Arm(corpus, "fusion with both", sources("gemma", "smollm2"), fused),
+        gemma=Arm(corpus, "fusion with Gemma", sources("gemma")),
+        itself=Arm(corpus, "fusion with itself", sources("smollm2")),
+        both=Arm(corpus, "fusion with both", sources("gemma", "smollm2")),
     )
 
 

@@ -60,9 +60,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def on_corpus(laboratory: Laboratory, corpus: str, rates: Sequence[float], seeds: Sequence[int]) -> Findings:
-    """Compare the arms on one corpus; continued training, in one pass too, and fusion with Gemma choose their rates."""
+    """Compare the arms on one corpus, each at a rate of its own; the last two take the weight that Gemma's chose."""
     arms = real_arms(corpus)
-    choices = choose(laboratory, arms.choosing, rates, REAL_WEIGHTS)
+    choices = choose(laboratory, arms.with_own_weight, rates, REAL_WEIGHTS)
+    weight = next(choice.weight for choice in choices if choice.arm == arms.gemma.name)
+    choices += choose(laboratory, (arms.itself, arms.both), rates, (weight,))
     trained = trained_runs(arms.all, choices, seeds)
     laboratory.run([run for runs in trained.values() for run in runs])
     before = smollm2_file(laboratory.folder)

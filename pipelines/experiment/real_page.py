@@ -17,11 +17,11 @@ INTRODUCTION = """\
 # Real models
 
 Written by `make experiment-real`; do not edit. The target is SmolLM2-135M, the sources are Gemma-3-270M and the target
-itself, all from files of 4 bits; runs of `python -m engine run {spec}`. Each corpus has {held_out:,} bytes to report
-on, from other chapters or articles. Continued training, the same in one pass, and fusion with Gemma have chosen their
-learning rates, and fusion its `lm_loss_weight`, with seed 0 on validation text of their own; fusion with the target
-itself and with both takes Gemma's. A seed changes the order of the corpus. Brackets are {level:.0%} intervals of a
-bootstrap over seeds and documents, paired.
+itself, all from files of 4 bits; runs of `python -m engine run {spec}`.
+Each corpus has {held_out:,} bytes to report on, from other chapters or articles. Every arm has chosen its learning rate
+with seed 0 on validation text of its own, and fusion with Gemma its `lm_loss_weight`, which fusion with the target
+itself and with both takes. A seed changes the order of the corpus. Brackets are {level:.0%} intervals of a bootstrap
+over seeds and documents, paired.
 
 Each corpus may have had a machine and a start of its own; a start does not repeat finished work. The scores of all
 documents are in `figures/`.

@@ -18,10 +18,14 @@ from pipelines.evaluation.ensemble import ensemble
 from pipelines.experiment.arms import SETTINGS, SPEC, Run
 from pipelines.experiment.bench import carry_out, start_bench
 from pipelines.experiment.bootstrap import ScoredDomain, Scores, mean_bits_per_byte
+from pipelines.experiment.finished import finished
 from pipelines.experiment.planned import planned_rules
 from pipelines.experiment.real_tasks import scores_of_tasks
 from pipelines.experiment.real_texts import TASKS
 from pipelines.experiment.texts import read_texts
+
+#: Folder of finished scores, in the experiment's.
+SCORES = "scores"
 
 #: A run waits for itself in many places, so two share two cores well.
 AT_ONCE = 2
@@ -72,14 +76,14 @@ class Laboratory:
             self._say(f"{run.arm.setting} {run.arm.name}, rate {run.rate:g}, seed {run.seed}: {seconds:.0f} s")
 
     def scores(self, setting: str, part: str, checkpoints: Sequence[Path]) -> list[Scores]:
-        """Scores of models on the texts of ``part``."""
-        texts = [self._scorers.submit(scored, self.folder, setting, part, place) for place in checkpoints]
-        return [_by_document(found.result()) for found in texts]
+        """Scores of models on the texts of ``part``; a model is scored once."""
+        jobs = {place: self._scorers.submit(scored_once, self.folder, setting, part, place) for place in checkpoints}
+        return [_domains(jobs[place].result()) for place in checkpoints]
 
     def tasks(self, setting: str, checkpoints: Sequence[Path]) -> list[dict[str, float]]:
         """The figures of models on a real corpus's tasks (``real_tasks.HEADINGS``)."""
         folder = self.folder / "texts" / setting / TASKS
-        jobs = [self._scorers.submit(scores_of_tasks, folder, place) for place in checkpoints]
+        jobs = [self._scorers.submit(tasks_once, self.folder, folder, place) for place in checkpoints]
         return [job.result() for job in jobs]
 
     def ensemble_scores(self, setting: str, part: str, checkpoints: Iterable[Path]) -> Scores:
@@ -130,6 +134,28 @@ def scored(folder: Path, setting: str, part: str, checkpoint: Path) -> dict[str,
     torch.set_num_threads(1)
     texts, window = read_texts(folder / "texts" / setting, part), SETTINGS[setting].window_tokens
     return score_texts(Checkpoint(str(checkpoint)), texts, window, window // 2)
+
+
+def scored_once(folder: Path, setting: str, part: str, checkpoint: Path) -> dict[str, dict[str, list[float]]]:
+    """Domain to the fields of ``ScoredDomain`` of one checkpoint; called in a process of its own."""
+
+    def work() -> dict[str, dict[str, list[float]]]:
+        found = _by_document(scored(folder, setting, part, checkpoint))
+        return {domain: {name: values.tolist() for name, values in vars(of).items()} for domain, of in found.items()}
+
+    texts = sorted((folder / "texts" / setting).glob(f"{part}_*.jsonl"))
+    return finished(folder / SCORES, [checkpoint, *texts], f"windows of {SETTINGS[setting].window_tokens}", work)
+
+
+def tasks_once(folder: Path, tasks: Path, checkpoint: Path) -> dict[str, float]:
+    """The figures of one checkpoint on a folder of tasks; called in a process of its own."""
+    return finished(folder / SCORES, [checkpoint, tasks], "tasks", lambda: scores_of_tasks(tasks, checkpoint))
+
+
+def _domains(fields: dict[str, dict[str, list[float]]]) -> Scores:
+    return {
+        domain: ScoredDomain(**{name: np.array(values) for name, values in of.items()}) for domain, of in fields.items()
+    }
 
 
 def _by_document(scored_texts: dict[str, list[ScoredText]]) -> dict[str, ScoredDomain]:
