@@ -23,7 +23,6 @@ from engine.history.ledger import Ledger
 from engine.model_files.checkpoint import Checkpoint
 from engine.records.batches import as_row, of_row
 from engine.spec import FusionSpec
-from pipelines.cluster.linux_scheduling import children_for_throughput
 from pipelines.stream.sizes import FlowPlan, mapping_sample
 
 if TYPE_CHECKING:
@@ -63,16 +62,15 @@ def costs_alone(spec: FusionSpec, flow: FlowPlan) -> tuple[list[StageCost], Stag
     Training is done by as many workers as in the run; what it costs one worker that holds the whole target comes
     besides.
     """
-    with children_for_throughput():
-        cost, batches = _alone(read, spec, flow)
-        costs = [cost]
-        for index in range(len(spec.source_models)):
-            cost, batches = _alone(score, spec, index, batches)
-            costs.append(cost)
-        for stage, *arguments in ((align, flow), (pack,)):
-            cost, batches = _alone(stage, spec, *arguments, batches)
-            costs.append(cost)
-        return [*costs, train(spec, batches, spec.training.num_workers)], train(spec, batches, 1)
+    cost, batches = _alone(read, spec, flow)
+    costs = [cost]
+    for index in range(len(spec.source_models)):
+        cost, batches = _alone(score, spec, index, batches)
+        costs.append(cost)
+    for stage, *arguments in ((align, flow), (pack,)):
+        cost, batches = _alone(stage, spec, *arguments, batches)
+        costs.append(cost)
+    return [*costs, train(spec, batches, spec.training.num_workers)], train(spec, batches, 1)
 
 
 def _alone(work: Callable[..., Any], *arguments: Any) -> Any:

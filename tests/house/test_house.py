@@ -58,6 +58,13 @@ def test_help_loads_nothing_heavy():
     assert not imported & set(HEAVY)
 
 
+def test_every_benchmark_loads():
+    """Most of them are run by hand, so nothing else would say that a name has moved."""
+    names = sorted(path.stem for path in (ROOT / "tests" / "benchmarks").glob("*.py"))
+    assert "stream" in names
+    run_python(f"import importlib; [importlib.import_module(f'tests.benchmarks.{{name}}') for name in {names}]")
+
+
 def test_every_public_name_is_there():
     assert run_python("import engine; print(all(getattr(engine, name) for name in engine.__all__))") == "True"
 
