@@ -10,8 +10,8 @@ import pyarrow as pa
 from engine.records import PASSAGE, ragged, schema, source_columns
 from engine.text.tokenization import PassageTokenizer
 
-#: Several tokens in most vocabularies, so that there are rows with a label.
-TEXT = "compile"
+#: Several tokens in every vocabulary, so that there are rows with a label.
+TEXT = "a few words to compile by"
 
 
 def invented_batch(sources: Mapping[str, PassageTokenizer], top_k: int) -> pa.Table:

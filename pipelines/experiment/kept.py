@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.experiment.bootstrap import ScoredDomain
+from pipelines.experiment.bootstrap import ScoredDomain, Scores
 from pipelines.experiment.results import Choice, Findings, Row
 
 #: Decimals of a document's bits in the file: the bits of a held-out text of 48,000 bytes are then right to ten digits.
@@ -51,12 +51,16 @@ def _choice(arm: str, validation: dict[str, float], by_weight: dict[str, float])
 
 
 def _row(fields: dict[str, Any]) -> Row:
-    scores = [{domain: _scored(lists) for domain, lists in seed.items()} for seed in fields["scores"]]
+    scores = [scores_of(seed) for seed in fields["scores"]]
     return Row(**fields | {"scores": scores, "overrides": tuple(fields["overrides"])})
 
 
-def _scored(lists: dict[str, list[float]]) -> ScoredDomain:
-    return ScoredDomain(**{name: np.array(values) for name, values in lists.items()})
+def scores_of(fields: dict[str, dict[str, list[float]]]) -> Scores:
+    """One model's scores from the lists that JSON holds of them, by domain."""
+    return {
+        domain: ScoredDomain(**{name: np.array(values) for name, values in lists.items()})
+        for domain, lists in fields.items()
+    }
 
 
 def _file(folder: Path, setting: str) -> Path:

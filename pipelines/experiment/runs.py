@@ -19,6 +19,7 @@ from pipelines.experiment.arms import SETTINGS, SPEC, Run
 from pipelines.experiment.bench import carry_out, start_bench
 from pipelines.experiment.bootstrap import ScoredDomain, Scores, mean_bits_per_byte
 from pipelines.experiment.finished import finished
+from pipelines.experiment.kept import scores_of
 from pipelines.experiment.planned import planned_rules
 from pipelines.experiment.real_tasks import scores_of_tasks
 from pipelines.experiment.real_texts import TASKS
@@ -77,8 +78,9 @@ class Laboratory:
 
     def scores(self, setting: str, part: str, checkpoints: Sequence[Path]) -> list[Scores]:
         """Scores of models on the texts of ``part``; a model is scored once."""
-        jobs = {place: self._scorers.submit(scored_once, self.folder, setting, part, place) for place in checkpoints}
-        return [_domains(jobs[place].result()) for place in checkpoints]
+        models = dict.fromkeys(checkpoints)
+        jobs = {place: self._scorers.submit(scored_once, self.folder, setting, part, place) for place in models}
+        return [scores_of(jobs[place].result()) for place in checkpoints]
 
     def tasks(self, setting: str, checkpoints: Sequence[Path]) -> list[dict[str, float]]:
         """The figures of models on a real corpus's tasks (``real_tasks.HEADINGS``)."""
@@ -150,12 +152,6 @@ def scored_once(folder: Path, setting: str, part: str, checkpoint: Path) -> dict
 def tasks_once(folder: Path, tasks: Path, checkpoint: Path) -> dict[str, float]:
     """The figures of one checkpoint on a folder of tasks; called in a process of its own."""
     return finished(folder / SCORES, [checkpoint, tasks], "tasks", lambda: scores_of_tasks(tasks, checkpoint))
-
-
-def _domains(fields: dict[str, dict[str, list[float]]]) -> Scores:
-    return {
-        domain: ScoredDomain(**{name: np.array(values) for name, values in of.items()}) for domain, of in fields.items()
-    }
 
 
 def _by_document(scored_texts: dict[str, list[ScoredText]]) -> dict[str, ScoredDomain]:

@@ -1,6 +1,9 @@
 """Work that is finished is not done again, unless what it reads has changed."""
 
 import os
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from pipelines.evaluation.bits_per_byte import ScoredText
 from pipelines.experiment import runs
 from pipelines.experiment.finished import finished
+from pipelines.experiment.kept import scores_of
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -55,7 +59,23 @@ def test_a_models_scores_are_those_of_its_documents_and_kept(tmp_path, monkeypat
     (texts / "held-out_docs.jsonl").write_text("{}")
     (tmp_path / "model").write_bytes(b"weights")
     for _ in range(2):
-        found = runs._domains(runs.scored_once(tmp_path, "a", "held-out", tmp_path / "model"))
+        found = scores_of(runs.scored_once(tmp_path, "a", "held-out", tmp_path / "model"))
         np.testing.assert_allclose(found["docs"].bits, [3.0, 3.0])
         np.testing.assert_array_equal(found["docs"].num_bytes, [5.0, 3.0])
     assert asked == ["held-out"]
+
+
+def test_a_model_that_is_asked_for_twice_is_scored_once(tmp_path):
+    asked = []
+
+    def submit(_work, _folder, _setting, _part, place):
+        asked.append(place)
+        done: Future[dict] = Future()
+        done.set_result({"docs": {"bits": [float(len(asked))], "num_bytes": [1.0]}})
+        return done
+
+    laboratory = runs.Laboratory(tmp_path, 10, lambda line: None)
+    laboratory._scorers = SimpleNamespace(submit=submit)
+    found = laboratory.scores("a", "held-out", [Path("one"), Path("two"), Path("one")])
+    assert asked == [Path("one"), Path("two")]
+    assert [float(scores["docs"].bits[0]) for scores in found] == [1.0, 2.0, 1.0]
