@@ -8,7 +8,8 @@ bits of some models' numbers depend on the company of a passage. So an interrupt
 undisturbed one, however often and wherever it was stopped.
 
 In a deterministic run there is one reader and one order through all stages, so the steps learn the same blocks too.
-Otherwise readers take shards in turn and batches may overtake each other; the arrangement is the same.
+Otherwise readers take shards in turn and batches may overtake each other, unless the corpus is read several times; the
+arrangement is the same.
 """
 
 from __future__ import annotations

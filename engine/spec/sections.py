@@ -105,7 +105,8 @@ class CorpusSpec(Section):
     row."""
     passes: Annotated[int, Field(ge=1)] = 1
     """How many times the corpus is read, all within one execution; with domains see exhausted. What a passage gains
-    from the sources is measured in the first pass, see objective.full_gain."""
+    from the sources is measured in the first pass, see objective.full_gain: so with several passes batches keep their
+    order through all stages, and a slow replica delays the others."""
     overlap_bytes: Annotated[int, Field(ge=0)] = 0
     """Bytes of the previous passage that a passage begins with where a document is cut: every model reads them as
     context, but they are learned once. At most training.block_length."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.training.checkpoint_index import checkpoints_folder
 from engine.model_files.checkpoint import Checkpoint
 from pipelines.evaluation.bits_per_byte import ScoredText, score_texts
 from pipelines.evaluation.ensemble import ensemble
@@ -59,6 +60,8 @@ class Laboratory:
     def run(self, runs: Sequence[Run]) -> None:
         """Carry out each unfinished run, ``AT_ONCE`` at a time, as ``python -m engine run`` would.
 
+        Of a finished one its model, its report and its settings stay.
+
         Raises:
             RuntimeError: a run failed; the message names its log.
         """
@@ -73,6 +76,8 @@ class Laboratory:
                 jobs[self._benches.submit(carry_out, spec, overrides, log, self._longest_run_seconds)] = run
         for job in as_completed(jobs):
             run, seconds = jobs[job], job.result()
+            # A real model's state takes 1.7 GB, and a corpus has some twenty runs.
+            shutil.rmtree(checkpoints_folder(str(run.folder(self.folder))), ignore_errors=True)
             self._done(run).write_text(json.dumps({"command": self._command(run), "seconds": seconds}))
             self._say(f"{run.arm.setting} {run.arm.name}, rate {run.rate:g}, seed {run.seed}: {seconds:.0f} s")
 

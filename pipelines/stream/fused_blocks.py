@@ -133,6 +133,17 @@ def _mixed_reading(
     return tasks, {"read": MixedPassageReader, "domains": flow.domains, "learned_bytes": learned_bytes}
 
 
+def keeps_order(spec: FusionSpec, readers: int) -> bool:
+    """Whether batches keep their order through all stages, which a slow replica pays for: the others wait for it.
+
+    A deterministic run keeps it. So does one that reads text again: a small corpus is on its way several times at once,
+    and its second pass would be learned before its first, in which the gain of the fusion is measured. Readers that
+    read a mixture side by side keep each its own order; each has enough text between two passes over the same.
+    """
+    reads_again = spec.corpus.passes > 1 or spec.corpus.exhausted == "repeat"
+    return spec.run.deterministic or (reads_again and (readers == 1 or not spec.corpus.domains))
+
+
 def reading_lanes(corpus: CorpusSpec, domains: Sequence[Domain], learned: Ledger, readers: int) -> int:
     """How many readers can read side by side: each needs a shard of every domain, or it could not keep the shares."""
     if corpus.exhausted == "repeat":

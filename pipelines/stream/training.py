@@ -26,7 +26,7 @@ from actors.training.checkpoint_index import learned_blocks, recorded_steps
 from engine.history.result import StepRecord
 from engine.history.retirement import retired_sources
 from engine.spec import FusionSpec
-from pipelines.stream.fused_blocks import fused_blocks
+from pipelines.stream.fused_blocks import fused_blocks, keeps_order
 from pipelines.stream.restart_limit import RestartLimit
 from pipelines.stream.scheduling import Unhurried
 from pipelines.stream.sizes import FlowPlan, mapping_sample
@@ -100,7 +100,7 @@ def _trainer(spec: FusionSpec, flow: FlowPlan, sample: list[str], monitor: Actor
             callbacks=[RestartLimit(spec.run.output_dir, training.max_restarts)],
         ),
         datasets={"train": stream},
-        dataset_config=SharedStream(preserve_order=spec.run.deterministic),
+        dataset_config=SharedStream(preserve_order=keeps_order(spec, flow.reader_replicas)),
     )
 
 

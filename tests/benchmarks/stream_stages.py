@@ -21,6 +21,7 @@ import torch.distributed
 
 from engine.history.ledger import Ledger
 from engine.model_files.checkpoint import Checkpoint
+from engine.records import flat_values
 from engine.records.batches import as_row, of_row
 from engine.spec import FusionSpec
 from pipelines.stream.sizes import FlowPlan, mapping_sample
@@ -150,12 +151,13 @@ def train(spec: FusionSpec, batches: Sequence[pa.Table], workers: int) -> StageC
         store = f"file://{os.path.join(folder, 'store')}"
         shares = [[_rows(step, rank * share, share) for step in steps] for rank in range(workers)]
         done = [processes.submit(_train, spec, shares[rank], store, rank, workers) for rank in range(workers)]
-        costs = [worker.result() for worker in done]
-    return StageCost("train", sum(seconds for seconds, _ in costs), sum(passages for _, passages in costs), 0)
+        seconds = sum(worker.result() for worker in done)
+    passages = sum(len(flat_values(step["passage_ids"])[0]) for step in steps[WARM_STEPS:])
+    return StageCost("train", seconds, passages, 0)
 
 
-def _train(spec: FusionSpec, steps: Sequence[pa.Table], store: str, rank: int, workers: int) -> tuple[float, int]:
-    """One worker's CPU seconds and passages."""
+def _train(spec: FusionSpec, steps: Sequence[pa.Table], store: str, rank: int, workers: int) -> float:
+    """One worker's CPU seconds."""
     from actors.training.journal import Journal
     from actors.training.loop import learn
     from actors.training.target_model import TargetModel
@@ -167,13 +169,12 @@ def _train(spec: FusionSpec, steps: Sequence[pa.Table], store: str, rank: int, w
     journal = Journal()
     for table in steps[:WARM_STEPS]:
         learn(target, (table, 0.0), spec, journal)
-    warm = len(journal.history)
     started = time.process_time()
     for table in steps[WARM_STEPS:]:
         learn(target, (table, 0.0), spec, journal)
     seconds = time.process_time() - started
     torch.distributed.destroy_process_group()
-    return seconds, sum(record.passages for record in journal.history[warm:])
+    return seconds
 
 
 def _steps(blocks: pa.Table, blocks_per_step: int) -> Iterator[pa.Table]:

@@ -110,7 +110,7 @@ def test_ctrl_c_then_the_driver_then_the_fork_server_and_all_that_are_replaced(t
             earlier = kill_one(run, victim)
         wait_for_replacement(run, "aligner", earlier)  # a dead worker ends the stream, and who dies with it is lost
         run.wait_for_step(before["step"] + 4)
-        forks = run.processes("fork_server")[0].pid
+        forks = run.wait_for(lambda: run.processes("fork_server"))[0].pid
         kill_one(run, "training worker")
         os.kill(forks, signal.SIGKILL)  # those that start from here on start without it
         assert run.wait() == 0, run.log

@@ -13,6 +13,7 @@ import ray
 from transformers import AutoTokenizer
 
 from engine import run
+from engine.reporting import watch
 from tests.support.paths import ROOT
 from tests.support.prometheus import Prometheus, is_installed, prometheus
 from tests.support.tiny_models import tiny_checkpoint
@@ -94,7 +95,9 @@ def scraped(families):
     return found
 
 
-def test_limits_count_over_all_starts_and_the_best_weights_are_exported(tmp_path, target, capsys):
+def test_limits_count_over_all_starts_and_the_best_weights_are_exported(tmp_path, target, capsys, monkeypatch):
+    # The rates of a stream need two pictures of its steps, and the second stream here is over within a second.
+    monkeypatch.setattr(watch, "SECONDS_BETWEEN_PICTURES", 0.05)
     evaluation = {"corpora": {"own": [str(tmp_path / "held_out.jsonl")]}, "every_steps": 2, "patience": 2}
     corpus = {"paths": [], "domains": {"own": {"paths": [str(tmp_path / "corpus.jsonl")]}}}
     first = run(write_spec(tmp_path, target, corpus=corpus, training={"max_hours": 1e-9}, evaluation=evaluation))

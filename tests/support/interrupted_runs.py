@@ -19,8 +19,8 @@ from tests.support.paths import ROOT
 
 CORPUS = ROOT / "pipelines/quickstart/corpus/train.jsonl"
 
-#: Documents in the corpus: about forty steps.
-DOCUMENTS = 60
+#: Documents in the corpus: about eighty steps, so that a run is not over before the last of several kills.
+DOCUMENTS = 120
 
 SECONDS_TO_WAIT = 240.0
 

@@ -294,11 +294,12 @@ def test_continued_training_in_one_pass_has_as_many_steps_as_a_pass_has():
 
 
 def test_a_finished_run_is_repeated_only_if_its_command_has_changed(tmp_path):
-    """Its old output goes: a run refuses a folder that holds one with other settings."""
+    """Its old output goes: a run refuses a folder that holds one with other settings. Checkpoints go in any case."""
     laboratory, begun = Laboratory(tmp_path, 10, lambda line: None), []
 
     def submit(_work, _spec, _overrides, log, _seconds):
-        log.parent.mkdir(parents=True, exist_ok=True)
+        (log.parent / "checkpoints" / "step-00000001").mkdir(parents=True)
+        (log.parent / "export").mkdir()
         begun.append(log)
         done: Future[float] = Future()
         done.set_result(1.5)
@@ -309,6 +310,7 @@ def test_a_finished_run_is_repeated_only_if_its_command_has_changed(tmp_path):
     for _ in range(2):
         laboratory.run([run])
     assert len(begun) == 1 and laboratory.seconds(run) == 1.5
+    assert {place.name for place in run.folder(tmp_path).iterdir()} == {"export", "done.json"}
     old = run.folder(tmp_path) / "old"
     old.touch()
     (run.folder(tmp_path) / "done.json").write_text(json.dumps({"command": ["another"], "seconds": 9.0}))
