@@ -138,7 +138,7 @@ class Aligner:
         scored = [source_answers(batch, name, self._fusion.top_k, answers.counts) for name in self._names]
         texts = [passage.text for passage in passages]
         aligned = [source.align(texts, answers.rows, rows) for source, rows in zip(self._sources, scored, strict=True)]
-        by_product = self._alignment.split_tokens == "product"
+        by_product = self._alignment.multiplies_pieces
         fused = fuse(answers.rows, aligned, self._fusion, self._vocabulary, self._names, by_product, self._canonical)
         return answers, aligned, fused
 
@@ -163,7 +163,7 @@ class Aligner:
     def _inspect(
         self, answer: int, answers: Answers, aligned: Sequence[SourceRows], fused: FusedRows
     ) -> dict[str, Any]:
-        by_product = self._alignment.split_tokens == "product"
+        by_product = self._alignment.multiplies_pieces
         return inspect(
             answer, answers.rows, aligned, fused, self._fusion, self._vocabulary, self._names, by_product,
             self._canonical,

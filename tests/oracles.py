@@ -56,13 +56,17 @@ def match_bytes(
     return found
 
 
-def continued_row(source: dict, row: int, cut: int) -> tuple[list[tuple[int, float]], float]:
+def continued_row(
+    source: dict, row: int, cut: int, label: int = -1, label_ends: tuple[int, int] | None = None
+) -> tuple[list[tuple[int, float]], float]:
     """What one source says about the bytes after a target row: (target id, probability), and its least kept share.
 
     Args:
         source: as for ``source_distribution``, with ``token_bytes``, and ``cuts``: the target token of a source token
             without its first bytes, or -1.
         row, cut: of ``match_bytes``.
+        label, label_ends: given where a label that the source splits gets a share of its first piece's mass: the
+            probability that the other pieces follow.
     """
     tokens, token_bytes = source["token_ids"], source["token_bytes"]
     covers = [(row, b"", 1.0)]
@@ -70,6 +74,7 @@ def continued_row(source: dict, row: int, cut: int) -> tuple[list[tuple[int, flo
         path = math.exp(source["token_logprobs"][row - 1])
         covers = [(row, b"", path), (row - 1, token_bytes[tokens[row]], 1.0)]
     found, total, certain, unknown = [], 0.0, 0.0, 0.0
+    share = _share_of_label(source, row, *label_ends) if label_ends else 0.0
     for at, residual, weight in covers:
         if cut:
             residual += token_bytes[tokens[row + 1]][:cut]
@@ -94,10 +99,24 @@ def continued_row(source: dict, row: int, cut: int) -> tuple[list[tuple[int, flo
         unknown += weight * (rest - own)
         if own:
             known = [*known, (tokens[row + 1], own)]
+        if at == row and share:
+            whole = dict(known).get(tokens[row + 1])
+            known = [(token, prob * (1 - share) if token == tokens[row + 1] else prob) for token, prob in known]
+            unkept = min(math.exp(source["token_logprobs"][at]), rest)
+            found.append((label, weight * share * (unkept if whole is None else whole)))
         pairs = [(source["cuts"](token, len(residual)), weight * prob) for token, prob in known]
         found += [(target, prob) for target, prob in pairs if target >= 0 and prob > 0]
     share = certain / (certain + unknown) if certain else 0.0
     return [(target, prob / total) for target, prob in found], share
+
+
+def _share_of_label(source: dict, row: int, begin: int, stop: int) -> float:
+    """Probability of the source's own tokens of a label after the first one, if they end where it does; else 0."""
+    ends = source["end_bytes"]
+    reaching = [index for index in range(row + 1, len(ends)) if ends[index] >= stop]
+    if stop == begin or not reaching or reaching[0] == row + 1 or ends[reaching[0]] != stop:
+        return 0.0
+    return math.exp(sum(float(logprob) for logprob in source["token_logprobs"][row + 1 : reaching[0]]))
 
 
 def _goes_on(data: bytes | None, residual: bytes) -> bool:
@@ -183,26 +202,26 @@ def source_distribution(
             [S,K], and ``mapping``.
         label, label_end: the target's next token, and where it ends.
     """
-    found = []
-    for token, logprob in zip(source["topk_ids"][row], source["topk_logprobs"][row], strict=True):
-        if 0 <= token < len(source["mapping"]) and source["mapping"][token] >= 0:
-            found.append([int(token), int(source["mapping"][token]), math.exp(float(logprob))])
+    entries = [
+        (int(token), math.exp(float(logprob)))
+        for token, logprob in zip(source["topk_ids"][row], source["topk_logprobs"][row], strict=True)
+    ]
+    found = [
+        (token, int(source["mapping"][token]), prob)
+        for token, prob in entries
+        if 0 <= token < len(source["mapping"]) and source["mapping"][token] >= 0
+    ]
     if first_wins:
         found = [item for place, item in enumerate(found) if item[1] not in [other[1] for other in found[:place]]]
         kept = sum(prob for *_, prob in found)
         return [(target, prob / kept) for _, target, prob in found]
-    ends = source["end_bytes"]
-    pieces = [index for index in range(row + 1, len(ends)) if ends[row] < ends[index] <= label_end]
-    scored = product and len(pieces) > 1 and ends[pieces[-1]] == label_end
-    if not scored or pieces != list(range(row + 1, row + 1 + len(pieces))):
+    share = _share_of_label(source, row, source["end_bytes"][row], label_end) if product else 0.0
+    if not share:
         return [(target, prob) for _, target, prob in found]
-    pieces = pieces[: [ends[index] for index in pieces].index(label_end) + 1]  # no token without bytes after the label
-    if len(pieces) == 1:
-        return [(target, prob) for _, target, prob in found]
-    path = math.exp(sum(float(source["token_logprobs"][index - 1]) for index in pieces))
     first = source["token_ids"][row + 1]
-    return [(label, path)] + [
-        (target, max(prob - path, 0.0) if token == first else prob) for token, target, prob in found
+    unkept = min(math.exp(source["token_logprobs"][row]), max(1.0 - sum(prob for _, prob in entries), 0.0))
+    return [(label, share * dict(entries).get(first, unkept))] + [
+        (target, prob * (1 - share) if token == first else prob) for token, target, prob in found
     ]
 
 
@@ -257,7 +276,8 @@ def fused_rows(
                 share = value / sum(weight)
                 parts = [(label, 1.0)]
                 if cuts is not None:
-                    parts = continued_row(source, at, cuts[index][row])[0]
+                    label_ends = (end_bytes[row], end_bytes[row + 1]) if product else None
+                    parts = continued_row(source, at, cuts[index][row], label, label_ends)[0]
                 elif at >= 0:
                     first_wins = fusion.arithmetic == "fusellm"
                     parts = source_distribution(source, at, label, end_bytes[row + 1], product, first_wins)

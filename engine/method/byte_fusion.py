@@ -17,7 +17,7 @@ from engine.method.canonical import (
     remembered,
 )
 from engine.method.compiled import njit
-from engine.method.continuations import MOST_COVERS, continue_row
+from engine.method.continuations import MOST_COVERS, continue_row, further_pieces
 from engine.method.top_entries import add, sorting_room, take_masses, write_top
 
 #: Rows of a passage that are fused at once: what sources say about them stays in the core's cache.
@@ -25,7 +25,7 @@ ROWS = 64
 
 
 @njit
-def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, vocabulary, exp, fused):
+def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, method, exp, fused):
     """As ``kernels.fuse_rows``, for source rows that are conditioned on the bytes so far (``continuations.py``).
 
     Args:
@@ -35,18 +35,18 @@ def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, voca
         tables: ``Continuations`` of N sources, in each field one array a source.
         pairs: ``canonical.Pairs``. Of the fused row, entries that cannot follow the target's token are left out, and
             what is left is scaled to one, the rest mass keeping its share. The label, which does follow, stays.
-        vocabulary: V of the target.
+        method: ``kernels.Method``, without ``first_wins``.
     """
     tokens, splits, of_merges, of_pieces, places, answers = pairs
     token_ends, lasts, firsts, merges, partners = of_merges
     letters, spans, children, piece_scores, unknown, is_greedy = of_pieces
-    offsets, next_tokens = target.offsets, target.next_tokens
+    offsets, target_ends, next_tokens = target.offsets, target.end_bytes, target.next_tokens
     ids, probs, is_fused = fused.ids, fused.probs, fused.is_fused
     num_sources, most = len(sources.match), MOST_COVERS * (ids.shape[1] + 1)
     found, masses = np.empty(ROWS * num_sources * most, np.int32), np.empty(ROWS * num_sources * most)
     ends, scales = np.zeros((num_sources, ROWS + 1), np.int64), np.zeros((num_sources, ROWS))
     totals = np.empty(ROWS)
-    accumulator, touched = np.zeros(vocabulary), np.empty(num_sources * most, np.int64)
+    accumulator, touched = np.zeros(method.vocabulary), np.empty(num_sources * most, np.int64)
     follows = np.empty(touched.size, np.uint8)
     room = sorting_room(touched.size)
     for passage in range(offsets.size - 1):
@@ -59,9 +59,10 @@ def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, voca
             size = 0
             for n in range(num_sources):
                 size = _continue_rows(
-                    begin, length, next_tokens, weights, n, totals, sources.match[n], cut[n],
-                    sources.offsets[n][passage], sources.token_ids[n], sources.token_logprobs[n],
-                    sources.topk_ids[n], sources.topk_bits[n], exp,
+                    begin, length, target_ends, next_tokens, method.product, weights, n, totals,
+                    sources.match[n], cut[n], sources.offsets[n][passage], sources.offsets[n][passage + 1],
+                    sources.end_bytes[n], sources.token_ids[n], sources.token_logprobs[n], sources.topk_ids[n],
+                    sources.topk_bits[n], exp,
                     tables.data[n], tables.starts[n], tables.order[n], tables.rank[n], tables.longer[n],
                     tables.begun[n], tables.whole[n], tables.cut_starts[n], tables.cut_tokens[n],
                     found, masses, size, ends, scales,
@@ -102,7 +103,8 @@ def _add_weights(begin, length, weights, n, match, totals):
 
 @njit
 def _continue_rows(
-    begin, length, next_tokens, weights, n, totals, match, cut, first, token_ids, logprobs, topk_ids, topk_bits, exp,
+    begin, length, target_ends, next_tokens, product, weights, n, totals, match, cut, first, end,
+    source_ends, token_ids, logprobs, topk_ids, topk_bits, exp,
     data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens, found, masses, size, ends, scales,
 ):  # fmt: skip
     """What one source says about ``length`` target rows of one passage, after the first ``size`` entries.
@@ -119,8 +121,12 @@ def _continue_rows(
         row = begin + place
         at, weight = match[row], weights[row, n]
         if at >= 0 and weight > 0.0 and next_tokens[row] >= 0:
+            label, share = next_tokens[row], 0.0
+            if product:
+                span = target_ends[row], target_ends[row + 1]
+                share = further_pieces(source_ends, logprobs, first + at, end, span)
             size, total, _, _ = continue_row(
-                first + at, first, cut[row], token_ids, logprobs, topk_ids, topk_bits, exp,
+                first + at, first, cut[row], label, share, token_ids, logprobs, topk_ids, topk_bits, exp,
                 data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens, found, masses, size,
             )  # fmt: skip
             scales[n, place] = weight / totals[place] / total if total > 0.0 else 0.0

@@ -202,8 +202,29 @@ def rows_at_zero(ends, start, end):
 
 
 @njit
+def further_pieces(ends, logprobs, row, end, span):
+    """Probability that the source goes on to the end of ``span`` as the text does, once its first piece is said.
+
+    Args:
+        ends: int32 [sum S]; logprobs: float32 [sum S].
+        row: the source's row before the span, or before the token inside which the span begins. end: the row after the
+            passage's last one.
+
+    Returns:
+        The product over all pieces but the first; 0 if the span is one piece or none, or does not end with a piece.
+    """
+    begin, stop = span
+    logprob, last = 0.0, row + 1
+    while last < end and ends[last] < stop:
+        logprob += logprobs[last]
+        last += 1
+    is_split = last > row + 1 and last < end and ends[last] == stop and stop > begin
+    return np.exp(logprob) if is_split else 0.0
+
+
+@njit
 def continue_row(
-    at, first, cut, token_ids, logprobs, topk_ids, topk_bits, exp,
+    at, first, cut, label, share, token_ids, logprobs, topk_ids, topk_bits, exp,
     data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens, found, masses, size,
 ):  # fmt: skip
     """What one source says about the bytes after a target row, as target tokens.
@@ -214,6 +235,8 @@ def continue_row(
 
     Args:
         at: the source row that ``match_bytes`` found; first: the first row of its passage. cut: of ``match_bytes``.
+        label, share: the next target token, where the source splits it, and the share of its first piece's mass that
+            it gets; 0 elsewhere.
         token_ids, logprobs, topk_ids, topk_bits, exp: the source's rows, as in ``kernels.fuse_rows``.
         data to cut_tokens: ``Continuations``, taken apart.
         found: int32, masses: float64, filled from ``size`` on: target tokens, possibly several times, and their masses.
@@ -228,9 +251,15 @@ def continue_row(
         row, weight = at - cover, 1.0
         for earlier in range(at - deepest, row):
             weight *= np.exp(logprobs[earlier])
+        moved = 0.0
         if cover == 0 and cut == 0:
-            size, kept = _take_all(row, weight, topk_ids, topk_bits, exp, whole, found, masses, size)
+            piece = token_ids[at + 1] if share > 0.0 else -1
+            size, kept, moved, is_kept = _take_all(
+                row, weight, piece, share, topk_ids, topk_bits, exp, whole, found, masses, size
+            )
             counted, own, rest = kept, 0.0, max(1.0 - kept, 0.0)
+            if share > 0.0 and not is_kept:
+                moved = share * min(np.exp(logprobs[row]), rest)
             estimate = rest
         else:
             low, high, length = _after_residual(
@@ -239,18 +268,22 @@ def continue_row(
             if low >= high:
                 continue
             following = token_ids[at + 1] if cover == 0 else -1
-            size, kept, counted, is_kept = _take_longer(
-                row, weight, topk_ids, topk_bits, exp, rank, low, high, following,
+            size, kept, counted, moved, is_kept = _take_longer(
+                row, weight, share, topk_ids, topk_bits, exp, rank, low, high, following,
                 cut_starts, cut_tokens, length, found, masses, size,
             )  # fmt: skip
             own, rest = 0.0, max(1.0 - kept, 0.0)
             if following >= 0 and not is_kept:
                 own = min(np.exp(logprobs[row]), rest)
+                moved = own * share
                 target = cut_tokens[cut_starts[following] + length]
-                if target >= 0 and own > 0.0:
-                    found[size], masses[size] = target, weight * own
+                if target >= 0 and own > moved:
+                    found[size], masses[size] = target, weight * (own - moved)
                     size += 1
             estimate = (rest - own) * counted / kept if kept > 0.0 else 0.0
+        if moved > 0.0:
+            found[size], masses[size] = label, weight * moved
+            size += 1
         total += weight * (counted + own + estimate)
         certain += weight * (counted + own)
         unknown += weight * (rest - own)
@@ -270,40 +303,52 @@ def _deepest_cover(at, first, token_ids, starts):
 
 
 @njit
-def _take_all(row, weight, topk_ids, topk_bits, exp, whole, found, masses, size):
-    """Take each entry of a row, weighted; where the found ones end, and the mass of all entries."""
-    kept = 0.0
+def _take_all(row, weight, piece, share, topk_ids, topk_bits, exp, whole, found, masses, size):
+    """Take each entry of a row, weighted, ``piece`` less a share of its mass.
+
+    Returns:
+        Where the found ones end; the mass of all entries; the piece's mass that is not taken; whether it is kept.
+    """
+    kept, moved, is_kept = 0.0, 0.0, False
     for entry in range(topk_ids.shape[1]):
         token, mass = topk_ids[row, entry], exp[topk_bits[row, entry]]
         kept += mass
+        if token == piece and token >= 0:
+            moved, is_kept = mass * share, True
+            mass -= moved
         if 0 <= token < whole.size and whole[token] >= 0 and mass > 0.0:
             found[size], masses[size] = whole[token], weight * mass
             size += 1
-    return size, kept
+    return size, kept, moved, is_kept
 
 
 @njit
 def _take_longer(
-    row, weight, topk_ids, topk_bits, exp, rank, low, high, following,
+    row, weight, share, topk_ids, topk_bits, exp, rank, low, high, following,
     cut_starts, cut_tokens, length, found, masses, size,
 ):  # fmt: skip
     """Take those entries of a row whose tokens have ranks from ``low`` to ``high``, cut by ``length`` bytes, weighted.
 
+    ``following`` is taken less a share of its mass.
+
     Returns:
-        Where the found ones end; the mass of all entries; of those taken; whether ``following`` is one of them.
+        Where the found ones end; the mass of all entries; of those with these ranks; the mass of ``following`` that is
+        not taken; whether it is one of them.
     """
-    kept, taken, is_kept = 0.0, 0.0, False
+    kept, taken, moved, is_kept = 0.0, 0.0, 0.0, False
     for entry in range(topk_ids.shape[1]):
         token, mass = topk_ids[row, entry], exp[topk_bits[row, entry]]
         kept += mass
         if 0 <= token < rank.size and low <= rank[token] < high:
             taken += mass
-            is_kept |= token == following
+            if token == following:
+                moved, is_kept = mass * share, True
+                mass -= moved
             target = cut_tokens[cut_starts[token] + length]
             if target >= 0 and mass > 0.0:
                 found[size], masses[size] = target, weight * mass
                 size += 1
-    return size, kept, taken, is_kept
+    return size, kept, taken, moved, is_kept
 
 
 @njit
@@ -345,7 +390,7 @@ def drop_uncertain(
         for row in range(target_offsets[passage], target_offsets[passage + 1]):
             if match[row] >= 0 and cut[row] > 0:
                 _, _, certain, unknown = continue_row(
-                    first + match[row], first, cut[row], token_ids, logprobs, topk_ids, topk_bits, exp,
+                    first + match[row], first, cut[row], -1, 0.0, token_ids, logprobs, topk_ids, topk_bits, exp,
                     data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens, found, masses, 0,
                 )  # fmt: skip
                 if certain <= least * (certain + unknown):

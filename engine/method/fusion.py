@@ -55,7 +55,8 @@ def fuse(
     single = names.index(fusion.single_source) if fusion.rule == "single" else 0
     weights = row_weights(target, sources, cross_entropy, fusion, single)
     if sources[0].continuations is not None:
-        ids, probs, is_fused = _fuse_bytes(target, sources, weights, fusion.top_k, vocabulary, canonical)
+        method = kernels.Method(vocabulary, product, first_wins=False)
+        ids, probs, is_fused = _fuse_bytes(target, sources, weights, fusion.top_k, method, canonical)
     else:
         kernels.fuse_rows(
             weights,
@@ -81,7 +82,7 @@ def _fuse_bytes(
     sources: Sequence[SourceRows],
     weights: np.ndarray,
     top_k: int,
-    vocabulary: int,
+    method: kernels.Method,
     canonical: CanonicalPairs | None,
 ) -> kernels.Fused:
     """Fuse rows that are conditioned on bytes, again as long as pairs of tokens wait for the pre-tokenizer's answer."""
@@ -100,7 +101,7 @@ def _fuse_bytes(
             tuple(source.cut for source in sources),
             tables,
             pairs,
-            vocabulary,
+            method,
             kernels.EXP_OF_FLOAT16_BITS,
             fused,
         )

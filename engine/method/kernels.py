@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.method.compiled import njit
-from engine.method.continuations import rows_at_zero
+from engine.method.continuations import further_pieces, rows_at_zero
 from engine.method.top_entries import add, sorting_room, take_masses, write_top
 
 #: exp of every float16, indexed by its bits. numba has no float16 on CPUs, and a look-up is faster than exp.
@@ -48,7 +48,8 @@ class Method(NamedTuple):
 
     Attributes:
         vocabulary: V of the target.
-        product: whether a label that the source splits gets its pieces' product, taken from the first piece.
+        product: whether a label that the source splits gets the mass of its first piece times the probabilities of the
+            others, taken from the first piece.
         first_wins: the authors' arithmetic: of entries that meet the first stays, the rest is scaled to 1.
     """
 
@@ -233,31 +234,33 @@ def fuse_rows(weights, target, sources, method, exp, fused):
                 if method.first_wins:
                     count = _add_first(kept, exp, weight, own, accumulator, touched, count)
                     continue
-                path, piece = 0.0, -1
+                share, piece, said = 0.0, -1, 0.0
                 if method.product and offsets[n][passage + 1] > at + 1:
                     span = target_ends[row], target_ends[row + 1]
-                    path = _path_probability(ends[n], logprobs[n], at, offsets[n][passage + 1], span)
-                    piece = tokens[n][at + 1]
-                    count = add(label, weight * path, accumulator, touched, count)
-                count = _add_all(kept, exp, weight, piece, path, accumulator, touched, count)
+                    share = further_pieces(ends[n], logprobs[n], at, offsets[n][passage + 1], span)
+                    piece, said = tokens[n][at + 1], np.exp(logprobs[n][at])
+                count = _add_all(kept, exp, weight, piece, share, said, label, accumulator, touched, count)
             is_fused[row] = count > 0
             mass = take_masses(accumulator, touched, count, room[0])
             write_top(touched, count, room, 1.0 / max(mass, 1.0), ids, probs, row)
 
 
 @njit
-def _add_all(kept, exp, weight, piece, path, accumulator, touched, count):
-    """Add one source row; ``path`` is taken from the source's token ``piece``, which begins it."""
+def _add_all(kept, exp, weight, piece, share, said, label, accumulator, touched, count):
+    """Add one source row; of its token ``piece`` the label gets a share, and of ``said`` if it is not kept."""
     token_ids, bits, mapping = kept.token_ids, kept.bits, kept.mapping
+    mass, moved, is_kept = 0.0, 0.0, False
     for entry in range(token_ids.size):
-        token = token_ids[entry]
-        if token < 0 or token >= mapping.size or mapping[token] < 0:
-            continue
-        prob = exp[bits[entry]]
-        if token == piece:
-            prob = max(prob - path, 0.0)
-        count = add(mapping[token], weight * prob, accumulator, touched, count)
-    return count
+        token, prob = token_ids[entry], exp[bits[entry]]
+        mass += prob
+        if token == piece and token >= 0:
+            moved, is_kept = prob * share, True
+            prob -= moved
+        if 0 <= token < mapping.size and mapping[token] >= 0:
+            count = add(mapping[token], weight * prob, accumulator, touched, count)
+    if share > 0.0 and not is_kept:
+        moved = share * min(said, max(1.0 - mass, 0.0))
+    return add(label, weight * moved, accumulator, touched, count)
 
 
 @njit
@@ -280,15 +283,3 @@ def _add_first(kept, exp, weight, own, accumulator, touched, count):
             count = add(mapping[token], weight * own[mapping[token]] / mass, accumulator, touched, count)
             own[mapping[token]] = 0.0
     return count
-
-
-@njit
-def _path_probability(ends, logprobs, row, end, span):
-    """Probability of the source's own tokens over the bytes of ``span``; 0 if they are one token or none."""
-    begin, stop = span
-    logprob, last = logprobs[row], row + 1
-    while last < end and ends[last] < stop:
-        logprob += logprobs[last]
-        last += 1
-    is_split = last > row + 1 and last < end and ends[last] == stop and stop > begin
-    return np.exp(logprob) if is_split else 0.0

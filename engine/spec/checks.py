@@ -39,8 +39,8 @@ def cross_field_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
         yield from _incomparable_gain(sources, sections["fusion"].arithmetic)
     if sources is not None and sections.get("pairwise") is not None:
         yield from _unusable_pairs(len(sources), sections["pairwise"], sections.get("fusion"))
-    if sources is not None and "alignment" in sections and "fusion" in sections:
-        yield from _methods_apart(sources, sections["alignment"], sections["fusion"])
+    if "alignment" in sections and "fusion" in sections:
+        yield from _methods_apart(sections["alignment"], sections["fusion"])
 
 
 def _one_corpus(corpus: Any) -> Iterator[Fault]:
@@ -114,22 +114,10 @@ def _incomparable_gain(sources: Sequence[Any], arithmetic: str) -> Iterator[Faul
             yield Fault(f"source_models.{index}.retire", reason, "set it to false, or arithmetic to exact")
 
 
-def _methods_apart(sources: Sequence[Any], alignment: Any, fusion: Any) -> Iterator[Fault]:
-    if alignment.split_tokens == "product" and (alignment.tokens != "byte_offset" or fusion.arithmetic != "exact"):
-        yield Fault(
-            "alignment.split_tokens",
-            f"product cannot go with alignment.tokens {alignment.tokens} and fusion.arithmetic {fusion.arithmetic}",
-            "it needs byte_offset and exact",
-        )
+def _methods_apart(alignment: Any, fusion: Any) -> Iterator[Fault]:
     if alignment.tokens == "bytes" and fusion.arithmetic != "exact":
         reason = f"bytes cannot go with fusion.arithmetic {fusion.arithmetic}, which fuses whole rows of the sources"
         yield Fault("alignment.tokens", reason, "set it to byte_offset, or arithmetic to exact")
-    if alignment.split_tokens == "product" and any(source.temperature != 1.0 for source in sources):
-        yield Fault(
-            "alignment.split_tokens",
-            "product cannot go with a source's temperature",
-            "leave all temperatures at 1.0: the product needs the model's own probabilities",
-        )
     if fusion.granularity == "token" and fusion.arithmetic == "fusellm":
         reason = "token cannot go with fusion.arithmetic fusellm, which compares whole passages"
         yield Fault("fusion.granularity", reason, "set it to passage, or arithmetic to exact")

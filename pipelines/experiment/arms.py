@@ -143,6 +143,7 @@ RULE_ARMS = {"avg_ce": FUSED.name, "uniform": "equal weights", "min_ce": "MinCE"
 _ABLATED = {
     **_OTHER_RULES,
     "AvgCE at temperature 1": ("fusion.temperature=1",),
+    "split tokens with the first piece": ("alignment.split_tokens=first_piece",),
     "rows at shared byte offsets": ("alignment.tokens=byte_offset",),
     "tokens aligned by MinED": ("alignment.tokens=min_edit",),
     "vocabulary mapped exactly": ("alignment.vocabulary=exact",),

@@ -117,18 +117,21 @@ def _ways(
     canonical = CanonicalPairs(target)
     if TARGET not in scored.problems:
         rows = [own_rows(spec, flow, scored, answers, target)]
-        yield Teacher(TARGET, "", "", nan, nan), _fuse(answers, rows, spec, target, None, rule="uniform")
+        yield Teacher(TARGET, "", "", nan, nan), _fuse(answers, rows, spec, target, None, "uniform")
     for vocabulary in mappings:
         for tokens in ALIGNMENTS:
-            alignment = spec.alignment.model_copy(
-                update={"tokens": tokens, "vocabulary": vocabulary, "split_tokens": "first_piece"}
-            )
+            alignment = spec.alignment.model_copy(update={"tokens": tokens, "vocabulary": vocabulary})
+            product = alignment.multiplies_pieces
             rows = aligned_rows(alignment, spec, flow, scored, answers, target, tokenizers)
             pairs = canonical if tokens == "bytes" else None
             for rule in RULES:
-                yield Teacher(rule, tokens, vocabulary, nan, nan), _fuse(answers, rows, spec, target, pairs, rule)
+                yield (
+                    Teacher(rule, tokens, vocabulary, nan, nan),
+                    _fuse(answers, rows, spec, target, pairs, rule, product),
+                )
             for name, row in zip(tokenizers, rows, strict=True):
-                yield Teacher(name, tokens, vocabulary, nan, nan), _fuse(answers, [row], spec, target, pairs, "uniform")
+                fused = _fuse(answers, [row], spec, target, pairs, "uniform", product)
+                yield Teacher(name, tokens, vocabulary, nan, nan), fused
 
 
 def _fuse(
@@ -138,9 +141,10 @@ def _fuse(
     target: PassageTokenizer,
     canonical: CanonicalPairs | None,
     rule: str,
+    product: bool = False,
 ) -> FusedRows:
     fusion = spec.fusion.model_copy(update={"rule": rule, "single_source": ""})
-    return fuse(answers.rows, rows, FusionRuleSpec(**fusion.model_dump()), target.vocab_size, canonical=canonical)
+    return fuse(answers.rows, rows, FusionRuleSpec(**fusion.model_dump()), target.vocab_size, (), product, canonical)
 
 
 def _costs(fused: FusedRows, labels: np.ndarray, vocabulary: int) -> np.ndarray:

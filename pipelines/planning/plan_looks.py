@@ -33,7 +33,7 @@ def looks(spec: FusionSpec, flow: FlowPlan, scored: ScoredSample) -> list[dict[s
     answers = answers_of(scored, target)
     sources = aligned_rows(spec.alignment, spec, flow, scored, answers, target, tokenizers)
     canonical = CanonicalPairs(target) if spec.alignment.tokens == "bytes" else None
-    names, product = list(tokenizers), spec.alignment.split_tokens == "product"
+    names, product = list(tokenizers), spec.alignment.multiplies_pieces
     method = (spec.fusion, target.vocab_size, names, product, canonical)
     fused = fuse(answers.rows, sources, *method)
     own = None if TARGET in scored.problems else own_rows(spec, flow, scored, answers, target)

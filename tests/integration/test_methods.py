@@ -22,7 +22,7 @@ METHODS = {
     "by token": (
         [
             *("fusion.rule=min_ce", "fusion.granularity=token", "fusion.top_k=32"),
-            *("alignment.tokens=byte_offset", "alignment.split_tokens=product"),
+            "alignment.tokens=byte_offset",
             *("corpus.overlap_bytes=64", "source_models.0.backend=vllm", "source_models.0.most_replicas=2"),
             *("target_model.lora.rank=4", "training.activation_checkpointing=true"),
         ],

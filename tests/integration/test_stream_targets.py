@@ -44,12 +44,12 @@ MODELS = "pipelines/quickstart/models"
 METHODS = [
     (
         {"rule": "min_ce", "top_k": 16},
-        {"tokens": "byte_offset", "vocabulary": "prefix"},
+        {"tokens": "byte_offset", "vocabulary": "prefix", "split_tokens": "first_piece"},
         {"checkpoint": f"{MODELS}/mistral-target"},
     ),
     (
         {"rule": "avg_ce", "granularity": "token", "temperature": 0.5, "top_k": 16},
-        {"tokens": "byte_offset", "vocabulary": "exact", "split_tokens": "product"},
+        {"tokens": "byte_offset", "vocabulary": "exact"},
         {"checkpoint": f"{MODELS}/gpt2-code", "bos": "always"},
     ),
 ]

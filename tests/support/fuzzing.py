@@ -35,7 +35,7 @@ METHODS = [
     (FusionRuleSpec(rule="min_ce", top_k=8), AlignmentSpec()),
     (
         FusionRuleSpec(top_k=8, rule="avg_ce", granularity="token"),
-        AlignmentSpec(tokens="byte_offset", split_tokens="product"),
+        AlignmentSpec(tokens="byte_offset"),
     ),
     (FusionRuleSpec(top_k=8, rule="uniform"), AlignmentSpec(vocabulary="exact")),
     (FusionRuleSpec(rule="min_ce", top_k=8, arithmetic="fusellm"), AlignmentSpec(tokens="exact", vocabulary="exact")),

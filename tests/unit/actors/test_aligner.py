@@ -114,27 +114,26 @@ def aligner(
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("target", "bos"), [*((name, "tokenizer") for name in NAMES), (NAMES[1], "always")])
 @pytest.mark.parametrize(
-    ("fusion", "vocabulary", "tokens"),
+    ("fusion", "vocabulary", "tokens", "split_tokens"),
     [
-        (MIN_CE, "prefix", "byte_offset"),
-        (FusionRuleSpec(rule="avg_ce", top_k=TOP_K), "prefix", "product"),
-        (FusionRuleSpec(rule="avg_ce", temperature=0.2, top_k=TOP_K), "exact", "byte_offset"),
-        (FusionRuleSpec(rule="uniform", top_k=TOP_K), "exact", "product"),
-        (FusionRuleSpec(rule="min_ce", granularity="token", top_k=TOP_K), "prefix", "product"),
-        (FusionRuleSpec(rule="avg_ce", granularity="token", top_k=TOP_K), "prefix", "byte_offset"),
-        (MIN_CE, "prefix", "bytes"),
-        (FusionRuleSpec(rule="uniform", top_k=TOP_K), "prefix", "bytes"),
-        (FusionRuleSpec(rule="avg_ce", temperature=0.2, top_k=TOP_K), "exact", "bytes"),
+        (MIN_CE, "prefix", "byte_offset", "first_piece"),
+        (FusionRuleSpec(rule="avg_ce", top_k=TOP_K), "prefix", "byte_offset", "product"),
+        (FusionRuleSpec(rule="avg_ce", temperature=0.2, top_k=TOP_K), "exact", "byte_offset", "first_piece"),
+        (FusionRuleSpec(rule="uniform", top_k=TOP_K), "exact", "byte_offset", "product"),
+        (FusionRuleSpec(rule="min_ce", granularity="token", top_k=TOP_K), "prefix", "byte_offset", "product"),
+        (FusionRuleSpec(rule="avg_ce", granularity="token", top_k=TOP_K), "prefix", "byte_offset", "first_piece"),
+        (MIN_CE, "prefix", "bytes", "first_piece"),
+        (FusionRuleSpec(rule="uniform", top_k=TOP_K), "prefix", "bytes", "first_piece"),
+        (FusionRuleSpec(rule="uniform", top_k=TOP_K), "prefix", "bytes", "product"),
+        (FusionRuleSpec(rule="avg_ce", temperature=0.2, top_k=TOP_K), "exact", "bytes", "first_piece"),
+        (FusionRuleSpec(rule="min_ce", granularity="token", top_k=TOP_K), "exact", "bytes", "product"),
     ],
 )
-def test_every_passage_equals_the_slow_path(folders, tmp_path, target, bos, fusion, vocabulary, tokens):
+def test_every_passage_equals_the_slow_path(folders, tmp_path, target, bos, fusion, vocabulary, tokens, split_tokens):
     batch, names = passages(), NAMES
     for name in names:
         batch = scored(batch, name, folders[name])
-    split_tokens = "product" if tokens == "product" else "first_piece"
-    alignment = AlignmentSpec(
-        tokens="byte_offset" if tokens == "product" else tokens, vocabulary=vocabulary, split_tokens=split_tokens
-    )
+    alignment = AlignmentSpec(tokens=tokens, vocabulary=vocabulary, split_tokens=split_tokens)
     align = aligner(
         folders, target, names, tmp_path, fusion, bos, **alignment.model_dump(exclude={"cache_dir", "sample_bytes"})
     )

@@ -110,7 +110,7 @@ class Scene:
     def first_token(self, data: bytes) -> int:
         return self.target.tokens_within(data)[0]
 
-    def fused(self, pairs, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def fused(self, pairs, kept: np.ndarray, product: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The kernel's rows, dense [T, V]; ``kept``: int32 [S, K], the entries that the source keeps."""
         offsets, source_offsets = np.array([0, len(self.token_ids)]), np.array([0, len(self.source_ids)])
         target_rows = SimpleNamespace(end_bytes=self.end_bytes, offsets=offsets)
@@ -132,7 +132,7 @@ class Scene:
         fuse_byte_rows(
             np.ones((size, 1)), labels, self.token_ids, sources, (cut,),
             continuations.Continuations(*((table,) for table in self.tables)), pairs,
-            vocabulary, exponentials.ravel(), fused,
+            kernels.Method(vocabulary, product, False), exponentials.ravel(), fused,
         )  # fmt: skip
         dense = np.zeros((size, vocabulary))
         for row, (ids, probs) in enumerate(zip(fused.ids, fused.probs, strict=True)):
@@ -262,13 +262,13 @@ def test_mass_beyond_the_kept_entries_moves_a_row_no_further_than_the_bound():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_the_kernel_equals_its_twin(seed):
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_the_kernel_equals_its_twin(seed, product):
     random = np.random.default_rng(seed)
     target = random_target(random)
     scene, canonical = Scene(random, target, ToySource(random)), CanonicalPairs(target)
     kept = np.argsort(-scene.probs, axis=1)[:, : random.integers(1, 5)].astype(np.int32)
-    dense, match, cut = scene.fused(canonical.pairs, kept)
+    dense, match, cut = scene.fused(canonical.pairs, kept, product)
     pairs = oracles.match_bytes(
         scene.end_bytes.tolist(), scene.source_ends.tolist(), scene.source_ids.tolist(), scene.source.token_bytes, True
     )
@@ -280,6 +280,7 @@ def test_the_kernel_equals_its_twin(seed):
         [scene.plain(kept) | {"end_bytes": scene.source_ends.tolist()}],
         [match.tolist()],
         FusionRuleSpec(rule="uniform", top_k=64),
+        product=product,
         cuts=[cut.tolist()],
         may_follow=scene.may_follow,
     )

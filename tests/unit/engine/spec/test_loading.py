@@ -121,8 +121,6 @@ def test_every_preset_is_a_spec(name):
         (["run.seed=yes"], ["run.seed", "true is true or false, no value of this field"]),
         (["fusion.rule=single"], ["fusion.single_source", "is no source model", "choose one of"]),
         (["fusion.single_source=a"], ["fusion.single_source", "fusion.rule is avg_ce"]),
-        (["alignment.tokens=min_edit", "alignment.split_tokens=product"], ["alignment.split_tokens", "byte_offset"]),
-        (["source_models.0.temperature=2", "alignment.split_tokens=product"], ["split_tokens", "temperature"]),
         (["preset=fusellm_hard", "fusion.granularity=token"], ["fusion.granularity", "compares whole passages"]),
     ],
 )
