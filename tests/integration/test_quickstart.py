@@ -100,7 +100,7 @@ def test_the_result_says_what_was_done(outcome):
     assert math.isfinite(result.metrics.loss)
     assert result.metrics.fusion_loss > 0
     assert set(result.win_rates) == {"llama-docs", "gpt2-code", "neox-mixed"}
-    assert all(math.isnan(rate) for rate in result.win_rates.values()), "rule uniform has no winner"
+    assert all(math.isnan(rate) for rate in result.win_rates.values()), "an average has no winner"
     assert all(0.0 < record.fusion_gain < 5.0 and record.fusion_weight > 0.9 for record in result.history)
     assert all(source.gains[0] > source.gains[1] > 0.1 for source in result.sources), "far ahead all along"
     for source in result.sources:
@@ -201,7 +201,7 @@ def test_the_tokens_shown_are_those_of_sampled_steps(outcome):
 def test_the_model_card_says_how_the_export_was_made(outcome):
     card = (outcome["output"] / "export" / "README.md").read_text()
     assert re.search(r"\| source gpt2-code \| gpt2-code \| sha256 [0-9a-f]{64} \|", card)
-    assert "uniform by passage" in card
+    assert "avg_ce by passage" in card
     assert f"{outcome['result'].tokens:,} target tokens" in card
     assert re.search(r"\| fused target \| [12]\.\d{4} \| [12]\.\d{4} \|", card)
     assert str(ROOT) not in card.partition("## Spec")[0]

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from engine.errors import SpecError
+from engine.spec import AlignmentSpec
 from engine.spec.loading import as_located_spec, dump_spec, load_spec
 from engine.spec.presets import PRESETS
 from tests.support.paths import ROOT
@@ -220,3 +221,10 @@ def test_local_paths_become_absolute_and_others_stay(tmp_path, monkeypatch):
     assert as_located_spec(mixture).corpus.all_paths == ("s3://x/z", str(tmp_path / "x"), str(tmp_path / "y"))
     assert spec.run.output_dir == str(tmp_path / "out")
     assert [source.checkpoint for source in spec.source_models] == [str(tmp_path / "a"), "b"]
+
+
+@pytest.mark.parametrize("tokens", ["bytes", "byte_offset", "min_edit", "exact", "suffix"])
+def test_pieces_are_multiplied_only_where_rows_know_the_bytes_behind_them(tokens):
+    """The paper's dynamic programming pairs rows of different bytes."""
+    assert AlignmentSpec(tokens=tokens).multiplies_pieces == (tokens in ("bytes", "byte_offset"))
+    assert not AlignmentSpec(tokens=tokens, split_tokens="first_piece").multiplies_pieces

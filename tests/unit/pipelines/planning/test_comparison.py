@@ -75,4 +75,4 @@ def test_the_cheapest_comes_first_and_the_spec_is_marked(compared):
     assert taught["gpt2-code", "bytes"] > taught["gpt2-code", "byte_offset"]
     text = "\n".join(comparison_lines(found, spec))
     (marked,) = (line for line in text.splitlines() if "<- the spec" in line)
-    assert marked.split()[:3] == ["uniform", "bytes", "prefix"]
+    assert marked.split()[:3] == ["avg_ce", "bytes", "prefix"]

@@ -459,7 +459,7 @@ def test_the_plan_of_the_quickstart(monkeypatch, tmp_path):
 
 def _check_page(plan, page):
     """The page has the figures of the plan, and the target's and the sources' rows of each scored passage."""
-    assert "<title>quickstart: fusion plan</title>" in page and "Planned, not run. uniform per passage" in page
+    assert "<title>quickstart: fusion plan</title>" in page and "Planned, not run. avg_ce per passage" in page
     for found, cost in zip(plan.sources, plan.costs[1:], strict=True):
         figures = [f"{found.scores.nats_per_byte:.4f}", f"{100 * found.coverage.given_bytes:.1f} %"]
         assert f'<th scope="row">{found.name}</th>' + "".join(f"<td>{figure}</td>" for figure in figures) in page
