@@ -76,8 +76,9 @@ class Laboratory:
                 jobs[self._benches.submit(carry_out, spec, overrides, log, self._longest_run_seconds)] = run
         for job in as_completed(jobs):
             run, seconds = jobs[job], job.result()
-            # A real model's state takes 1.7 GB, and a corpus has some twenty runs.
-            shutil.rmtree(checkpoints_folder(str(run.folder(self.folder))), ignore_errors=True)
+            # A real model's state takes 1.7 GB, and a corpus has some twenty runs. One of pairs has a folder for each.
+            for checkpoints in [*run.folder(self.folder).rglob(checkpoints_folder(""))]:
+                shutil.rmtree(checkpoints)
             self._done(run).write_text(json.dumps({"command": self._command(run), "seconds": seconds}))
             self._say(f"{run.arm.setting} {run.arm.name}, rate {run.rate:g}, seed {run.seed}: {seconds:.0f} s")
 

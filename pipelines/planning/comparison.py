@@ -125,10 +125,8 @@ def _ways(
             rows = aligned_rows(alignment, spec, flow, scored, answers, target, tokenizers)
             pairs = canonical if tokens == "bytes" else None
             for rule in RULES:
-                yield (
-                    Teacher(rule, tokens, vocabulary, nan, nan),
-                    _fuse(answers, rows, spec, target, pairs, rule, product),
-                )
+                fused = _fuse(answers, rows, spec, target, pairs, rule, product)
+                yield Teacher(rule, tokens, vocabulary, nan, nan), fused
             for name, row in zip(tokenizers, rows, strict=True):
                 fused = _fuse(answers, [row], spec, target, pairs, "uniform", product)
                 yield Teacher(name, tokens, vocabulary, nan, nan), fused

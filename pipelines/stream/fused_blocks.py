@@ -134,7 +134,7 @@ def _mixed_reading(
 
 
 def keeps_order(spec: FusionSpec, readers: int) -> bool:
-    """Whether batches keep their order through all stages, which a slow replica pays for: the others wait for it.
+    """Whether batches keep their order through all stages; a slow replica then delays the others.
 
     A deterministic run keeps it. So does one that reads text again: a small corpus is on its way several times at once,
     and its second pass would be learned before its first, in which the gain of the fusion is measured. Readers that

@@ -299,6 +299,7 @@ def test_a_finished_run_is_repeated_only_if_its_command_has_changed(tmp_path):
 
     def submit(_work, _spec, _overrides, log, _seconds):
         (log.parent / "checkpoints" / "step-00000001").mkdir(parents=True)
+        (log.parent / "pairs" / "one" / "checkpoints").mkdir(parents=True)
         (log.parent / "export").mkdir()
         begun.append(log)
         done: Future[float] = Future()
@@ -310,7 +311,8 @@ def test_a_finished_run_is_repeated_only_if_its_command_has_changed(tmp_path):
     for _ in range(2):
         laboratory.run([run])
     assert len(begun) == 1 and laboratory.seconds(run) == 1.5
-    assert {place.name for place in run.folder(tmp_path).iterdir()} == {"export", "done.json"}
+    assert {place.name for place in run.folder(tmp_path).iterdir()} == {"export", "pairs", "done.json"}
+    assert not [*run.folder(tmp_path).rglob("checkpoints")]
     old = run.folder(tmp_path) / "old"
     old.touch()
     (run.folder(tmp_path) / "done.json").write_text(json.dumps({"command": ["another"], "seconds": 9.0}))
