@@ -455,13 +455,13 @@ def _check_packing(module: _TargetWithLoss, checkpoint: str) -> None:
 def _adamw(model: nn.Module, training: TrainingSpec) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices alone: norms and biases are scales.
 
-    On a GPU in one kernel: it reads and writes 28 bytes a weight and keeps nothing else. PyTorch's own choice there, an
-    operation for all weights after the other, moves more than twice as much and holds another copy of the weights.
+    In one kernel: it reads and writes 28 bytes a weight and keeps nothing else. PyTorch's own choice on a GPU, an
+    operation for all weights after the other, moves more than twice as much and holds another copy of the weights; its
+    choice on a CPU, matrix by matrix, takes nine times as long.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.optimizer.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    fused = True if parameters[0].device.type == "cuda" else None
-    return torch.optim.AdamW(groups, training.optimizer.learning_rate, training.optimizer.betas, fused=fused)
+    return torch.optim.AdamW(groups, training.optimizer.learning_rate, training.optimizer.betas, fused=True)

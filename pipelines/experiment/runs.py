@@ -14,6 +14,7 @@ import numpy as np
 
 from actors.training.checkpoint_index import checkpoints_folder
 from engine.model_files.checkpoint import Checkpoint
+from engine.spec.loading import dump_spec, load_spec
 from pipelines.evaluation.bits_per_byte import ScoredText, score_texts
 from pipelines.evaluation.ensemble import ensemble
 from pipelines.experiment.arms import SETTINGS, SPEC, Run
@@ -67,19 +68,20 @@ class Laboratory:
         """
         jobs = {}
         for run in runs:
-            recorded = self._recorded(run)
-            if recorded.get("command") != self._command(run):
-                if recorded:  # of other settings, whose output a run would refuse
+            recorded, spec, overrides = self._recorded(run), SETTINGS[run.arm.setting].spec, run.overrides(self.folder)
+            settings = dump_spec(load_spec(spec, overrides))
+            if recorded.get("settings") != settings:
+                if recorded:  # the output of other settings, which a run would refuse
                     shutil.rmtree(run.folder(self.folder))
-                spec, overrides = SETTINGS[run.arm.setting].spec, run.overrides(self.folder)
                 log = run.folder(self.folder) / "console.log"
-                jobs[self._benches.submit(carry_out, spec, overrides, log, self._longest_run_seconds)] = run
+                job = self._benches.submit(carry_out, spec, overrides, log, self._longest_run_seconds)
+                jobs[job] = run, settings
         for job in as_completed(jobs):
-            run, seconds = jobs[job], job.result()
+            (run, settings), seconds = jobs[job], job.result()
             # A real model's state takes 1.7 GB, and a corpus has some twenty runs. One of pairs has a folder for each.
             for checkpoints in [*run.folder(self.folder).rglob(checkpoints_folder(""))]:
                 shutil.rmtree(checkpoints)
-            self._done(run).write_text(json.dumps({"command": self._command(run), "seconds": seconds}))
+            self._done(run).write_text(json.dumps({"settings": settings, "seconds": seconds}))
             self._say(f"{run.arm.setting} {run.arm.name}, rate {run.rate:g}, seed {run.seed}: {seconds:.0f} s")
 
     def scores(self, setting: str, part: str, checkpoints: Sequence[Path]) -> list[Scores]:
@@ -123,12 +125,8 @@ class Laboratory:
         """Wall time of a finished run."""
         return self._recorded(run)["seconds"]
 
-    def _command(self, run: Run) -> list[str]:
-        """What carries it out: a finished run of another command is not this one."""
-        return ["-m", "engine", "run", SETTINGS[run.arm.setting].spec, *run.overrides(self.folder)]
-
     def _recorded(self, run: Run) -> dict[str, Any]:
-        """Command and seconds of a finished run; nothing of an unfinished one."""
+        """Settings, with all defaults, and seconds of a finished run; nothing of an unfinished one."""
         return json.loads(self._done(run).read_text()) if self._done(run).exists() else {}
 
     def _done(self, run: Run) -> Path:

@@ -293,8 +293,11 @@ def test_continued_training_in_one_pass_has_as_many_steps_as_a_pass_has():
     assert arms.real_arms("mixture").once is None
 
 
-def test_a_finished_run_is_repeated_only_if_its_command_has_changed(tmp_path):
-    """Its old output goes: a run refuses a folder that holds one with other settings. Checkpoints go in any case."""
+def test_a_finished_run_is_repeated_only_if_its_settings_have_changed(tmp_path):
+    """Defaults count, which a command does not show. Its old output goes: a run refuses a folder that holds another's.
+
+    Checkpoints go in any case.
+    """
     laboratory, begun = Laboratory(tmp_path, 10, lambda line: None), []
 
     def submit(_work, _spec, _overrides, log, _seconds):
@@ -315,7 +318,9 @@ def test_a_finished_run_is_repeated_only_if_its_command_has_changed(tmp_path):
     assert not [*run.folder(tmp_path).rglob("checkpoints")]
     old = run.folder(tmp_path) / "old"
     old.touch()
-    (run.folder(tmp_path) / "done.json").write_text(json.dumps({"command": ["another"], "seconds": 9.0}))
+    done = run.folder(tmp_path) / "done.json"
+    settings = json.loads(done.read_text())["settings"]
+    done.write_text(json.dumps({"settings": settings.replace("split_tokens: product", "split_tokens: first_piece")}))
     laboratory.run([run])
     assert len(begun) == 2 and laboratory.seconds(run) == 1.5 and not old.exists()
 
