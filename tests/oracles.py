@@ -427,6 +427,12 @@ def fused_passage(
     }
 
 
+def by_id(ids: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The entries of each row [T,K] in the order of their ids: fusion gives them in no order."""
+    order = np.argsort(ids, axis=-1, kind="stable")
+    return np.take_along_axis(ids, order, -1), np.take_along_axis(probs, order, -1)
+
+
 def win_share(
     cross_entropy: Sequence[float], matches: Sequence[Sequence[int]], taught: Sequence[int], fusion
 ) -> list[float]:

@@ -18,7 +18,7 @@ from engine.method.canonical import (
 )
 from engine.method.compiled import njit
 from engine.method.continuations import MOST_COVERS, continue_row, further_pieces
-from engine.method.top_entries import add, sorting_room, take_masses, write_top
+from engine.method.top_entries import add, choosing_room, take_masses, write_top
 
 #: Rows of a passage that are fused at once: what sources say about them stays in the core's cache.
 ROWS = 64
@@ -48,7 +48,7 @@ def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, meth
     totals = np.empty(ROWS)
     accumulator, touched = np.zeros(method.vocabulary), np.empty(num_sources * most, np.int64)
     follows = np.empty(touched.size, np.uint8)
-    room = sorting_room(touched.size)
+    room = choosing_room(touched.size)
     for passage in range(offsets.size - 1):
         for begin in range(offsets[passage], offsets[passage + 1], ROWS):
             length = min(ROWS, offsets[passage + 1] - begin)
@@ -179,10 +179,9 @@ def _take_possible(label, accumulator, touched, count, values, follows):
         token = touched[entry]
         mass = accumulator[token]
         accumulator[token] = 0.0
-        if follows[entry] == POSSIBLE or token == label:
-            touched[place], values[place] = token, mass
-            place += 1
-            kept += mass
-        else:
-            dropped += mass
+        is_possible = (follows[entry] == POSSIBLE) | (token == label)
+        touched[place], values[place] = token, mass  # written over next if it cannot follow
+        place += is_possible
+        kept += mass if is_possible else 0.0
+        dropped += 0.0 if is_possible else mass
     return place, kept, kept / (kept + dropped) if kept > 0.0 else 1.0

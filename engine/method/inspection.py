@@ -184,7 +184,7 @@ def _weights(weights: np.ndarray, sources: Sequence[dict[str, Any]]) -> list[lis
 def top_entries(rows: FusedRows, first: int, last: int) -> list[list[Any] | None]:
     """The top entries of each row: ids, probabilities and the mass of all others that are not kept."""
     probs = rows.probs[first:last].astype(np.float64)
-    order = np.argsort(-probs, axis=1, kind="stable")[:, :TOP]
+    order = np.lexsort((rows.ids[first:last], -probs))[:, :TOP]
     top = np.take_along_axis(probs, order, axis=1)
     ids = np.take_along_axis(rows.ids[first:last], order, axis=1).tolist()
     counts, rests = (top > 0).sum(axis=1).tolist(), rounded(np.maximum(0.0, 1.0 - probs.sum(axis=1)))

@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.method.compiled import njit
 from engine.method.continuations import further_pieces, rows_at_zero
-from engine.method.top_entries import add, sorting_room, take_masses, write_top
+from engine.method.top_entries import add, choosing_room, take_masses, write_top
 
 #: exp of every float16, indexed by its bits. numba has no float16 on CPUs, and a look-up is faster than exp.
 with np.errstate(over="ignore", invalid="ignore"):
@@ -195,8 +195,8 @@ def _next_end(source_ends, row, end, num_bytes):
 def fuse_rows(weights, target, sources, method, exp, fused):
     """Fill ``fused`` with the top K entries of the weighted sum of the mapped source rows of each target row.
 
-    Entries are in descending order of probability, ties by id. Rounded log-probabilities may add up to a little more
-    than 1; such a row is scaled down to 1.
+    Entries are in no order; of equal ones those with the lower ids are the top. Rounded log-probabilities may add up to
+    a little more than 1; such a row is scaled down to 1.
 
     Args:
         weights: float64 [sum T, N], 0 for a source that takes no part; renormalised over the sources with a row.
@@ -212,7 +212,7 @@ def fuse_rows(weights, target, sources, method, exp, fused):
     ids, probs, is_fused = fused.ids, fused.probs, fused.is_fused
     accumulator, own = np.zeros(method.vocabulary), np.zeros(method.vocabulary)
     touched = np.empty(len(match) * (ids.shape[1] + 1), np.int64)
-    room = sorting_room(touched.size)
+    room = choosing_room(touched.size)
     for passage in range(target_offsets.size - 1):
         for row in range(target_offsets[passage], target_offsets[passage + 1]):
             total = 0.0

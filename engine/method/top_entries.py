@@ -1,4 +1,4 @@
-"""The masses of one row's tokens added up, and the highest of them written in order; kernels in numba.
+"""The masses of one row's tokens added up, and the highest of them written; kernels in numba.
 
 An accumulator is float64 [V] of 0; the tokens of a row that have mass are *touched*, and their masses are cleared when
 the row is done.
@@ -14,19 +14,16 @@ from engine.method.compiled import njit
 BUCKETS, _BUCKET_SHIFT = 128, 50
 _BITS_OF_ONE = int(np.float64(1.0).view(np.int64)) >> _BUCKET_SHIFT
 
-#: So few entries are sorted at once.
-FEW = 32
-
 
 @njit
-def sorting_room(size):
-    """Room to sort one row's tokens.
+def choosing_room(size):
+    """Room to choose among one row's tokens.
 
-    float64 [n], their masses, and these as int64; int64 [n], their buckets; int64 [BUCKETS+1], where buckets begin;
-    int64 [n] and float64 [n], tokens and masses in order.
+    float64 [n], their masses, and these as int64; int64 [n], their buckets; int64 [BUCKETS], how many a bucket has;
+    int64 [n] and float64 [n], tokens of one bucket and their masses.
     """
     values = np.empty(size)
-    places = np.empty(size, np.int64), np.empty(BUCKETS + 1, np.int64), np.empty(size, np.int64)
+    places = np.empty(size, np.int64), np.empty(BUCKETS, np.int64), np.empty(size, np.int64)
     return values, values.view(np.int64), *places, np.empty(size)
 
 
@@ -55,49 +52,38 @@ def take_masses(accumulator, touched, count, values):
 
 @njit
 def write_top(touched, count, room, scale, ids, probs, row):
-    """Write the top entries of one row of [T, K], scaled, by descending probability, ties by id.
+    """Write the top entries of one row of [T, K], scaled, in no order; of equal ones those with the lower ids.
 
-    Where much is out of order, entries are dealt to buckets by the exponent of their mass and two more bits first, so
-    that only those of one bucket are left to sort.
+    Entries are counted in buckets by the exponent of their mass and two more bits. Those above the bucket in which the
+    last place lies are all written; those of this bucket are sorted.
 
     Args:
-        touched: int64, ``count`` target tokens; room: ``sorting_room``, with their masses.
+        touched: int64, ``count`` target tokens; room: ``choosing_room``, with their masses.
     """
-    values, bits, buckets, begins, tokens, sorted_values = room
-    top_k, descents = ids.shape[1], 0
-    for entry in range(1, count):
-        descents += values[entry] > values[entry - 1]
-    if count <= FEW or descents <= FEW // 4:  # sources' rows are sorted, and of one of them little is out of order
-        sort_by_probability(touched, values, 0, count)
-        for entry in range(min(count, top_k)):
+    values, bits, buckets, sizes, tokens, border = room
+    top_k = ids.shape[1]
+    if count <= top_k:
+        for entry in range(count):
             ids[row, entry], probs[row, entry] = touched[entry], values[entry] * scale
         return
-    end = _deal(touched, values, bits, count, buckets, begins, tokens, sorted_values, top_k)
-    sort_by_probability(tokens, sorted_values, 0, end)
-    for entry in range(min(end, top_k)):
-        ids[row, entry], probs[row, entry] = tokens[entry], sorted_values[entry] * scale
-
-
-@njit
-def _deal(touched, values, bits, count, buckets, begins, tokens, sorted_values, top_k):
-    """Deal tokens to buckets, those of the highest masses first, until there are K; how many were dealt."""
-    begins[:] = 0
+    sizes[:] = 0
     for entry in range(count):
         bucket = min(max(_BITS_OF_ONE - (bits[entry] >> _BUCKET_SHIFT), 0), BUCKETS - 1)
         buckets[entry] = bucket
-        begins[bucket + 1] += 1
-    for bucket in range(BUCKETS):
-        begins[bucket + 1] += begins[bucket]
-    last = 0
-    while last < BUCKETS and begins[last] < top_k:
+        sizes[bucket] += 1
+    above, last = 0, 0
+    while above + sizes[last] < top_k:
+        above += sizes[last]
         last += 1
-    end = begins[last]
-    for entry in range(count):
-        place = begins[buckets[entry]]
-        if place < end:
-            tokens[place], sorted_values[place] = touched[entry], values[entry]
-            begins[buckets[entry]] = place + 1
-    return end
+    place, ties = 0, 0
+    for entry in range(count):  # what does not belong there is written over next: no processor can foresee which
+        ids[row, place], probs[row, place] = touched[entry], values[entry] * scale
+        tokens[ties], border[ties] = touched[entry], values[entry]
+        place += buckets[entry] < last
+        ties += buckets[entry] == last
+    sort_by_probability(tokens, border, 0, ties)
+    for entry in range(top_k - above):
+        ids[row, above + entry], probs[row, above + entry] = tokens[entry], border[entry] * scale
 
 
 @njit

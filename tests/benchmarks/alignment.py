@@ -73,7 +73,7 @@ class Work:
     def run(self, fusion: FusionRuleSpec, tokens: str = "byte_offset") -> FusedRows:
         aligned = [source.aligned(self.texts, self.rows, tokens) for source in self.sources]
         canonical = self.canonical if tokens == "bytes" else None
-        return fuse(self.rows, aligned, fusion, self.target.vocab_size, canonical=canonical)
+        return fuse(self.rows, aligned, fusion, self.target.vocab_size, product=True, canonical=canonical)
 
     def run_twin(self, fusion: FusionRuleSpec, passage: int) -> None:
         """The same for one passage in plain Python."""
@@ -86,7 +86,8 @@ class Work:
             names = ("token_ids", "end_bytes", "token_logprobs", "topk_ids", "topk_logprobs")
             plain.append({name: getattr(source, name)[inside].tolist() for name in names} | {"mapping": source.mapping})
             matches.append(oracles.match_end_bytes(ends, plain[-1]["end_bytes"], True))
-        oracles.fused_rows(rows.token_ids[where].tolist(), ends, int(rows.num_bytes[passage]), plain, matches, fusion)
+        tokens, num_bytes = rows.token_ids[where].tolist(), int(rows.num_bytes[passage])
+        oracles.fused_rows(tokens, ends, num_bytes, plain, matches, fusion, product=True)
 
 
 def align_map_fuse(texts: list[str], window: int, top_k: int, name: str, on: str) -> None:
