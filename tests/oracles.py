@@ -62,11 +62,11 @@ def continued_row(
     """What one source says about the bytes after a target row: (target id, probability), and its least kept share.
 
     Args:
-        source: as for ``source_distribution``, with ``token_bytes``, and ``cuts``: the target token of a source token
-            without its first bytes, or -1.
+        source: as for ``source_distribution``, with ``token_bytes``; ``cuts``: the target token of a source token
+            without its first bytes, or -1; and ``longest``: the longest target token that begins two runs of bytes and
+            reaches into the second one, or -1.
         row, cut: of ``match_bytes``.
-        label, label_ends: given where a label that the source splits gets a share of its first piece's mass: the
-            probability that the other pieces follow.
+        label, label_ends: given where the mass of the text's own next source token is dealt out by two tokens.
     """
     tokens, token_bytes = source["token_ids"], source["token_bytes"]
     covers = [(row, b"", 1.0)]
@@ -99,15 +99,55 @@ def continued_row(
         unknown += weight * (rest - own)
         if own:
             known = [*known, (tokens[row + 1], own)]
-        if at == row and share:
-            whole = dict(known).get(tokens[row + 1])
-            known = [(token, prob * (1 - share) if token == tokens[row + 1] else prob) for token, prob in known]
-            unkept = min(math.exp(source["token_logprobs"][at]), rest)
-            found.append((label, weight * share * (unkept if whole is None else whole)))
+        if at == row and label_ends and row + 1 < len(tokens):
+            of_following = dict(known).get(tokens[row + 1], 0.0)
+            known = [(token, prob) for token, prob in known if token != tokens[row + 1]]
+            if not of_following:
+                found.append((label, weight * share * min(math.exp(source["token_logprobs"][at]), rest)))
+            parts = _by_two_tokens(source, row, len(residual), of_following, label, label_ends, share)
+            found += [(target, weight * prob) for target, prob in parts if target >= 0 and prob > 0]
         pairs = [(source["cuts"](token, len(residual)), weight * prob) for token, prob in known]
         found += [(target, prob) for target, prob in pairs if target >= 0 and prob > 0]
     share = certain / (certain + unknown) if certain else 0.0
     return [(target, prob / total) for target, prob in found], share
+
+
+def _by_two_tokens(
+    source: dict, row: int, length: int, mass: float, label: int, label_ends: tuple[int, int], share: float
+) -> list[tuple[int, float]]:
+    """The mass of the text's own next source token, less its first ``length`` bytes, dealt out by the token after it.
+
+    Args:
+        share: of the label, see ``_share_of_label``.
+    """
+    tokens, ends, token_bytes = source["token_ids"], source["end_bytes"], source["token_bytes"]
+    begin, stop = label_ends
+    first, left = (token_bytes[tokens[row + 1]] or b"")[length:], mass * (1 - share)
+    following = tokens[row + 2] if row + 2 < len(tokens) else -1
+    is_within = stop > begin and row + 2 < len(ends) and ends[row + 2] >= stop
+    parts = [(label, mass * share)]
+    for token, logprob in zip(source["topk_ids"][row + 1], source["topk_logprobs"][row + 1], strict=True):
+        more = token_bytes[token] if 0 <= token < len(token_bytes) else None
+        if not more:
+            continue
+        target, part = source["longest"](first, more) if first else -1, mass * math.exp(float(logprob))
+        if token == following:
+            target, part = label if is_within else target, max(part - mass * share, 0.0)
+        if target >= 0:
+            parts.append((target, min(part, left)))
+            left -= min(part, left)
+    return [*parts, (source["cuts"](tokens[row + 1], length), left)]
+
+
+def longest_token(target) -> Callable[[bytes, bytes], int]:
+    """The longest token of a tokenizer that begins two runs of bytes and reaches into the second one, or -1."""
+
+    def longest(first: bytes, more: bytes) -> int:
+        data = first + more
+        sizes = range(len(data), len(first), -1)
+        return next((target.id_of_bytes[data[:size]] for size in sizes if data[:size] in target.id_of_bytes), -1)
+
+    return longest
 
 
 def _share_of_label(source: dict, row: int, begin: int, stop: int) -> float:
@@ -393,6 +433,7 @@ def fused_passage(
             matches.append(match_end_bytes(ends, scored["end_bytes"], begins_alike))
             continue
         plain[-1]["cuts"] = _cuts(source, target, method, table)
+        plain[-1]["longest"] = longest_token(target) if method != "exact" else lambda first, more: -1
         pairs = match_bytes(ends, scored["end_bytes"], scored["token_ids"], source.token_bytes, begins_alike)
         for row, (at, cut) in enumerate(pairs):
             if cut and continued_row(plain[-1], at, cut)[1] <= alignment.least_kept_share:

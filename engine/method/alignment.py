@@ -18,6 +18,7 @@ import numpy as np
 from engine.method import continuations, kernels
 from engine.method.edit_distance import align_by_edits
 from engine.method.rows import NEXT_TOKEN, NO_ROW, ScoredRows, SourceRows, TargetRows, TokenRows
+from engine.method.token_trie import NO_TRIE, trie_of
 from engine.method.vocabulary import load_or_build, load_or_build_cuts, same_pieces, with_turn_end
 from engine.spec import AlignmentSpec
 from engine.text.token_bytes import SPACE_MARKER
@@ -162,7 +163,8 @@ class SourceAlignment:
         self._continuations = None
         if alignment.tokens == "bytes":
             cuts = load_or_build_cuts(source, target, alignment.vocabulary, alignment.cache_dir)
-            self._continuations = continuations.build_continuations(source.token_bytes, self.mapping, cuts)
+            trie = trie_of(target) if alignment.vocabulary != "exact" else NO_TRIE
+            self._continuations = continuations.build_continuations(source.token_bytes, self.mapping, cuts, trie)
 
     def align(self, texts: Sequence[str], target: TargetRows, scored: ScoredRows) -> SourceRows:
         """Align the source's rows with the target's; a row whose label is context is aligned with none.

@@ -17,7 +17,7 @@ from engine.method.canonical import (
     remembered,
 )
 from engine.method.compiled import njit
-from engine.method.continuations import MOST_COVERS, continue_row, further_pieces
+from engine.method.continuations import continue_row, further_pieces, most_found
 from engine.method.top_entries import add, choosing_room, take_masses, write_top
 
 #: Rows of a passage that are fused at once: what sources say about them stays in the core's cache.
@@ -42,7 +42,7 @@ def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, meth
     letters, spans, children, piece_scores, unknown, is_greedy = of_pieces
     offsets, target_ends, next_tokens = target.offsets, target.end_bytes, target.next_tokens
     ids, probs, is_fused = fused.ids, fused.probs, fused.is_fused
-    num_sources, most = len(sources.match), MOST_COVERS * (ids.shape[1] + 1)
+    num_sources, most = len(sources.match), most_found(ids.shape[1])
     found, masses = np.empty(ROWS * num_sources * most, np.int32), np.empty(ROWS * num_sources * most)
     ends, scales = np.zeros((num_sources, ROWS + 1), np.int64), np.zeros((num_sources, ROWS))
     totals = np.empty(ROWS)
@@ -65,6 +65,8 @@ def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, meth
                     sources.topk_bits[n], exp,
                     tables.data[n], tables.starts[n], tables.order[n], tables.rank[n], tables.longer[n],
                     tables.begun[n], tables.whole[n], tables.cut_starts[n], tables.cut_tokens[n],
+                    tables.first_bytes[n], tables.nodes[n], tables.children[n], tables.trie_tokens[n],
+                    tables.bytes_after[n],
                     found, masses, size, ends, scales,
                 )  # fmt: skip
             for place in range(length):
@@ -105,7 +107,8 @@ def _add_weights(begin, length, weights, n, match, totals):
 def _continue_rows(
     begin, length, target_ends, next_tokens, product, weights, n, totals, match, cut, first, end,
     source_ends, token_ids, logprobs, topk_ids, topk_bits, exp,
-    data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens, found, masses, size, ends, scales,
+    data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens,
+    first_bytes, nodes, children, trie_tokens, bytes_after, found, masses, size, ends, scales,
 ):  # fmt: skip
     """What one source says about ``length`` target rows of one passage, after the first ``size`` entries.
 
@@ -121,17 +124,26 @@ def _continue_rows(
         row = begin + place
         at, weight = match[row], weights[row, n]
         if at >= 0 and weight > 0.0 and next_tokens[row] >= 0:
-            label, share = next_tokens[row], 0.0
+            goes_on = (np.int64(-1), 0.0, False)
             if product:
                 span = target_ends[row], target_ends[row + 1]
                 share = further_pieces(source_ends, logprobs, first + at, end, span)
+                goes_on = (np.int64(next_tokens[row]), share, _is_within(source_ends, first + at, end, span))
             size, total, _, _ = continue_row(
-                first + at, first, cut[row], label, share, token_ids, logprobs, topk_ids, topk_bits, exp,
-                data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens, found, masses, size,
+                first + at, first, end, cut[row], goes_on, token_ids, logprobs, topk_ids, topk_bits, exp,
+                data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens,
+                first_bytes, nodes, children, trie_tokens, bytes_after, found, masses, size,
             )  # fmt: skip
             scales[n, place] = weight / totals[place] / total if total > 0.0 else 0.0
         ends[n, place + 1] = size
     return size
+
+
+@njit
+def _is_within(ends, row, end, span):
+    """Whether the bytes of a span are some, and end within the source's next two tokens after a row."""
+    begin, stop = span
+    return stop > begin and row + 2 < end and ends[row + 2] >= stop
 
 
 @njit

@@ -5,6 +5,9 @@ that row answers for the case that its last token has ended; its row before answ
 inside a longer token. Where the source has no row here, because the target stands inside a source token, its row before
 answers alone. To answer, a row is conditioned on the *residual*, the bytes between it and the target: of its entries
 those count that begin with the residual and go on, cut by it.
+
+The source may say in two tokens what the target says in one. Of the text's own next source token the row after it tells
+how the text goes on, so its mass is dealt out by two tokens: to the longest target token that begins both.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.method.compiled import njit
+from engine.method.token_trie import NO_NODE, TokenTrie, find_nodes, has_byte, longest_token
 
 #: Rows of a source that answer together: the one at the target's byte and the ones before it.
 MOST_COVERS = 2
@@ -33,6 +37,10 @@ class Continuations(NamedTuple):
         whole: int32 [V], the target token of a whole token, or -1.
         cut_starts: int64 [V+1]. cut_tokens: int32, for each number of bytes that are cut off a token, none first, the
             target token of what is left, or -1.
+        first_bytes: uint8 [V], the first byte of each token, 0 of one without bytes.
+        nodes: int32, with the places of ``cut_tokens`` the node of what is left in the target's ``TokenTrie``,
+            ``NO_NODE`` where no target token goes on with it.
+        children, trie_tokens, bytes_after: the target's ``TokenTrie``.
     """
 
     data: np.ndarray
@@ -44,15 +52,23 @@ class Continuations(NamedTuple):
     whole: np.ndarray
     cut_starts: np.ndarray
     cut_tokens: np.ndarray
+    first_bytes: np.ndarray
+    nodes: np.ndarray
+    children: np.ndarray
+    trie_tokens: np.ndarray
+    bytes_after: np.ndarray
 
 
-def build_continuations(token_bytes: Sequence[bytes | None], mapping: np.ndarray, cuts: np.ndarray) -> Continuations:
+def build_continuations(
+    token_bytes: Sequence[bytes | None], mapping: np.ndarray, cuts: np.ndarray, trie: TokenTrie
+) -> Continuations:
     """The tables of one source.
 
     Args:
         token_bytes: the bytes of each token, None for one that has none.
         mapping: int32 [V], the target token of a whole token.
         cuts: ``vocabulary.build_cuts``.
+        trie: of the target's tokens that may stand for two of the source; none of them in an empty one.
     """
     data, starts, order, rank = token_order(token_bytes)
     cut_starts = np.cumsum([0, *np.maximum(np.diff(starts), 1)], dtype=np.int64)
@@ -60,7 +76,12 @@ def build_continuations(token_bytes: Sequence[bytes | None], mapping: np.ndarray
     find_ranges(data, starts, order, cut_starts, longer, begun)
     cut_tokens = cuts.copy()
     cut_tokens[cut_starts[:-1]] = mapping
-    return Continuations(data, starts, order, rank, longer, begun, mapping, cut_starts, cut_tokens)
+    nodes = np.full(cut_starts[-1], NO_NODE, np.int32)
+    find_nodes(data, starts, cut_starts, trie.children, trie.bytes_after, nodes)
+    first_bytes = np.fromiter((piece[0] if piece else 0 for piece in token_bytes), np.uint8, len(token_bytes))
+    return Continuations(
+        data, starts, order, rank, longer, begun, mapping, cut_starts, cut_tokens, first_bytes, nodes, *trie
+    )
 
 
 def token_order(token_bytes: Sequence[bytes | None]) -> tuple[np.ndarray, ...]:
@@ -223,9 +244,16 @@ def further_pieces(ends, logprobs, row, end, span):
 
 
 @njit
+def most_found(top_k):
+    """The most tokens that one source can find for one row: all entries of its covers, and of the row after them."""
+    return (MOST_COVERS + 1) * (top_k + 1)
+
+
+@njit
 def continue_row(
-    at, first, cut, label, share, token_ids, logprobs, topk_ids, topk_bits, exp,
-    data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens, found, masses, size,
+    at, first, end, cut, goes_on, token_ids, logprobs, topk_ids, topk_bits, exp,
+    data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens,
+    first_bytes, nodes, children, trie_tokens, bytes_after, found, masses, size,
 ):  # fmt: skip
     """What one source says about the bytes after a target row, as target tokens.
 
@@ -234,9 +262,11 @@ def continue_row(
     large a share is taken to do so as of the kept ones; only of the text's own next token the probability is known.
 
     Args:
-        at: the source row that ``match_bytes`` found; first: the first row of its passage. cut: of ``match_bytes``.
-        label, share: the next target token, where the source splits it, and the share of its first piece's mass that
-            it gets; 0 elsewhere.
+        at: the source row that ``match_bytes`` found; first, end: the first row of its passage, and the row after the
+            last. cut: of ``match_bytes``.
+        goes_on: (label, share, within), how the text goes on: the next target token; the share that it gets of the
+            mass of the source's next token, where the source splits it, 0 elsewhere; and whether it ends within the
+            source's next two tokens. With a label of -1 nothing is dealt out by two tokens.
         token_ids, logprobs, topk_ids, topk_bits, exp: the source's rows, as in ``kernels.fuse_rows``.
         data to cut_tokens: ``Continuations``, taken apart.
         found: int32, masses: float64, filled from ``size`` on: target tokens, possibly several times, and their masses.
@@ -246,20 +276,23 @@ def continue_row(
         entries, with a target token or without; the mass beyond the kept entries.
     """
     total, certain, unknown = 0.0, 0.0, 0.0
+    label, share, _ = goes_on
     deepest = _deepest_cover(at, first, token_ids, starts)
     for cover in range(deepest + 1):
         row, weight = at - cover, 1.0
         for earlier in range(at - deepest, row):
             weight *= np.exp(logprobs[earlier])
-        moved = 0.0
+        following = token_ids[at + 1] if cover == 0 and at + 1 < end else -1
+        own = 0.0
         if cover == 0 and cut == 0:
-            piece = token_ids[at + 1] if share > 0.0 else -1
-            size, kept, moved, is_kept = _take_all(
-                row, weight, piece, share, topk_ids, topk_bits, exp, whole, found, masses, size
+            length = 0
+            size, kept, of_following = _take_all(
+                row, weight, following, topk_ids, topk_bits, exp, whole, found, masses, size
             )
-            counted, own, rest = kept, 0.0, max(1.0 - kept, 0.0)
-            if share > 0.0 and not is_kept:
-                moved = share * min(np.exp(logprobs[row]), rest)
+            counted, rest = kept, max(1.0 - kept, 0.0)
+            if share > 0.0 and of_following == 0.0:
+                found[size], masses[size] = label, weight * share * min(np.exp(logprobs[row]), rest)
+                size += 1
             estimate = rest
         else:
             low, high, length = _after_residual(
@@ -267,27 +300,73 @@ def continue_row(
             )  # fmt: skip
             if low >= high:
                 continue
-            following = token_ids[at + 1] if cover == 0 else -1
-            size, kept, counted, moved, is_kept = _take_longer(
-                row, weight, share, topk_ids, topk_bits, exp, rank, low, high, following,
+            size, kept, counted, of_following = _take_longer(
+                row, weight, topk_ids, topk_bits, exp, rank, low, high, following,
                 cut_starts, cut_tokens, length, found, masses, size,
             )  # fmt: skip
-            own, rest = 0.0, max(1.0 - kept, 0.0)
-            if following >= 0 and not is_kept:
-                own = min(np.exp(logprobs[row]), rest)
-                moved = own * share
-                target = cut_tokens[cut_starts[following] + length]
-                if target >= 0 and own > moved:
-                    found[size], masses[size] = target, weight * (own - moved)
-                    size += 1
+            counted, rest = counted + of_following, max(1.0 - kept, 0.0)
+            if following >= 0 and of_following == 0.0:
+                of_following = own = min(np.exp(logprobs[row]), rest)
             estimate = (rest - own) * counted / kept if kept > 0.0 else 0.0
-        if moved > 0.0:
-            found[size], masses[size] = label, weight * moved
-            size += 1
+        if of_following > 0.0:
+            size = _deal_out(
+                weight * of_following, cut_starts[following] + length, at + 1, end, goes_on,
+                token_ids, topk_ids, topk_bits, exp, data, starts, cut_tokens,
+                first_bytes, nodes, children, trie_tokens, bytes_after, found, masses, size,
+            )  # fmt: skip
         total += weight * (counted + own + estimate)
         certain += weight * (counted + own)
         unknown += weight * (rest - own)
     return size, total, certain, unknown
+
+
+@njit
+def _deal_out(
+    mass, place, row, end, goes_on, token_ids, topk_ids, topk_bits, exp,
+    data, starts, cut_tokens, first_bytes, nodes, children, trie_tokens, bytes_after, found, masses, size,
+):  # fmt: skip
+    """Deal out the mass of the text's own next source token by what the source says after it.
+
+    The label gets its share. If it ends within two source tokens, it gets what is left of the second one's mass too: on
+    this path the target has written the label. Other tokens after the first one give their mass to the longest target
+    token that begins both. What is left stays with the first one's target token.
+
+    Args:
+        place: of what is left of the first token, in ``cut_tokens`` and ``nodes``. row: the source row after it.
+
+    Returns:
+        Where the found ones end.
+    """
+    label, share, within = goes_on
+    left, of_label = mass, mass * share
+    if of_label > 0.0:
+        found[size], masses[size] = label, of_label
+        size, left = size + 1, mass - of_label
+    following, node = token_ids[row + 1] if row + 1 < end else -1, nodes[place]
+    for entry in range(topk_ids.shape[1] if label >= 0 and (node != NO_NODE or within) else 0):
+        token = topk_ids[row, entry]
+        if not 0 <= token < first_bytes.size:
+            continue
+        # Most tokens begin with a byte that no target token has there. To see that takes one look at each.
+        is_following = token == following
+        goes_on_so = node != NO_NODE and has_byte(bytes_after, node, first_bytes[token])
+        if not (is_following or goes_on_so) or starts[token] == starts[token + 1]:
+            continue
+        target, part = -1, mass * exp[topk_bits[row, entry]]
+        if is_following:
+            part = max(part - of_label, 0.0)
+        if is_following and within:
+            target = label
+        elif goes_on_so:
+            target = longest_token(node, data, starts[token], starts[token + 1], children, trie_tokens)
+        part = min(part, left)
+        if target >= 0 and part > 0.0:
+            found[size], masses[size] = target, part
+            size, left = size + 1, left - part
+    if left > 0.0 and cut_tokens[place] >= 0:
+        found[size], masses[size] = cut_tokens[place], left
+        size += 1
+    return size
 
 
 @njit
@@ -303,52 +382,49 @@ def _deepest_cover(at, first, token_ids, starts):
 
 
 @njit
-def _take_all(row, weight, piece, share, topk_ids, topk_bits, exp, whole, found, masses, size):
-    """Take each entry of a row, weighted, ``piece`` less a share of its mass.
+def _take_all(row, weight, following, topk_ids, topk_bits, exp, whole, found, masses, size):
+    """Take each entry of a row, weighted, but not ``following``.
 
     Returns:
-        Where the found ones end; the mass of all entries; the piece's mass that is not taken; whether it is kept.
+        Where the found ones end; the mass of all entries; the mass of ``following``, 0 if it is not kept.
     """
-    kept, moved, is_kept = 0.0, 0.0, False
+    kept, of_following = 0.0, 0.0
     for entry in range(topk_ids.shape[1]):
         token, mass = topk_ids[row, entry], exp[topk_bits[row, entry]]
         kept += mass
-        if token == piece and token >= 0:
-            moved, is_kept = mass * share, True
-            mass -= moved
-        if 0 <= token < whole.size and whole[token] >= 0 and mass > 0.0:
+        if token == following and token >= 0:
+            of_following = mass
+        elif 0 <= token < whole.size and whole[token] >= 0 and mass > 0.0:
             found[size], masses[size] = whole[token], weight * mass
             size += 1
-    return size, kept, moved, is_kept
+    return size, kept, of_following
 
 
 @njit
 def _take_longer(
-    row, weight, share, topk_ids, topk_bits, exp, rank, low, high, following,
+    row, weight, topk_ids, topk_bits, exp, rank, low, high, following,
     cut_starts, cut_tokens, length, found, masses, size,
 ):  # fmt: skip
     """Take those entries of a row whose tokens have ranks from ``low`` to ``high``, cut by ``length`` bytes, weighted.
 
-    ``following`` is taken less a share of its mass.
-
     Returns:
-        Where the found ones end; the mass of all entries; of those with these ranks; the mass of ``following`` that is
-        not taken; whether it is one of them.
+        Where the found ones end; the mass of all entries; of those with these ranks but ``following``; the mass of
+        ``following``, 0 if it is not one of them.
     """
-    kept, taken, moved, is_kept = 0.0, 0.0, 0.0, False
+    kept, taken, of_following = 0.0, 0.0, 0.0
     for entry in range(topk_ids.shape[1]):
         token, mass = topk_ids[row, entry], exp[topk_bits[row, entry]]
         kept += mass
         if 0 <= token < rank.size and low <= rank[token] < high:
-            taken += mass
             if token == following:
-                moved, is_kept = mass * share, True
-                mass -= moved
+                of_following = mass
+                continue
+            taken += mass
             target = cut_tokens[cut_starts[token] + length]
             if target >= 0 and mass > 0.0:
                 found[size], masses[size] = target, weight * mass
                 size += 1
-    return size, kept, taken, moved, is_kept
+    return size, kept, taken, of_following
 
 
 @njit
@@ -375,6 +451,7 @@ def _after_residual(at, cover, cut, token_ids, data, starts, order, longer, begu
 def drop_uncertain(
     least, target_offsets, source_offsets, match, cut, token_ids, logprobs, topk_ids, topk_bits, exp,
     data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens,
+    first_bytes, nodes, children, trie_tokens, bytes_after,
 ):  # fmt: skip
     """Take the source row from target rows inside source tokens of which the kept entries say too little.
 
@@ -383,15 +460,17 @@ def drop_uncertain(
             residual too.
         match, cut: of ``match_bytes``, changed: -1 and 0 where there is less.
     """
-    room = MOST_COVERS * (topk_ids.shape[1] + 1)
+    room = most_found(topk_ids.shape[1])
     found, masses = np.empty(room, np.int32), np.empty(room)
     for passage in range(target_offsets.size - 1):
         first = source_offsets[passage]
         for row in range(target_offsets[passage], target_offsets[passage + 1]):
             if match[row] >= 0 and cut[row] > 0:
                 _, _, certain, unknown = continue_row(
-                    first + match[row], first, cut[row], -1, 0.0, token_ids, logprobs, topk_ids, topk_bits, exp,
-                    data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens, found, masses, 0,
+                    first + match[row], first, source_offsets[passage + 1], cut[row], (-1, 0.0, False),
+                    token_ids, logprobs, topk_ids, topk_bits, exp,
+                    data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens,
+                    first_bytes, nodes, children, trie_tokens, bytes_after, found, masses, 0,
                 )  # fmt: skip
                 if certain <= least * (certain + unknown):
                     match[row], cut[row] = -1, 0

@@ -111,7 +111,6 @@ def aligner(
     )
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(("target", "bos"), [*((name, "tokenizer") for name in NAMES), (NAMES[1], "always")])
 @pytest.mark.parametrize(
     ("fusion", "vocabulary", "tokens", "split_tokens"),

@@ -1,0 +1,116 @@
+"""The tokens of the target by their bytes, one byte after the other, for kernels.
+
+They ask which target token the text's next two source tokens begin with: it may be longer than the first of them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from engine.method.compiled import njit
+from engine.method.pair_table import empty_table, slot_of
+from engine.text.tokenization import PassageTokenizer
+
+#: No node: no token goes on so.
+NO_NODE = -1
+
+
+class TokenTrie(NamedTuple):
+    """A trie of the bytes of a vocabulary. Node 0 is the root, before any byte.
+
+    Attributes:
+        children: int64 [., 2], a hash table of nodes with a byte, and the node of both.
+        tokens: int32 [nodes], the token whose bytes end at a node, or -1.
+        bytes_after: uint64 [nodes, 4], one bit for each byte with which tokens go on.
+    """
+
+    children: np.ndarray
+    tokens: np.ndarray
+    bytes_after: np.ndarray
+
+
+#: Of no tokens.
+NO_TRIE = TokenTrie(empty_table(0), np.full(1, -1, np.int32), np.zeros((1, 4), np.uint64))
+
+
+@lru_cache(maxsize=1)
+def trie_of(tokenizer: PassageTokenizer) -> TokenTrie:
+    """The trie of a tokenizer; of tokens with the same bytes the one that it would use. Kept for all sources."""
+    pieces = tokenizer.id_of_bytes
+    return build_trie(list(pieces), np.fromiter(pieces.values(), np.int32, len(pieces)))
+
+
+def build_trie(pieces: list[bytes], tokens: np.ndarray) -> TokenTrie:
+    """The trie of some runs of bytes, none empty and all different, and their tokens, int32."""
+    data = np.frombuffer(b"".join(pieces), np.uint8)
+    starts = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
+    children = empty_table(len(data))
+    ends, bytes_after = np.full(len(data) + 1, -1, np.int32), np.zeros((len(data) + 1, 4), np.uint64)
+    count = _grow(data, starts, tokens, children, ends, bytes_after)
+    return TokenTrie(children, ends[:count].copy(), bytes_after[:count].copy())
+
+
+@njit
+def _grow(data, starts, tokens, children, ends, bytes_after):
+    """Fill the trie; how many nodes it has."""
+    count = 1
+    for piece in range(tokens.size):
+        node = 0
+        for place in range(starts[piece], starts[piece + 1]):
+            byte = np.int64(data[place])
+            slot, key = slot_of(children, node, byte)
+            if children[slot, 0] == -1:
+                children[slot, 0], children[slot, 1] = key, count
+                bytes_after[node, byte >> 6] |= np.uint64(1) << np.uint64(byte & 63)
+                count += 1
+            node = children[slot, 1]
+        ends[node] = tokens[piece]
+    return count
+
+
+@njit
+def find_nodes(data, starts, cut_starts, children, bytes_after, nodes):
+    """Fill ``nodes``, int32 with the places of ``cut_starts``: the node of what is left of each source token.
+
+    ``NO_NODE`` where no target token goes on with it.
+    """
+    for token in range(starts.size - 1):
+        length = starts[token + 1] - starts[token]
+        for cut in range(length):
+            nodes[cut_starts[token] + cut] = _node_with_more(
+                data, starts[token] + cut, starts[token + 1], children, bytes_after
+            )
+
+
+@njit
+def _node_with_more(data, begin, end, children, bytes_after):
+    node = 0
+    for place in range(begin, end):
+        slot, _ = slot_of(children, node, data[place])
+        if children[slot, 0] == -1:
+            return NO_NODE
+        node = children[slot, 1]
+    return node if bytes_after[node].any() else NO_NODE
+
+
+@njit
+def has_byte(bytes_after, node, byte):
+    """Whether a token goes on from ``node`` with ``byte``."""
+    return (bytes_after[node, byte >> 6] >> np.uint64(byte & 63)) & np.uint64(1) != 0
+
+
+@njit
+def longest_token(node, data, begin, end, children, tokens):
+    """The longest token that goes on from ``node`` with some of the bytes ``data[begin:end]``, or -1."""
+    found = -1
+    for place in range(begin, end):
+        slot, _ = slot_of(children, node, data[place])
+        if children[slot, 0] == -1:
+            break
+        node = children[slot, 1]
+        if tokens[node] >= 0:
+            found = tokens[node]
+    return found
