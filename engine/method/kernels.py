@@ -49,7 +49,8 @@ class Method(NamedTuple):
     Attributes:
         vocabulary: V of the target.
         product: whether a label that the source splits gets the mass of its first piece times the probabilities of the
-            others, taken from the first piece.
+            others, taken from the first piece; and, for rows conditioned on bytes, whether the mass of the text's own
+            next source token is dealt out by two tokens (``continuations._deal_out``).
         first_wins: the authors' arithmetic: of entries that meet the first stays, the rest is scaled to 1.
     """
 
