@@ -237,7 +237,7 @@ class AlignmentSpec(Section):
 
     @property
     def multiplies_pieces(self) -> bool:
-        """Whether a label that a source splits gets its pieces' product: only where rows know the bytes behind them."""
+        """Whether a label that a source splits gets its pieces' product: only where rows know the bytes after them."""
         return self.split_tokens == "product" and self.tokens in ("bytes", "byte_offset")
 
 
