@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.model_files.checkpoint import Checkpoint
 from pipelines.evaluation.merges import write_merge
 from pipelines.experiment import arms
-from pipelines.experiment.arms import WEIGHTS, Arm, Run
+from pipelines.experiment.arms import LM_LOSS_ALONE, Arm, Run
 from pipelines.experiment.choices import choose, middle
 from pipelines.experiment.models import (
     base_folder,
@@ -156,8 +156,7 @@ def trained_runs(compared: Sequence[Arm], choices: Sequence[Choice], seeds: Sequ
     found = {}
     for arm in compared:
         choice = chosen[arm.rate_of or arm.name]
-        weight = choice.weight if arm.has_sources else WEIGHTS[0]
-        found[arm] = [Run(arm, choice.rate, seed, weight) for seed in seeds]
+        found[arm] = [Run(arm, choice.rate, seed, choice.weight) for seed in seeds]
     return found
 
 
@@ -165,10 +164,11 @@ def choose_expert_rates(laboratory: Laboratory, rates: Sequence[float], document
     """The rates of the experts, each on the validation text of its own domain."""
     folder, domains = laboratory.folder, domains_of(documents)
     make([expert_job(folder, domain, documents, rate, 0) for domain in domains for rate in rates])
+    places = [(rate, LM_LOSS_ALONE) for rate in rates]
     return [
         Choice(
             f"expert {domain}",
-            dict(zip(rates, laboratory.means("b", VALIDATION, models, domain), strict=True)),
+            dict(zip(places, laboratory.means("b", VALIDATION, models, domain), strict=True)),
         )
         for domain in domains
         for models in [[expert_folder(folder, domain, rate, 0) for rate in rates]]

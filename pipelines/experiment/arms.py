@@ -20,8 +20,12 @@ SPEC, REAL_SPEC = "pipelines/specs/experiment.yaml", "pipelines/specs/experiment
 #: Peak learning rates. An arm tries the middle three, and further ones while the best lies at the edge.
 RATES = (1.2e-3, 2e-3, 3e-3, 5e-3, 8e-3, 1.2e-2, 2e-2)
 
-#: Weights of the causal LM loss, which an arm with sources tries at its rate; rates are tried at the first.
-WEIGHTS = (0.2, 0.1, 0.5)
+#: Weights of the causal LM loss, for arms with sources. An arm tries the middle one and, at its best rate, its
+#: neighbours, and further ones as with the rates.
+WEIGHTS = (0.05, 0.1, 0.2, 0.5, 0.8)
+
+#: The weight of an arm without sources.
+LM_LOSS_ALONE = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ SETTINGS |= {
     name: Setting(REAL_SPEC, smollm2_file, corpus.steps, 512, corpus.passes) for name, corpus in REAL_CORPORA.items()
 }
 
-_CONTINUED = ("source_models=[]", "objective.lm_loss_weight=1.0")
+_CONTINUED = ("source_models=[]",)
 _QUICKSTART = "pipelines/quickstart/models"
 
 
@@ -81,7 +85,7 @@ class Run:
     arm: Arm
     rate: float
     seed: int
-    weight: float = WEIGHTS[0]
+    weight: float
 
     def folder(self, experiment: Path) -> Path:
         """The output folder of the run."""
@@ -95,7 +99,7 @@ class Run:
             f"run.output_dir={self.folder(experiment)}",
             f"run.seed={self.seed}",
             f"training.optimizer.learning_rate={self.rate:g}",
-            *([f"objective.lm_loss_weight={self.weight:g}"] if self.arm.has_sources else []),
+            f"objective.lm_loss_weight={self.weight:g}",
             f"target_model.checkpoint={SETTINGS[self.arm.setting].beginning(experiment, self.seed)}",
             f"corpus.paths=[{experiment}/texts/{self.arm.setting}/corpus.jsonl]",
             f"training.max_steps={SETTINGS[self.arm.setting].max_steps}",
@@ -211,7 +215,7 @@ def other_rules(fused: Arm) -> tuple[Arm, ...]:
 
 #: Of real models: they are trained already, and learn at lower rates.
 REAL_RATES = (1.25e-5, 2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
-REAL_WEIGHTS = (0.2, 0.8)
+REAL_WEIGHTS = (0.05, 0.2, 0.8, 0.95)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Choose each arm's learning rate and its weight of the causal LM loss, on the validation text."""
+"""Choose each arm's learning rate and weight of the causal LM loss, on the validation text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from pipelines.experiment.arms import WEIGHTS, Arm, Run
+from pipelines.experiment.arms import LM_LOSS_ALONE, WEIGHTS, Arm, Run
 from pipelines.experiment.results import Choice
 from pipelines.experiment.runs import Laboratory
 from pipelines.experiment.texts import VALIDATION
@@ -17,13 +17,13 @@ FIRST = 3
 def choose(
     laboratory: Laboratory, compared: Sequence[Arm], rates: Sequence[float], weights: Sequence[float] = WEIGHTS
 ) -> list[Choice]:
-    """Run seed 0 of each arm at the middle rates, at further ones while the best lies at the edge, then the weights.
+    """Run seed 0 of each arm at places of a grid until the best lies inside those tried (``try_grid``).
 
     Each arm chooses in a thread of its own, so that none waits for the rates of another.
 
     Args:
-        rates: the whole grid, ascending.
-        weights: of the causal LM loss; rates are tried at the first.
+        rates: of the grid, ascending.
+        weights: of the causal LM loss, ascending; for arms with sources.
 
     Raises:
         RuntimeError: a run failed; the message names its log.
@@ -39,40 +39,47 @@ def choose(
 
 
 def _choice(laboratory: Laboratory, arm: Arm, rates: Sequence[float], weights: Sequence[float]) -> Choice:
-    def measured(runs: Sequence[Run]) -> list[float]:
+    def measured(places: Sequence[tuple[float, float]]) -> list[float]:
+        runs = [Run(arm, rate, 0, weight) for rate, weight in places]
         laboratory.run(runs)
         return laboratory.means(arm.setting, VALIDATION, [laboratory.export(run) for run in runs])
 
-    by_rate = try_rates(rates, lambda some: measured([Run(arm, rate, 0, weights[0]) for rate in some]))
-    best, by_weight = min(by_rate, key=by_rate.__getitem__), {}
-    if arm.has_sources:
-        others = measured([Run(arm, best, 0, weight) for weight in weights[1:]])
-        by_weight = dict(zip(weights, [by_rate[best], *others], strict=True))
-    return Choice(arm.name, dict(sorted(by_rate.items())), dict(sorted(by_weight.items())))
+    return Choice(arm.name, try_grid(rates, weights if arm.has_sources else (LM_LOSS_ALONE,), measured))
 
 
-def try_rates(rates: Sequence[float], measured: Callable[[Sequence[float]], Sequence[float]]) -> dict[float, float]:
-    """Rates of a grid and their validation bits per byte; the best is inside them, or at an end of the grid.
+def try_grid(
+    rates: Sequence[float],
+    weights: Sequence[float],
+    measured: Callable[[Sequence[tuple[float, float]]], Sequence[float]],
+) -> dict[tuple[float, float], float]:
+    """Some rates and weights, and their validation bits per byte.
+
+    First the middle rates at the middle weight, then what lies beside the best place: rates, and when none of them is
+    left, weights. So the best place lies between worse ones in both directions, or at an end of the grid.
 
     Args:
-        rates: the whole grid, ascending.
-        measured: some rates to their validation bits per byte.
+        rates: of the grid, ascending.
+        weights: of the grid, ascending.
+        measured: pairs of a rate and a weight to their validation bits per byte.
     """
-    tried: dict[float, float] = {}
-    wanted = middle(rates)
+    tried: dict[tuple[float, float], float] = {}
+    [weight] = middle(weights, 1)
+    wanted = [(rate, weight) for rate in middle(rates)]
     while wanted:
         tried |= zip(wanted, measured(wanted), strict=True)
-        wanted = _beyond(tried, rates)
+        rate, weight = min(tried, key=tried.__getitem__)
+        wanted = [place for other in _beside(rate, rates) if (place := (other, weight)) not in tried]
+        wanted = wanted or [place for other in _beside(weight, weights) if (place := (rate, other)) not in tried]
     return tried
 
 
-def middle(rates: Sequence[float]) -> list[float]:
-    """The rates that every arm tries."""
-    first = max(0, (len(rates) - FIRST) // 2)
-    return list(rates[first : first + FIRST])
+def middle(grid: Sequence[float], count: int = FIRST) -> Sequence[float]:
+    """``count`` values in the middle of a grid, or all if it has fewer."""
+    first = max(0, (len(grid) - count) // 2)
+    return grid[first : first + count]
 
 
-def _beyond(tried: Mapping[float, float], rates: Sequence[float]) -> list[float]:
-    """The next rate where the best one lies at the edge of those tried; none where it lies inside."""
-    best = rates.index(min(tried, key=tried.__getitem__))
-    return [rates[place] for place in (best - 1, best + 1) if 0 <= place < len(rates) and rates[place] not in tried]
+def _beside(value: float, grid: Sequence[float]) -> list[float]:
+    """The next lower and the next higher value of a grid, where there are any."""
+    place = grid.index(value)
+    return [grid[other] for other in (place - 1, place + 1) if 0 <= other < len(grid)]

@@ -20,6 +20,9 @@ def keep(folder: Path, findings: Findings) -> None:
     """Write the findings of a setting, in place of those that are there."""
     folder.mkdir(parents=True, exist_ok=True)
     fields = asdict(findings)
+    fields["choices"] = [
+        {"arm": one.arm, "tried": [[*at, bits] for at, bits in one.tried.items()]} for one in findings.choices
+    ]
     for row in (*fields["rows"], *fields["ablations"]):
         row["scores"] = [{domain: _lists(scored) for domain, scored in seed.items()} for seed in row["scores"]]
     _file(folder, findings.setting).write_text(json.dumps(fields) + "\n", encoding="utf8")
@@ -45,9 +48,9 @@ def _lists(scored: dict[str, np.ndarray]) -> dict[str, list[float]]:
     return {name: np.round(values, DECIMALS).tolist() for name, values in scored.items()}
 
 
-def _choice(arm: str, validation: dict[str, float], by_weight: dict[str, float]) -> Choice:
-    """A choice, whose numbers JSON has turned into names."""
-    return Choice(arm, *({float(value): bits for value, bits in tried.items()} for tried in (validation, by_weight)))
+def _choice(arm: str, tried: list[tuple[float, float, float]]) -> Choice:
+    """A choice, of whose pairs JSON has made lists."""
+    return Choice(arm, {(rate, weight): bits for rate, weight, bits in tried})
 
 
 def _row(fields: dict[str, Any]) -> Row:

@@ -37,9 +37,10 @@ The measure is held-out bits per byte, lower is better; means over domains, then
 initial weights, its earlier training text, the order of the corpus, and in setting B the experts. Differences are
 paired by seed and by held-out document; brackets are {level:.0%} bootstrap intervals ({resamples:,} resamples):
 seeds are drawn with replacement, and within each domain documents, the same ones for both arms and all seeds. Three
-seeds are few: where they disagree, the true interval is wider. Every arm chose its peak learning rate and then its
-`lm_loss_weight` with seed 0, every expert its rate, on validation text that serves no other purpose. The columns *rate*
-and *weight* show what they chose; an arm with one source takes fusion's.
+seeds are few: where they disagree, the true interval is wider. Every arm chose its peak learning rate and its
+`lm_loss_weight` with seed 0, every expert its rate, on validation text that serves no other purpose: at its best place,
+both neighbours in either were worse, or there were none. The columns *rate* and *weight* show what they chose; an arm
+with one source takes fusion's.
 
 {machine}. {minutes:.0f} minutes for the last start of `make experiment`, which does not repeat finished work. The
 scores of all documents are in `figures/`.
@@ -193,20 +194,24 @@ def _in_order(names: Sequence[str], values: Mapping[str, float]) -> str:
 
 def chosen(found: Findings) -> Iterator[str]:
     """What each arm tried and chose."""
-    setting = found.setting.upper()
-    yield f"Validation bits per byte by peak learning rate (seed 0), chosen in bold; setting {setting}:"
+    yield "Validation bits per byte of seed 0, the chosen in bold. By peak learning rate, at the chosen weight:"
     yield ""
-    yield from _grid({choice.arm: choice.validation for choice in found.choices})
-    at_the_edge = [
-        choice.arm for choice in found.choices if choice.rate in (min(choice.validation), max(choice.validation))
-    ]
-    if at_the_edge:
-        yield ""
-        yield f"Chosen at the edge of the rates that were tried: {', '.join(at_the_edge)}."
+    yield from _grid({choice.arm: choice.by_rate for choice in found.choices})
     yield ""
     yield "By `lm_loss_weight`, at the chosen rate:"
     yield ""
-    yield from _grid({choice.arm: choice.by_weight for choice in found.choices if choice.by_weight})
+    weighed = [choice for choice in found.choices if len(choice.by_weight) > 1]
+    yield from _grid({choice.arm: choice.by_weight for choice in weighed})
+    yield from _at_the_edge("rates", {choice.arm: (choice.rate, choice.by_rate) for choice in found.choices})
+    yield from _at_the_edge("weights", {choice.arm: (choice.weight, choice.by_weight) for choice in weighed})
+
+
+def _at_the_edge(what: str, chosen: Mapping[str, tuple[float, Mapping[float, float]]]) -> Iterator[str]:
+    """The arms whose chosen value is the lowest or highest of those tried."""
+    names = [arm for arm, (value, tried) in chosen.items() if value in (min(tried), max(tried))]
+    if names:
+        yield ""
+        yield f"Chosen at the edge of the {what} that were tried: {', '.join(names)}."
 
 
 def _grid(measured: Mapping[str, Mapping[float, float]]) -> Iterator[str]:

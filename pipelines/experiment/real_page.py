@@ -19,7 +19,7 @@ INTRODUCTION = """\
 Written by `make experiment-real`; do not edit. The target is SmolLM2-135M, the sources are Gemma-3-270M and the target
 itself, all from files of 4 bits; runs of `python -m engine run {spec}`.
 Each corpus has {held_out:,} bytes to report on, from other chapters or articles. Every arm has chosen its learning rate
-with seed 0 on validation text of its own, and fusion with Gemma its `lm_loss_weight`, which fusion with the target
+with seed 0 on validation text of its own, and fusion with Gemma its `lm_loss_weight` too, which fusion with the target
 itself and with both takes. A seed changes the order of the corpus. Brackets are {level:.0%} intervals of a bootstrap
 over seeds and documents, paired.
 

@@ -11,27 +11,39 @@ from pipelines.experiment.bootstrap import Interval, Scores, mean_bits_per_byte,
 
 @dataclass(frozen=True)
 class Choice:
-    """The choice of an arm's learning rate, and then of its weight of the causal LM loss.
+    """The choice of an arm's learning rate and weight of the causal LM loss.
 
     Attributes:
         arm: its name.
-        validation: learning rate to mean validation bits per byte, of seed 0.
-        by_weight: weight to the same, at the chosen rate; empty for an arm without sources.
+        tried: learning rate and weight to mean validation bits per byte, of seed 0.
     """
 
     arm: str
-    validation: Mapping[float, float]
-    by_weight: Mapping[float, float] = field(default_factory=dict)
+    tried: Mapping[tuple[float, float], float]
 
     @property
     def rate(self) -> float:
-        """The rate with the lowest bits per byte."""
-        return min(self.validation, key=self.validation.__getitem__)
+        """The rate of the lowest bits per byte."""
+        return self._best[0]
 
     @property
     def weight(self) -> float:
-        """The weight with the lowest bits per byte; NaN for an arm without sources."""
-        return min(self.by_weight, key=self.by_weight.__getitem__) if self.by_weight else nan
+        """The weight of the lowest bits per byte."""
+        return self._best[1]
+
+    @property
+    def by_rate(self) -> dict[float, float]:
+        """Learning rate to bits per byte, at the chosen weight."""
+        return {rate: bits for (rate, weight), bits in self.tried.items() if weight == self.weight}
+
+    @property
+    def by_weight(self) -> dict[float, float]:
+        """Weight to bits per byte, at the chosen rate."""
+        return {weight: bits for (rate, weight), bits in self.tried.items() if rate == self.rate}
+
+    @property
+    def _best(self) -> tuple[float, float]:
+        return min(self.tried, key=self.tried.__getitem__)
 
 
 @dataclass(frozen=True)

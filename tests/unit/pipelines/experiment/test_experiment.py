@@ -21,9 +21,9 @@ from pyarrow import parquet
 from engine import load_spec
 from pipelines.experiment import arms
 from pipelines.experiment.__main__ import trained_runs
-from pipelines.experiment.arms import SPEC, WEIGHTS, Arm, Run
+from pipelines.experiment.arms import LM_LOSS_ALONE, SPEC, WEIGHTS, Arm, Run
 from pipelines.experiment.bootstrap import ScoredDomain
-from pipelines.experiment.choices import choose, try_rates
+from pipelines.experiment.choices import choose, try_grid
 from pipelines.experiment.domains import DOCUMENT_CHARACTERS, LARGEST_SHARE, deal, folder_domains
 from pipelines.experiment.kept import keep, kept
 from pipelines.experiment.models import base_folder, expert_folder, expert_job
@@ -50,6 +50,10 @@ ARMS = (
     *(arms.MIXED, arms.fused_experts(EXPERT_RATES)),
     *(arm for corpus in REAL_CORPORA for arm in arms.real_arms(corpus).all),
 )
+
+
+def run_of(arm, rate, seed):
+    return Run(arm, rate, seed, 0.2 if arm.has_sources else LM_LOSS_ALONE)
 
 
 def files(count, pieces=3, size=40):
@@ -117,7 +121,7 @@ def test_learning_rates_are_chosen_on_text_that_is_neither_learned_nor_reported(
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: f"{arm.setting} {arm.name}")
 def test_every_arm_is_a_spec(arm):
     shared = arms.SETTINGS[arm.setting].spec
-    spec = load_spec(shared, Run(arm, 4e-3, 2).overrides(FOLDER))
+    spec = load_spec(shared, run_of(arm, 4e-3, 2).overrides(FOLDER))
     assert (spec.run.seed, spec.training.optimizer.learning_rate) == (2, 4e-3)
     assert spec.corpus.paths == (str(FOLDER / "texts" / arm.setting / "corpus.jsonl"),)
     assert spec.target_model.checkpoint == str(arms.SETTINGS[arm.setting].beginning(FOLDER, 2))
@@ -127,9 +131,9 @@ def test_every_arm_is_a_spec(arm):
 
 
 def test_an_ablation_changes_one_thing():
-    fused = load_spec(SPEC, Run(arms.FUSED, 4e-3, 0).overrides(FOLDER)).model_dump()
+    fused = load_spec(SPEC, run_of(arms.FUSED, 4e-3, 0).overrides(FOLDER)).model_dump()
     for arm in arms.ABLATIONS:
-        changed = load_spec(SPEC, Run(arm, 4e-3, 0).overrides(FOLDER)).model_dump()
+        changed = load_spec(SPEC, run_of(arm, 4e-3, 0).overrides(FOLDER)).model_dump()
         different = [
             (section, key)
             for section, values in fused.items()
@@ -145,7 +149,7 @@ def test_the_merged_pairs_are_where_the_recipe_exports_them():
 
 
 def test_the_experts_of_a_seed_are_the_sources_of_its_fusion():
-    spec = load_spec(SPEC, Run(arms.fused_experts(EXPERT_RATES), 4e-3, 1).overrides(FOLDER))
+    spec = load_spec(SPEC, run_of(arms.fused_experts(EXPERT_RATES), 4e-3, 1).overrides(FOLDER))
     assert [source.name for source in spec.source_models] == list(EXPERT_RATES)
     assert spec.source_models[2].checkpoint.endswith("expert-headers-rate-0.008-seed-1")
 
@@ -173,7 +177,7 @@ def row(name, mean, seeds=3, **more):
 
 
 def findings(fusion):
-    choice = Choice("fusion", {3e-3: 2.5, 5e-3: 2.4}, {0.2: 2.4, 0.1: 2.41})
+    choice = Choice("fusion", {(3e-3, 0.2): 2.5, (5e-3, 0.2): 2.4, (5e-3, 0.1): 2.41})
     compared = [row("target before", 3.0), row("continued training", 2.5, rate=3e-3, overrides=("a=b",))]
     experts = [row("expert code", 2.6), row("expert docs", 3.1), row("ensemble of the experts", 2.8), row("base", 2.9)]
     experts += [row("experts merged (linear)", 2.45), row("continued training", 2.5)]
@@ -203,6 +207,8 @@ def test_the_page_says_what_held(tmp_path):
     assert "**Fusion of three sources beats the best single one, one source (llama-docs)** by -0.0500" in text
     assert "Fusion gains 50% of what distillation from an equal source gains" in text
     assert "| fusion | 2.4100 | **2.4000** |" in text, "the weights, in order"
+    assert "at the edge of the rates that were tried: fusion." in text
+    assert "at the edge of the weights that were tried: fusion." in text
     assert f"The paper's order: {' < '.join(PAPERS_ORDER)}. Ours is the same." in text
     assert "| K 10 | 1 | 2.4700 | +0.0700" in text
     assert "nats per byte: fusion 1.4200 < MinCE 1.4400 < equal weights 1.4500." in text
@@ -217,15 +223,43 @@ def test_the_page_says_what_did_not_hold(tmp_path):
     assert "**Fusion is worse than experts merged (linear)** by +0.0500" in text
 
 
-def test_the_learning_rate_with_the_fewest_bits_is_chosen():
-    assert Choice("fusion", {3e-3: 2.5, 5e-3: 2.4, 8e-3: 2.6}).rate == 5e-3
+def test_the_rate_and_weight_with_the_fewest_bits_are_chosen():
+    choice = Choice(
+        "fusion", {(3e-3, 0.2): 2.5, (5e-3, 0.2): 2.4, (8e-3, 0.2): 2.6, (5e-3, 0.1): 2.3, (3e-3, 0.1): 2.4}
+    )
+    assert (choice.rate, choice.weight) == (5e-3, 0.1)
+    assert choice.by_rate == {5e-3: 2.3, 3e-3: 2.4}
+    assert choice.by_weight == {0.2: 2.4, 0.1: 2.3}
 
 
-@pytest.mark.parametrize(("best", "tried"), [(5e-3, 3), (8e-3, 4), (2e-2, 5), (2e-3, 5), (1.2e-3, 5)])
-def test_rates_are_tried_until_the_best_lies_inside(best, tried):
-    found = try_rates(arms.RATES, lambda rates: [abs(np.log(rate / best)) for rate in rates])
-    assert min(found, key=found.__getitem__) == best
+@pytest.mark.parametrize(
+    ("best_rate", "best_weight", "tried"),
+    [(5e-3, 0.2, 5), (8e-3, 0.2, 6), (2e-2, 0.2, 7), (1.2e-3, 0.2, 7), (5e-3, 0.1, 8), (8e-3, 0.05, 11)],
+)
+def test_places_are_tried_until_the_best_lies_inside(best_rate, best_weight, tried):
+    found = try_grid(
+        arms.RATES,
+        WEIGHTS,
+        lambda places: [abs(np.log(rate / best_rate)) + abs(np.log(weight / best_weight)) for rate, weight in places],
+    )
+    assert min(found, key=found.__getitem__) == (best_rate, best_weight)
     assert len(found) == tried
+
+
+def test_the_best_rate_may_depend_on_the_weight():
+    best_rate = dict.fromkeys(WEIGHTS, 3e-3) | {0.1: 5e-3}
+
+    def bits(rate, weight):
+        return abs(np.log(rate / best_rate[weight])) + 2 * abs(np.log(weight / 0.1))
+
+    found = try_grid(arms.RATES, WEIGHTS, lambda places: [bits(*place) for place in places])
+    assert min(found, key=found.__getitem__) == (5e-3, 0.1)
+    assert (3e-3, 0.2) in found
+
+
+def test_one_weight_is_a_grid():
+    found = try_grid(arms.RATES, (0.8,), lambda places: [abs(np.log(rate / 8e-3)) for rate, _ in places])
+    assert [*found] == [(3e-3, 0.8), (5e-3, 0.8), (8e-3, 0.8), (1.2e-2, 0.8)]
 
 
 class ChoosingLaboratory:
@@ -249,7 +283,7 @@ class ChoosingLaboratory:
 
     def means(self, setting, part, runs):
         assert part == VALIDATION and all(run.arm.setting == setting and run.seed == 0 for run in runs)
-        if any(run.weight != WEIGHTS[0] for run in runs):
+        if any(run.weight == 0.05 for run in runs):
             self._second_is_done.set()
         return [abs(np.log(run.rate / self._best[run.arm])) + abs(run.weight - 0.1) for run in runs]
 
@@ -258,9 +292,9 @@ def test_no_arm_waits_for_another_to_choose():
     best = {arms.CONTINUED: 8e-3, arms.FUSED: 3e-3}
     laboratory = ChoosingLaboratory(*best, best)
     continued, fused = choose(laboratory, list(best), arms.RATES)
-    assert (continued.arm, continued.rate, continued.by_weight) == ("continued training", 8e-3, {})
+    assert (continued.arm, continued.rate, continued.weight) == ("continued training", 8e-3, LM_LOSS_ALONE)
     assert (fused.arm, fused.rate, fused.weight) == ("fusion", 3e-3, 0.1)
-    assert (len(continued.validation), list(fused.by_weight)) == (4, [0.1, 0.2, 0.5])
+    assert (len(continued.by_rate), sorted(fused.by_weight)) == (4, [0.05, 0.1, 0.2, 0.5])
 
 
 def test_a_run_that_fails_ends_the_choosing_at_once():
@@ -276,18 +310,18 @@ def test_a_run_that_fails_ends_the_choosing_at_once():
 
 def test_an_arm_takes_the_rate_and_weight_that_were_chosen():
     choices = [
-        Choice("fusion", {3e-3: 2.5, 5e-3: 2.4}, {0.2: 2.4, 0.1: 2.3}),
-        Choice("continued training", {8e-3: 3.0}),
+        Choice("fusion", {(3e-3, 0.2): 2.5, (5e-3, 0.2): 2.4, (5e-3, 0.1): 2.3}),
+        Choice("continued training", {(8e-3, LM_LOSS_ALONE): 3.0}),
     ]
     found = trained_runs((arms.FUSED, arms.SINGLE[0], arms.CONTINUED), choices, range(2))
     assert [(run.rate, run.weight) for run in found[arms.SINGLE[0]]] == [(5e-3, 0.1)] * 2
     assert "objective.lm_loss_weight=0.1" in found[arms.FUSED][1].overrides(FOLDER)
-    assert "objective.lm_loss_weight=1.0" in found[arms.CONTINUED][0].overrides(FOLDER)
+    assert "objective.lm_loss_weight=1" in found[arms.CONTINUED][0].overrides(FOLDER)
 
 
 def test_continued_training_in_one_pass_has_as_many_steps_as_a_pass_has():
     german = arms.real_arms("german")
-    found = arms.Run(german.once, 5e-5, 0).overrides(FOLDER)
+    found = run_of(german.once, 5e-5, 0).overrides(FOLDER)
     assert found.index("corpus.passes=4") < found.index("corpus.passes=1")
     assert found[-1] == "training.max_steps=8", "the last one counts"
     assert arms.real_arms("mixture").once is None
@@ -310,7 +344,7 @@ def test_a_finished_run_is_repeated_only_if_its_settings_have_changed(tmp_path):
         return done
 
     laboratory._benches = SimpleNamespace(submit=submit)
-    run = Run(arms.CONTINUED, 5e-3, 0)
+    run = run_of(arms.CONTINUED, 5e-3, 0)
     for _ in range(2):
         laboratory.run([run])
     assert len(begun) == 1 and laboratory.seconds(run) == 1.5
@@ -338,7 +372,11 @@ def test_a_chapter_leaves_the_others(tmp_path):
     tasks = [dict.fromkeys(HEADINGS, value) for value in (0.25, 0.75)]
     rows = [row(name, mean, seeds=2, tasks=tasks) for name, mean in means.items()]
     found = Findings(
-        "german", [Choice(german.gemma.name, {1e-4: 1.4, 2e-4: 1.5}, {0.2: 1.4})], rows, machine="2 cores", minutes=3.0
+        "german",
+        [Choice(german.gemma.name, {(1e-4, 0.2): 1.4, (2e-4, 0.2): 1.5})],
+        rows,
+        machine="2 cores",
+        minutes=3.0,
     )
     write_real_chapter(path, [found])
     alone = path.read_text(encoding="utf8")
