@@ -84,8 +84,8 @@ class Aligner:
         self._canonical = CanonicalPairs(target) if alignment.tokens == "bytes" and sources else None
         if self._canonical is not None and self._canonical.unknown:
             _log.warning(
-                f"align: {target_checkpoint}: tokens that its tokenizer never writes one after another are not left "
-                f"out: {self._canonical.unknown}"
+                f"align: {target_checkpoint}: the fused rows keep pairs of tokens that its tokenizer never writes: "
+                f"{self._canonical.unknown}"
             )
         self._fusion = fusion
         self._alignment = alignment

@@ -102,14 +102,16 @@ def _parser() -> argparse.ArgumentParser:
                 "--html", metavar="FILE", default="", help="path or URL of a page to write, with tokens of the sample"
             )
             command.add_argument(
-                "--compare", action="store_true", help="compare all fusion rules by what they say of the sample's text"
+                "--compare",
+                action="store_true",
+                help="compare fusion rules and each source alone, under bytes and byte_offset, without training",
             )
             command.add_argument(
                 "--mappings",
                 metavar="A,B",
                 type=_mappings,
                 default=(),
-                help=f"with --compare: values of alignment.vocabulary ({', '.join(MAPPINGS)}) to compare",
+                help=f"with --compare: values of alignment.vocabulary ({', '.join(MAPPINGS)}); default: the spec's",
             )
     command = verbs.add_parser("report", help=REPORT_HELP, description=REPORT_HELP)
     command.add_argument("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="run.output_dir of a run, path or URL")

@@ -296,5 +296,5 @@ class RunResult:
 
     @property
     def win_rates(self) -> dict[str, float]:
-        """Source name to the share of passages that it won."""
+        """Source name to its share of the rows under ``min_ce``, averaged over passages; NaN under other rules."""
         return {source.name: source.win_rate for source in self.sources}

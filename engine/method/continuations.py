@@ -268,7 +268,7 @@ def continue_row(
             mass of the source's next token, where the source splits it, 0 elsewhere; and whether it ends within the
             source's next two tokens. With a label of -1 nothing is dealt out by two tokens.
         token_ids, logprobs, topk_ids, topk_bits, exp: the source's rows, as in ``kernels.fuse_rows``.
-        data to cut_tokens: ``Continuations``, taken apart.
+        data to bytes_after: ``Continuations``, taken apart.
         found: int32, masses: float64, filled from ``size`` on: target tokens, possibly several times, and their masses.
 
     Returns:

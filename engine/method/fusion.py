@@ -39,7 +39,7 @@ def fuse(
             added; mass that maps nowhere or is beyond the top K is rest mass.
         vocabulary: ids of the target.
         names: of the sources, where the rule is ``single``.
-        product: whether a target token that a source splits gets the product of its pieces' probabilities.
+        product: ``alignment.split_tokens`` is ``product``.
         canonical: the pairs of tokens that the target's tokenizer writes, for rows that are conditioned on bytes; None
             takes any pair for possible.
     """

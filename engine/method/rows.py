@@ -118,7 +118,16 @@ class SourceRows(ScoredRows):
 
 @dataclass(frozen=True)
 class FusedRows:
-    """The fused distributions of a batch, as in ``records.FUSED_PASSAGE``, token axis flat over the passages."""
+    """The fused distributions of a batch, as in ``records.FUSED_PASSAGE``, token axis flat over the passages.
+
+    Attributes:
+        ids: int32 [sum T, K], target tokens, ``NO_TOKEN`` after the last. A row's entries are in no order.
+        probs: float16 [sum T, K], their probabilities; the rest mass is one less their sum.
+        is_fused: bool [sum T].
+        win_share: float32 [B, N], share of a passage's fused rows for which ``min_ce`` chose each source.
+        cross_entropy: float64 [B, N], nats per byte; NaN of a source that takes no part.
+        covered_rows: int32 [B, N], rows for which each source has one.
+    """
 
     ids: np.ndarray
     probs: np.ndarray

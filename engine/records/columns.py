@@ -102,7 +102,10 @@ FUSED_PASSAGE = (
     Column("num_bytes", pa.int32(), "", "as in the passage, less its context"),
     Column("token_ids", _ragged(pa.int32()), "[T]", "the target model's tokens, BOS and EOS included"),
     Column(
-        "fused_ids", _ragged(pa.int32()), "[T,K]", "target tokens of the fused distribution, NO_TOKEN after the last"
+        "fused_ids",
+        _ragged(pa.int32()),
+        "[T,K]",
+        "target tokens of the fused distribution, in no order; then NO_TOKEN",
     ),
     Column("fused_probs", _ragged(pa.float16()), "[T,K]", "their probabilities; rest mass = 1 - sum"),
     Column("is_fused", _ragged(pa.bool_()), "[T]", "whether the row has a fused distribution"),

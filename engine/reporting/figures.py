@@ -31,6 +31,9 @@ ENDED_BY: dict[StopReason, str] = {
 #: Shown in place of a missing number.
 MISSING = "-"
 
+#: Heading of what a source knows more than the target: the mean of the first and of the last tenth of the steps.
+GAIN = "gain, nats per byte"
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -104,7 +107,7 @@ def _last_gain(domain: DomainTotals, name: str) -> float:
 
 def source_rows(result: RunResult) -> Rows:
     """The source models, measured on all learned passages; the gain at the run's beginning and at its end."""
-    columns = ("source model", "nats per byte", "bits per byte", "win rate", "coverage", "gain", "left out")
+    columns = ("source model", "nats per byte", "bits per byte", "win rate", "coverage", GAIN, "left out")
     rows = tuple(
         (
             source.name,
@@ -141,7 +144,7 @@ def domain_rows(result: RunResult) -> Rows:
 
 def domain_source_rows(result: RunResult) -> Rows:
     """Each source model in each domain, measured on the learned passages; the gain as in ``source_rows``."""
-    columns = ("domain", "source model", "nats per byte", "win rate", "coverage", "gain")
+    columns = ("domain", "source model", "nats per byte", "win rate", "coverage", GAIN)
     rows = tuple(
         (
             domain.name,

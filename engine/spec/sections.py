@@ -221,10 +221,11 @@ class AlignmentSpec(Section):
     else the first target token of its bytes; min_edit: the nearest string (the paper's); statistical: the token that
     most often begins at the same byte in a sample of the corpus (FuseChat's idea)."""
     split_tokens: Literal["product", "first_piece"] = "product"
-    """Probability of a target token that the source splits, under bytes and byte_offset. product: the next one in the
-    text gets the product of its pieces' probabilities, taken from the first piece; under bytes others get the product
-    of two, if they begin with the source's next token in the text. That gained 0.003 and 0.018 bits per byte.
-    first_piece: none of its own, its first piece keeps all."""
+    """Probability of a target token that the source splits, under bytes and byte_offset. product: the text's next token
+    gets the product of its pieces' probabilities, taken from its first piece. Under bytes (not with vocabulary exact)
+    the mass of the source's own next token in the text goes to the longest target token that begins with it and with a
+    token after it. These gained 0.003 and 0.018 bits per byte. Other split tokens, and all under first_piece: none of
+    their own, the first piece keeps all."""
     least_kept_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.001
     """Under bytes, the share that the kept entries of a row inside a source token must exceed, if all of the source's
     rest mass belonged there too. Rows with less have no teacher from this source. Low, as an estimate of the rest is
@@ -237,7 +238,7 @@ class AlignmentSpec(Section):
 
     @property
     def multiplies_pieces(self) -> bool:
-        """Whether a label that a source splits gets its pieces' product: only where rows know the bytes after them."""
+        """Whether ``split_tokens`` has an effect: only where rows know the bytes after them."""
         return self.split_tokens == "product" and self.tokens in ("bytes", "byte_offset")
 
 

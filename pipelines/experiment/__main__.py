@@ -97,16 +97,15 @@ def setting_a(
     ablation_seeds: Sequence[int],
     chosen: Sequence[Choice],
 ) -> Findings:
-    """Compare continued training, distillation and fusion, each at its own rate and weight; the rest at fusion's.
+    """Compare continued training, distillation and fusion, each at its own rate and weight; ablations at fusion's.
 
     Args:
         chosen: the rates and weights of continued training and of fusion.
     """
-    compared = (arms.CONTINUED, arms.DISTILLED, arms.EQUAL, arms.FUSED)
-    continued, fused = chosen
-    choices = [continued, *choose(laboratory, (arms.DISTILLED, arms.EQUAL), rates), fused]
-    trained = trained_runs((*compared, *arms.SINGLE), choices, seeds)
-    ablated = trained_runs((*arms.ABLATIONS, arms.PAIRWISE, arms.PAPERS), choices, ablation_seeds)
+    choices = [*chosen, *choose(laboratory, (arms.DISTILLED, arms.EQUAL, *arms.SINGLE, arms.PAPERS), rates)]
+    compared = (arms.CONTINUED, arms.DISTILLED, arms.EQUAL, arms.FUSED, *arms.SINGLE, arms.PAPERS)
+    trained = trained_runs(compared, choices, seeds)
+    ablated = trained_runs((*arms.ABLATIONS, arms.PAIRWISE), choices, ablation_seeds)
     laboratory.run([run for runs in (*trained.values(), *ablated.values()) for run in runs])
     folder = laboratory.folder
     rows = [model_row(laboratory, "a", "target before", [target_folder(folder, seed) for seed in seeds])]

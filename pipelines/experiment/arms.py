@@ -11,17 +11,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine.spec.presets import PRESETS
 from pipelines.experiment.models import base_folder, equal_folder, expert_folder, larger_folder, target_folder
 from pipelines.experiment.real_models import gemma_file, smollm2_file
 from pipelines.experiment.real_texts import REAL_CORPORA
 
 SPEC, REAL_SPEC = "pipelines/specs/experiment.yaml", "pipelines/specs/experiment_real.yaml"
 
-#: Peak learning rates. An arm tries the middle three, and further ones while the best lies at the edge.
+#: Peak learning rates. An arm tries the middle three, and further ones while the best lies at their edge.
 RATES = (1.2e-3, 2e-3, 3e-3, 5e-3, 8e-3, 1.2e-2, 2e-2)
 
-#: Weights of the causal LM loss, for arms with sources. An arm tries the middle one and, at its best rate, its
-#: neighbours, and further ones as with the rates.
+#: Weights of the causal LM loss. An arm with sources tries the middle one, at its best rate the next lower and higher
+#: ones, and further ones as with the rates; where the weight has changed, the rates beside the best one again.
 WEIGHTS = (0.05, 0.1, 0.2, 0.5, 0.8)
 
 #: The weight of an arm without sources.
@@ -66,7 +67,7 @@ class Arm:
         name: on the results page.
         overrides: of the spec, for one folder of the experiment and one seed.
         rate_of: the arm whose learning rate and weight it takes; empty: it chooses its own on the validation text.
-        has_sources: whether it has a weight to choose.
+        weights: of the causal LM loss, ascending, among which it chooses.
         export: folder of the exported model below the run's output folder.
     """
 
@@ -74,8 +75,13 @@ class Arm:
     name: str
     overrides: Callable[[Path, int], tuple[str, ...]]
     rate_of: str = ""
-    has_sources: bool = True
+    weights: tuple[float, ...] = WEIGHTS
     export: str = "export"
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether it learns from sources too."""
+        return self.weights != (LM_LOSS_ALONE,)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class Run:
         return experiment / "runs" / self.arm.setting / name / settings / f"seed-{self.seed}"
 
     def overrides(self, experiment: Path) -> list[str]:
-        """The overrides of ``SPEC`` for the command line."""
+        """The overrides of its setting's spec for the command line."""
         return [
             f"run.output_dir={self.folder(experiment)}",
             f"run.seed={self.seed}",
@@ -128,14 +134,14 @@ def _equal(experiment: Path, seed: int) -> tuple[str, ...]:
     return (f"source_models=[{_source('equal', equal_folder(experiment))}]",)
 
 
-CONTINUED = Arm("a", "continued training", _fixed(*_CONTINUED), has_sources=False)
+CONTINUED = Arm("a", "continued training", _fixed(*_CONTINUED), weights=(LM_LOSS_ALONE,))
 DISTILLED = Arm("a", "distillation from a larger source", _larger)
 EQUAL = Arm("a", "distillation from an equal source", _equal)
 FUSED = Arm("a", "fusion", _fixed())
 
-#: Fusion from one source each, with fusion's rate and weight.
+#: Fusion from one source each.
 SINGLE = tuple(
-    Arm("a", f"one source ({name})", _fixed(_quickstart_sources(name)), FUSED.name)
+    Arm("a", f"one source ({name})", _fixed(_quickstart_sources(name)))
     for name in ("llama-docs", "gpt2-code", "neox-mixed")
 )
 
@@ -171,21 +177,21 @@ PAIRWISE = Arm(
     export="merges/pairwise",
 )
 
-#: The paper's settings in all things, at fusion's rate.
+#: The paper's method: its settings and its authors' arithmetic.
 PAPERS = Arm(
     "a",
-    "MinCE, MinED, full gain 0, weight 0.9 (the paper's)",
+    "fusion as in the paper (preset fusellm_soft)",
     _fixed(
-        "fusion.rule=min_ce",
-        "alignment.tokens=min_edit",
-        "alignment.vocabulary=min_edit",
-        "objective.full_gain=0",
-        "objective.lm_loss_weight=0.9",
+        *(
+            f"{section}.{field}={value}"
+            for section, fields in PRESETS["fusellm_soft"].items()
+            for field, value in fields.items()
+        )
     ),
-    FUSED.name,
+    weights=(PRESETS["fusellm_soft"]["objective"]["lm_loss_weight"],),
 )
 
-MIXED = Arm("b", "continued training", _fixed(*_CONTINUED), has_sources=False)
+MIXED = replace(CONTINUED, setting="b")
 
 
 def fused_experts(rates: Mapping[str, float]) -> Arm:
@@ -226,7 +232,6 @@ class RealArms:
         continued: without sources. once: the same in one pass, with a rate of its own and two steps of warm-up; None
             where all arms have one pass.
         gemma: a source that is better in other languages. itself: the target as its own source. both: the two of them.
-            The last two take Gemma's weight.
     """
 
     continued: Arm
@@ -236,34 +241,31 @@ class RealArms:
     both: Arm
 
     @property
-    def with_own_weight(self) -> tuple[Arm, ...]:
-        """The arms that need no other's weight."""
-        return tuple(filter(None, (self.continued, self.once, self.gemma)))
-
-    @property
     def all(self) -> tuple[Arm, ...]:
         """The arms in the order of the page."""
-        return (*self.with_own_weight, self.itself, self.both)
+        return tuple(filter(None, (self.continued, self.once, self.gemma, self.itself, self.both)))
 
 
 def real_arms(corpus: str) -> RealArms:
     """The arms of one of ``REAL_CORPORA``."""
 
-    def sources(*names: str) -> Callable[[Path, int], tuple[str, ...]]:
-        return lambda experiment, seed: (
-            f"source_models=[{', '.join(_real_source(name, experiment) for name in names)}]",
-        )
+    def fused(words: str, *names: str) -> Arm:
+        def overrides(experiment: Path, _seed: int) -> tuple[str, ...]:
+            return (f"source_models=[{', '.join(_real_source(name, experiment) for name in names)}]",)
+
+        return Arm(corpus, words, overrides, weights=REAL_WEIGHTS)
 
     _, _, passes, steps = REAL_CORPORA[corpus]
+    continued = replace(CONTINUED, setting=corpus)
     short = ("corpus.passes=1", "training.optimizer.warmup_steps=2", f"training.max_steps={steps // passes}")
     return RealArms(
-        continued=Arm(corpus, CONTINUED.name, _fixed(*_CONTINUED), has_sources=False),
-        once=Arm(corpus, f"{CONTINUED.name}, one pass", _fixed(*_CONTINUED, *short), has_sources=False)
+        continued=continued,
+        once=replace(continued, name=f"{CONTINUED.name}, one pass", overrides=_fixed(*_CONTINUED, *short))
         if passes > 1
         else None,
-        gemma=Arm(corpus, "fusion with Gemma", sources("gemma")),
-        itself=Arm(corpus, "fusion with itself", sources("smollm2")),
-        both=Arm(corpus, "fusion with both", sources("gemma", "smollm2")),
+        gemma=fused("fusion with Gemma", "gemma"),
+        itself=fused("fusion with itself", "smollm2"),
+        both=fused("fusion with both", "gemma", "smollm2"),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from pipelines.experiment.arms import LM_LOSS_ALONE, WEIGHTS, Arm, Run
+from pipelines.experiment.arms import Arm, Run
 from pipelines.experiment.results import Choice
 from pipelines.experiment.runs import Laboratory
 from pipelines.experiment.texts import VALIDATION
@@ -14,22 +14,19 @@ from pipelines.experiment.texts import VALIDATION
 FIRST = 3
 
 
-def choose(
-    laboratory: Laboratory, compared: Sequence[Arm], rates: Sequence[float], weights: Sequence[float] = WEIGHTS
-) -> list[Choice]:
+def choose(laboratory: Laboratory, compared: Sequence[Arm], rates: Sequence[float]) -> list[Choice]:
     """Run seed 0 of each arm at places of a grid until the best lies inside those tried (``try_grid``).
 
     Each arm chooses in a thread of its own, so that none waits for the rates of another.
 
     Args:
-        rates: of the grid, ascending.
-        weights: of the causal LM loss, ascending; for arms with sources.
+        rates: of the grid, ascending; an arm has its own weights.
 
     Raises:
         RuntimeError: a run failed; the message names its log.
     """
     threads = ThreadPoolExecutor(len(compared))
-    choices = [threads.submit(_choice, laboratory, arm, rates, weights) for arm in compared]
+    choices = [threads.submit(_choice, laboratory, arm, rates) for arm in compared]
     try:
         for choice in as_completed(choices):
             choice.result()
@@ -38,13 +35,13 @@ def choose(
     return [choice.result() for choice in choices]
 
 
-def _choice(laboratory: Laboratory, arm: Arm, rates: Sequence[float], weights: Sequence[float]) -> Choice:
+def _choice(laboratory: Laboratory, arm: Arm, rates: Sequence[float]) -> Choice:
     def measured(places: Sequence[tuple[float, float]]) -> list[float]:
         runs = [Run(arm, rate, 0, weight) for rate, weight in places]
         laboratory.run(runs)
         return laboratory.means(arm.setting, VALIDATION, [laboratory.export(run) for run in runs])
 
-    return Choice(arm.name, try_grid(rates, weights if arm.has_sources else (LM_LOSS_ALONE,), measured))
+    return Choice(arm.name, try_grid(rates, arm.weights, measured))
 
 
 def try_grid(

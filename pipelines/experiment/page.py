@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from pipelines.experiment.arms import CONTINUED, FUSED, RULE_ARMS, SETTINGS, SINGLE, SPEC
+from pipelines.experiment.arms import CONTINUED, FUSED, PAPERS, RULE_ARMS, SETTINGS, SINGLE, SPEC
 from pipelines.experiment.bootstrap import LEVEL, RESAMPLES, Interval, spread
 from pipelines.experiment.kept import keep
 from pipelines.experiment.plots import plot_differences
@@ -38,9 +39,9 @@ initial weights, its earlier training text, the order of the corpus, and in sett
 paired by seed and by held-out document; brackets are {level:.0%} bootstrap intervals ({resamples:,} resamples):
 seeds are drawn with replacement, and within each domain documents, the same ones for both arms and all seeds. Three
 seeds are few: where they disagree, the true interval is wider. Every arm chose its peak learning rate and its
-`lm_loss_weight` with seed 0, every expert its rate, on validation text that serves no other purpose: at its best place,
-both neighbours in either were worse, or there were none. The columns *rate* and *weight* show what they chose; an arm
-with one source takes fusion's.
+`lm_loss_weight` with seed 0 on validation text that serves no other purpose: beside what it chose, the next lower and
+higher of both were worse, or there were none. Experts chose among three rates. The columns *rate* and *weight* show
+what was chosen.
 
 {machine}. {minutes:.0f} minutes for the last start of `make experiment`, which does not repeat finished work. The
 scores of all documents are in `figures/`.
@@ -54,8 +55,9 @@ CAVEATS = """\
 - The held-out text is small ({documents}), and the same for all seeds.
 - The sources of setting A are one set; seeds do not change them. Ablations take fusion's learning rate and weight and,
   where the table says one seed, a single run: read them as directions.
-- The larger and the equal source have the target's own tokenizer and prefer no domain. The equal one has as many
-  steps of training as the quickstart's sources and the larger one a quarter of them.
+- The larger and the equal source have the target's own tokenizer and prefer no domain. The equal one is meant to be as
+  good as the best of the three sources in each domain, and is wider than they are; the larger one is trained for a
+  quarter of its steps.
 """
 
 
@@ -109,6 +111,7 @@ def _verdict(found: Findings) -> Iterator[str]:
     else:
         single = min((found.row(arm.name) for arm in SINGLE), key=lambda row: row.mean)
         yield compared("Fusion of three sources", f"the best single one, {single.name}", fusion.less(single))
+        yield compared("Fusion", PAPERS.name, fusion.less(found.row(PAPERS.name)))
         for row in found.rows:
             if row.name.startswith("distillation"):
                 yield compared("Fusion", row.name, fusion.less(row))
@@ -119,9 +122,10 @@ def _verdict(found: Findings) -> Iterator[str]:
 def compared(ours: str, theirs: str, difference: Interval) -> str:
     """Whether the first is better, in a sentence."""
     if not difference.excludes_zero:
-        return f"No difference is shown between {ours.lower()} and {theirs}: {_shown(difference)} bits per byte."
+        first = ours[0].lower() + ours[1:]
+        return f"No difference is shown between {first} and {theirs}: {shown(difference)} bits per byte."
     word = "beats" if difference.high < 0 else "is worse than"
-    return f"**{ours} {word} {theirs}** by {_shown(difference)} bits per byte."
+    return f"**{ours} {word} {theirs}** by {shown(difference)} bits per byte."
 
 
 def _order(found: Findings) -> Iterator[str]:
@@ -154,7 +158,7 @@ def table(found: Findings) -> Iterator[str]:
     yield "|---" * (len(domains) + 7) + "|"
     for row in found.rows:
         cells = [*(f"{row.domain_mean(domain):.3f}" for domain in domains), f"**{row.mean:.4f}**"]
-        cells += [_number(spread(row.means), ".4f"), "" if row is continued else _shown(row.less(continued))]
+        cells += [_number(spread(row.means), ".4f"), "" if row is continued else shown(row.less(continued))]
         cells += [_number(row.rate, "g"), _number(row.weight, "g"), _number(row.seconds, ".0f")]
         yield f"| {row.name} | {' | '.join(cells)} |"
 
@@ -162,16 +166,16 @@ def table(found: Findings) -> Iterator[str]:
 def _ablations(found: Findings) -> Iterator[str]:
     fusion, continued = found.row(FUSED.name), found.row(CONTINUED.name)
     if found.setting == "a":
-        yield "Each but the last two changes one setting of fusion (AvgCE at temperature 0.3, rows given the bytes so"
-        yield "far, prefix mapping, K 128, `full_gain` 0.5, three sources). All take its learning rate, and all but the"
-        yield f"last its `lm_loss_weight`: {fusion.rate:g} and {fusion.weight:g}."
+        yield "Each but the last changes one setting of fusion (AvgCE at temperature 0.3, rows given the bytes so far,"
+        yield "prefix mapping, K 128, `full_gain` 0.5, three sources). All take its learning rate and its"
+        yield f"`lm_loss_weight`: {fusion.rate:g} and {fusion.weight:g}."
     else:
         yield f"Each changes the rule of fusion, at its rate and weight: {fusion.rate:g} and {fusion.weight:g}."
     yield ""
     yield "| | seeds | mean | less fusion | less continued training |"
     yield "|---|---|---|---|---|"
     for row in found.ablations:
-        differences = f"{_shown(row.less(fusion))} | {_shown(row.less(continued))}"
+        differences = f"{shown(row.less(fusion))} | {shown(row.less(continued))}"
         yield f"| {row.name} | {len(row.scores)} | {row.mean:.4f} | {differences} |"
     if found.planned:
         yield ""
@@ -236,15 +240,15 @@ def commands(findings: Sequence[Findings]) -> Iterator[str]:
         for row in (*found.rows, *found.ablations):
             if row.overrides:
                 yield f"\n**{found.setting.upper()}, {row.name}**\n"
-                quoted = " ".join(f"'{override}'" if " " in override else override for override in row.overrides)
-                yield f"```sh\npython -m engine run {spec} {quoted}\n```"
+                yield f"```sh\npython -m engine run {spec} {shlex.join(row.overrides)}\n```"
 
 
 def _differences(rows: Sequence[Row], continued: Row) -> dict[str, Interval]:
     return {row.name: row.less(continued) for row in rows if row is not continued}
 
 
-def _shown(interval: Interval) -> str:
+def shown(interval: Interval) -> str:
+    """An estimate and its interval."""
     return f"{interval.estimate:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
 
 

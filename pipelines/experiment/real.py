@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines.experiment.__main__ import model_row, run_row, trained_runs
-from pipelines.experiment.arms import REAL_RATES, REAL_WEIGHTS, real_arms
+from pipelines.experiment.arms import REAL_RATES, real_arms
 from pipelines.experiment.choices import choose
 from pipelines.experiment.kept import keep, kept
 from pipelines.experiment.page import machine
@@ -62,9 +62,9 @@ def _parser() -> argparse.ArgumentParser:
 def on_corpus(laboratory: Laboratory, corpus: str, rates: Sequence[float], seeds: Sequence[int]) -> Findings:
     """Compare the arms on one corpus, each at a rate of its own; the last two take the weight that Gemma's chose."""
     arms = real_arms(corpus)
-    choices = choose(laboratory, arms.with_own_weight, rates, REAL_WEIGHTS)
-    weight = next(choice.weight for choice in choices if choice.arm == arms.gemma.name)
-    choices += choose(laboratory, (arms.itself, arms.both), rates, (weight,))
+    choices = choose(laboratory, [*filter(None, (arms.continued, arms.once, arms.gemma))], rates)
+    weights = (choices[-1].weight,)
+    choices += choose(laboratory, [replace(arm, weights=weights) for arm in (arms.itself, arms.both)], rates)
     trained = trained_runs(arms.all, choices, seeds)
     laboratory.run([run for runs in trained.values() for run in runs])
     before = smollm2_file(laboratory.folder)

@@ -82,10 +82,17 @@ class Row:
         """Bits per byte of one domain, mean over seeds."""
         return sum(mean_bits_per_byte({domain: scores[domain]}) for scores in self.scores) / len(self.scores)
 
-    def less(self, other: Row) -> Interval:
-        """This row's bits per byte minus another's, over their common seeds; below zero this row is better."""
+    def less(self, other: Row, domain: str = "") -> Interval:
+        """This row's bits per byte minus another's, over their common seeds; below zero this row is better.
+
+        Args:
+            domain: compared alone; empty: the mean over domains.
+        """
         seeds = min(len(self.scores), len(other.scores))
-        return paired_difference(self.scores[:seeds], other.scores[:seeds])
+        ours, theirs = (
+            [{domain: scores[domain]} if domain else scores for scores in row.scores[:seeds]] for row in (self, other)
+        )
+        return paired_difference(ours, theirs)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ mass where it is not kept, and V the size of the target's vocabulary:
 
     nats per byte = - sum log(0.99 q(label) + 0.01 / V) / bytes of the labels
 
-The target itself stands beside them, by the same measure. A lower cost is a guide and no judge: a way that teaches more
-rows may train the better student, and dropping what the target never writes can raise the cost of labels.
+The target itself stands beside them, by the same measure. A lower cost is a guide and no judge, least of all between
+alignments: rows at shared byte offsets cost the labels less and train the worse student (LOG.md).
 """
 
 from __future__ import annotations
@@ -78,6 +78,9 @@ def compare(spec: FusionSpec, flow: FlowPlan, scored: ScoredSample, mappings: Se
         flow: of the same spec.
         scored: passages with the scores of the target and the sources.
         mappings: values of ``alignment.vocabulary``; none takes the spec's own.
+
+    Other alignments teach the label itself where they find no row, which costs nothing; they are not compared. The
+    authors' arithmetic is for whole rows of the sources, so not for those given the bytes so far.
     """
     target = PassageTokenizer.load(flow.checkpoints[0])
     answers = answers_of(scored, target)
@@ -115,34 +118,35 @@ def _ways(
     if not tokenizers:
         return
     canonical = CanonicalPairs(target)
+    exact = spec.fusion.model_copy(update={"arithmetic": "exact"})
     if TARGET not in scored.problems:
         rows = [own_rows(spec, flow, scored, answers, target)]
-        yield Teacher(TARGET, "", "", nan, nan), _fuse(answers, rows, spec, target, None, "uniform")
+        yield Teacher(TARGET, "", "", nan, nan), _fuse(answers, rows, exact, target, None, "uniform")
     for vocabulary in mappings:
         for tokens in ALIGNMENTS:
             alignment = spec.alignment.model_copy(update={"tokens": tokens, "vocabulary": vocabulary})
             product = alignment.multiplies_pieces
             rows = aligned_rows(alignment, spec, flow, scored, answers, target, tokenizers)
-            pairs = canonical if tokens == "bytes" else None
+            pairs, fusion = (canonical, exact) if tokens == "bytes" else (None, spec.fusion)
             for rule in RULES:
-                fused = _fuse(answers, rows, spec, target, pairs, rule, product)
+                fused = _fuse(answers, rows, fusion, target, pairs, rule, product)
                 yield Teacher(rule, tokens, vocabulary, nan, nan), fused
             for name, row in zip(tokenizers, rows, strict=True):
-                fused = _fuse(answers, [row], spec, target, pairs, "uniform", product)
+                fused = _fuse(answers, [row], fusion, target, pairs, "uniform", product)
                 yield Teacher(name, tokens, vocabulary, nan, nan), fused
 
 
 def _fuse(
     answers: Answers,
     rows: Sequence[SourceRows],
-    spec: FusionSpec,
+    fusion: FusionRuleSpec,
     target: PassageTokenizer,
     canonical: CanonicalPairs | None,
     rule: str,
     product: bool = False,
 ) -> FusedRows:
-    fusion = spec.fusion.model_copy(update={"rule": rule, "single_source": ""})
-    return fuse(answers.rows, rows, FusionRuleSpec(**fusion.model_dump()), target.vocab_size, (), product, canonical)
+    fusion = fusion.model_copy(update={"rule": rule, "single_source": ""})
+    return fuse(answers.rows, rows, fusion, target.vocab_size, (), product, canonical)
 
 
 def _costs(fused: FusedRows, labels: np.ndarray, vocabulary: int) -> np.ndarray:

@@ -11,9 +11,10 @@ from engine.reporting.page import Status, page_of, spec_element, status_element,
 from engine.reporting.token_view import token_data, token_view
 from engine.spec import FusionSpec
 from engine.text.tokenization import PassageTokenizer
+from pipelines.planning.comparison import Comparison
 from pipelines.planning.domain_survey import domain_tables
 from pipelines.planning.plan_looks import looks
-from pipelines.planning.plan_text import comparison_rows, cost_rows, fusion_line
+from pipelines.planning.plan_text import comparison_notes, comparison_rows, cost_rows, fusion_line
 from pipelines.planning.scored_sample import Scores
 from pipelines.planning.survey import SourceSurvey
 
@@ -39,11 +40,17 @@ def render_plan(plan: Plan, written: float) -> str:
         sources=table_element(cost_rows(plan.costs)),
         stages="".join(table_element(rows) for rows in domain_tables(plan.domains))
         + table_element(source_rows(plan.sources, spec))
-        + (table_element(comparison_rows(plan.comparison, spec)) if plan.comparison else ""),
+        + (_comparison(plan.comparison, spec) if plan.comparison else ""),
         tokens=token_view(_tokens(plan)),
         rest=f'<div class="tables">{"".join(table_element(example_rows(source)) for source in plan.sources)}</div>',
         spec=spec_element(spec),
     )
+
+
+def _comparison(found: Comparison, spec: FusionSpec) -> str:
+    """The ways to fuse, and what the terminal says below them."""
+    notes = "".join(f"<p>{escape(note)}</p>" for note in comparison_notes(found, spec))
+    return table_element(comparison_rows(found, spec)) + notes
 
 
 def source_rows(sources: Sequence[SourceSurvey], spec: FusionSpec) -> Rows:

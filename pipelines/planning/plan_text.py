@@ -118,13 +118,13 @@ def fusion_line(spec: FusionSpec) -> str:
 
 
 def pairs_line(spec: FusionSpec, target: PassageTokenizer) -> str:
-    """That tokens which the target never writes one after another are not left out; empty where they are."""
+    """That pairs of tokens which the target never writes are kept, and why; empty where they are left out."""
     if spec.alignment.tokens != "bytes" or not spec.source_models:
         return ""
     unknown = why_unknown(target)
     if not unknown:
         return ""
-    return f"tokens that the target's tokenizer never writes one after another are not left out: {unknown}"
+    return f"the fused rows keep pairs of tokens that the target's tokenizer never writes: {unknown}"
 
 
 def survey_lines(source: SourceSurvey, spec: FusionSpec) -> list[str]:
@@ -139,11 +139,18 @@ def survey_lines(source: SourceSurvey, spec: FusionSpec) -> list[str]:
     ]
 
 
+GUIDE = (
+    "a guide, not a judge: compare rules within one alignment, and take near ones for equal; between alignments the "
+    "order can be the wrong way round"
+)
+OWN_IS_MISSING = "the spec's own way is not among them: its alignment or its mapping is not compared"
+
+
 def comparison_lines(found: Comparison, spec: FusionSpec) -> list[str]:
     """A row for each way to fuse, the one that costs the labels least first."""
-    left_out = [f"  left out, not scored: {', '.join(found.left_out)}"] if found.left_out else []
+    notes = [f"  {note}" for note in comparison_notes(found, spec)]
     if not found.teachers:
-        return ["ways to fuse: no source could be scored", *left_out]
+        return ["ways to fuse: no source could be scored", *notes]
     table = comparison_rows(found, spec)
     return [
         table.heading,
@@ -151,14 +158,27 @@ def comparison_lines(found: Comparison, spec: FusionSpec) -> list[str]:
             f"  {rule:<24}{tokens:<13}{vocabulary:<13}{taught:>12}{nats:>15}{mark}"
             for rule, tokens, vocabulary, taught, nats, mark in (table.columns, *table.rows)
         ),
-        *left_out,
-        "  a guide, not a judge: a way that teaches more rows may still train the better target",
+        *notes,
     ]
+
+
+def comparison_notes(found: Comparison, spec: FusionSpec) -> list[str]:
+    """What a reader of the comparison must know."""
+    notes = [f"left out, not scored: {', '.join(found.left_out)}"] if found.left_out else []
+    if found.teachers:
+        ways = {(teacher.rule, teacher.tokens, teacher.vocabulary) for teacher in found.teachers}
+        notes += [] if _own_way(spec) in ways else [OWN_IS_MISSING]
+        notes.append(GUIDE)
+    return notes
+
+
+def _own_way(spec: FusionSpec) -> tuple[str, str, str]:
+    return spec.fusion.single_source or spec.fusion.rule, spec.alignment.tokens, spec.alignment.vocabulary
 
 
 def comparison_rows(found: Comparison, spec: FusionSpec) -> Rows:
     """The ways to fuse, a row each, the spec's marked."""
-    own = spec.fusion.single_source or spec.fusion.rule, spec.alignment.tokens, spec.alignment.vocabulary
+    own = _own_way(spec)
     rows = tuple(
         (
             "the target itself" if teacher.rule == TARGET else teacher.rule,

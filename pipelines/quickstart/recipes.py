@@ -1,8 +1,8 @@
 """The recipes of the quickstart's four models: architecture, tokenizer, BOS and training text.
 
 They differ in all that knowledge fusion has to bridge: architecture, vocabulary, handling of spaces, strings of the
-special tokens, tied or untied embeddings, and BOS at the start of a text or not. The source models have fifty times as
-much training text as the target model, and each prefers another domain.
+special tokens, tied or untied embeddings, and BOS at the start of a text or not. The source models are trained on 12 to
+16 times as many tokens as the target model, and each prefers another domain.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ import pytest
 from pyarrow import parquet
 
 from engine import load_spec
+from engine.spec.presets import PRESETS
 from pipelines.experiment import arms
 from pipelines.experiment.__main__ import trained_runs
 from pipelines.experiment.arms import LM_LOSS_ALONE, SPEC, WEIGHTS, Arm, Run
@@ -130,6 +132,12 @@ def test_every_arm_is_a_spec(arm):
     assert spec.training.max_steps == setting.max_steps // setting.passes * spec.corpus.passes
 
 
+def test_the_papers_arm_is_the_preset():
+    spec = load_spec(SPEC, Run(arms.PAPERS, 4e-3, 0, *arms.PAPERS.weights).overrides(FOLDER)).model_dump()
+    for section, values in PRESETS["fusellm_soft"].items():
+        assert {field: spec[section][field] for field in values} == values
+
+
 def test_an_ablation_changes_one_thing():
     fused = load_spec(SPEC, run_of(arms.FUSED, 4e-3, 0).overrides(FOLDER)).model_dump()
     for arm in arms.ABLATIONS:
@@ -182,6 +190,7 @@ def findings(fusion):
     experts = [row("expert code", 2.6), row("expert docs", 3.1), row("ensemble of the experts", 2.8), row("base", 2.9)]
     experts += [row("experts merged (linear)", 2.45), row("continued training", 2.5)]
     compared += [row("distillation from an equal source", 2.3), *(row(arm.name, 2.45) for arm in arms.SINGLE)]
+    compared.append(row(arms.PAPERS.name, 2.48, overrides=("a=[{b: c}]", "d=one (e)")))
     fused = row("fusion", fusion, rate=5e-3, weight=0.2)
     ablations = [row("K 10", 2.47, seeds=1), row("equal weights", 2.46, seeds=1), row("MinCE", 2.45, seeds=1)]
     return [
@@ -205,6 +214,7 @@ def test_the_page_says_what_held(tmp_path):
     text = page(tmp_path, 2.4)
     assert "**Fusion beats continued training** by -0.1000 [-0.1000, -0.1000]" in text
     assert "**Fusion of three sources beats the best single one, one source (llama-docs)** by -0.0500" in text
+    assert f"**Fusion beats {arms.PAPERS.name}** by -0.0800" in text
     assert "Fusion gains 50% of what distillation from an equal source gains" in text
     assert "| fusion | 2.4100 | **2.4000** |" in text, "the weights, in order"
     assert "at the edge of the rates that were tried: fusion." in text
@@ -213,6 +223,11 @@ def test_the_page_says_what_held(tmp_path):
     assert "| K 10 | 1 | 2.4700 | +0.0700" in text
     assert "nats per byte: fusion 1.4200 < MinCE 1.4400 < equal weights 1.4500." in text
     assert "seed 0: fusion 2.4000 < MinCE 2.4500 < equal weights 2.4600.\nThe order is the same." in text
+
+
+def test_a_shell_reads_the_commands_of_the_page(tmp_path):
+    [command] = [line for line in page(tmp_path, 2.4).splitlines() if "d=one" in line]
+    assert shlex.split(command)[-2:] == ["a=[{b: c}]", "d=one (e)"]
 
 
 def test_the_page_says_what_did_not_hold(tmp_path):
@@ -313,8 +328,8 @@ def test_an_arm_takes_the_rate_and_weight_that_were_chosen():
         Choice("fusion", {(3e-3, 0.2): 2.5, (5e-3, 0.2): 2.4, (5e-3, 0.1): 2.3}),
         Choice("continued training", {(8e-3, LM_LOSS_ALONE): 3.0}),
     ]
-    found = trained_runs((arms.FUSED, arms.SINGLE[0], arms.CONTINUED), choices, range(2))
-    assert [(run.rate, run.weight) for run in found[arms.SINGLE[0]]] == [(5e-3, 0.1)] * 2
+    found = trained_runs((arms.FUSED, arms.PAIRWISE, arms.CONTINUED), choices, range(2))
+    assert [(run.rate, run.weight) for run in found[arms.PAIRWISE]] == [(5e-3, 0.1)] * 2
     assert "objective.lm_loss_weight=0.1" in found[arms.FUSED][1].overrides(FOLDER)
     assert "objective.lm_loss_weight=1" in found[arms.CONTINUED][0].overrides(FOLDER)
 
@@ -390,6 +405,21 @@ def test_a_chapter_leaves_the_others(tmp_path):
     assert both.startswith("# Does fusion work?") and both.endswith(alone)
     write_real_chapter(path, [found])
     assert path.read_text(encoding="utf8") == both
+
+
+def test_a_chapter_compares_each_domain_where_there_are_several(tmp_path):
+    mixture = arms.real_arms("mixture")
+    names = ("target before", *(arm.name for arm in mixture.all))
+    rows = [row(name, 1.5, seeds=2, tasks=[dict.fromkeys(HEADINGS, 0.5)] * 2) for name in names]
+    for one in rows:
+        better = 0.1 if one.name == mixture.gemma.name else 0.0
+        for scores in one.scores:
+            scores["wiki"] = ScoredDomain(scores["code"].bits - 100 * better, scores["code"].num_bytes)
+    choices = [Choice(mixture.gemma.name, {(1e-4, 0.2): 1.4})]
+    write_real_chapter(tmp_path / "RESULTS.md", [Findings("mixture", choices, rows)])
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf8")
+    assert "| code | 11 | +0.0000 [+0.0000, +0.0000] | +0.0000 [+0.0000, +0.0000] |" in text
+    assert "| wiki | 11 | -0.1000 [-0.1000, -0.1000] | +0.0000 [+0.0000, +0.0000] |" in text
 
 
 def test_findings_that_were_kept_give_the_same_page(tmp_path):

@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import yaml
 
 import engine
 from engine.method.rows import FusedRows
 from engine.records import NO_TOKEN, rows_of
+from engine.spec.loading import dump_spec
 from pipelines.planning.comparison import Comparison, _costs, compare
-from pipelines.planning.plan_text import comparison_lines
+from pipelines.planning.plan_text import GUIDE, OWN_IS_MISSING, comparison_lines
 from pipelines.planning.scored_sample import TARGET, ScoredSample
 from pipelines.planning.survey import scored_sample
 from pipelines.stream.sizes import derive_flow
@@ -76,3 +78,21 @@ def test_the_cheapest_comes_first_and_the_spec_is_marked(compared):
     text = "\n".join(comparison_lines(found, spec))
     (marked,) = (line for line in text.splitlines() if "<- the spec" in line)
     assert marked.split()[:3] == ["avg_ce", "bytes", "prefix"]
+    assert OWN_IS_MISSING not in text and GUIDE in text
+
+
+def test_the_authors_settings_change_no_way_but_byte_offset(compared):
+    spec, scored, found = compared
+    document = yaml.safe_load(dump_spec(spec)) | {"preset": "fusellm_soft"}
+    for section in ("alignment", "fusion", "objective"):
+        del document[section]
+    same = [f"fusion={{top_k: {spec.fusion.top_k}, temperature: {spec.fusion.temperature}}}"]
+    authors = engine.load_spec(document, [*same, f"alignment.cache_dir={spec.alignment.cache_dir}"])
+    assert (authors.fusion.arithmetic, authors.alignment.tokens) == ("fusellm", "min_edit")
+    theirs = compare(authors, derive_flow(authors), scored, ["prefix"])
+    ways, other_ways = (
+        {(way.rule, way.tokens): way.nats_per_byte for way in one.teachers if way.tokens != "byte_offset"}
+        for one in (found, theirs)
+    )
+    assert ways == other_ways and len(ways) == 1 + 3 + 2
+    assert OWN_IS_MISSING in "\n".join(comparison_lines(theirs, authors))

@@ -52,7 +52,7 @@ def test_a_target_whose_pairs_of_tokens_are_not_known_is_named():
     spec = load_spec("pipelines/specs/quickstart.yaml")
     assert pairs_line(spec, of_type("BPE")) == pairs_line(spec, of_type("Unigram")) == ""
     assert pairs_line(spec, of_type("WordPiece", continuing_subword_prefix="##")) == ""
-    line = "tokens that the target's tokenizer never writes one after another are not left out: its model is WordLevel"
+    line = "the fused rows keep pairs of tokens that the target's tokenizer never writes: its model is WordLevel"
     assert pairs_line(spec, of_type("WordLevel")).startswith(line)
     by_offset = load_spec("pipelines/specs/quickstart.yaml", ["alignment.tokens=byte_offset"])
     assert pairs_line(by_offset, of_type("WordLevel")) == ""
