@@ -36,11 +36,12 @@ def match_bytes(
     source_tokens: Sequence[int],
     token_bytes: Sequence[bytes | None],
     begins_alike: bool,
+    text: bytes,
 ) -> list[tuple[int, int]]:
     """The source row of each target row of one passage, or -1, and the bytes of its next token that are read already.
 
     As ``match_end_bytes``; inside a source token the row before it, if the token has the bytes of its place in the
-    text, or more of them at the beginning of a passage, or a space before them.
+    text, or more before them at the beginning of a passage, or a space before them, or more after them at its end.
     """
     found = []
     for row, match in enumerate(match_end_bytes(target_ends, source_ends, begins_alike)):
@@ -48,10 +49,12 @@ def match_bytes(
         is_last_of_its_end = row + 1 < len(target_ends) and end not in target_ends[row + 1 : -1]
         cut = 0
         if is_last_of_its_end and before and end not in source_ends and before[-1] + 1 < len(source_ends):
-            begin, data = source_ends[before[-1]], token_bytes[source_tokens[before[-1] + 1]] or b""
-            beyond = len(data) - (source_ends[before[-1] + 1] - begin)
-            if beyond == 0 or (beyond > 0 and begin == 0) or (beyond == 1 and data.startswith(b" ")):
-                match, cut = before[-1], end - begin + beyond
+            begin, stop = source_ends[before[-1]], source_ends[before[-1] + 1]
+            data, consumed = token_bytes[source_tokens[before[-1] + 1]] or b"", text[begin:stop]
+            if data == consumed or (data.endswith(consumed) and begin == 0) or data == b" " + consumed:
+                match, cut = before[-1], end - begin + len(data) - len(consumed)
+            elif data.startswith(consumed) and stop == len(text):
+                match, cut = before[-1], end - begin
         found.append((match, cut))
     return found
 
@@ -69,8 +72,10 @@ def continued_row(
         label, label_ends: given where the mass of the text's own next source token is dealt out by two tokens.
     """
     tokens, token_bytes = source["token_ids"], source["token_bytes"]
+    ends = source["end_bytes"]
     covers = [(row, b"", 1.0)]
-    if row > 0 and token_bytes[tokens[row]]:
+    is_beyond = row > 0 and ends[row] == ends[-1] and len(token_bytes[tokens[row]] or b"") > ends[row] - ends[row - 1]
+    if row > 0 and token_bytes[tokens[row]] and not is_beyond:
         path = math.exp(source["token_logprobs"][row - 1])
         covers = [(row, b"", path), (row - 1, token_bytes[tokens[row]], 1.0)]
     found, total, certain, unknown = [], 0.0, 0.0, 0.0
@@ -139,13 +144,20 @@ def _by_two_tokens(
     return [*parts, (source["cuts"](tokens[row + 1], length), left)]
 
 
-def longest_token(target) -> Callable[[bytes, bytes], int]:
-    """The longest token of a tokenizer that begins two runs of bytes and reaches into the second one, or -1."""
+def longest_token(target, source_bytes: Sequence[bytes | None]) -> Callable[[bytes, bytes], int]:
+    """The longest target token that begins two runs of bytes and reaches into the second one; -1 if a source has it.
+
+    Args:
+        source_bytes: the bytes of the source's tokens.
+    """
+
+    shared = set(source_bytes)
 
     def longest(first: bytes, more: bytes) -> int:
         data = first + more
         sizes = range(len(data), len(first), -1)
-        return next((target.id_of_bytes[data[:size]] for size in sizes if data[:size] in target.id_of_bytes), -1)
+        found = next((data[:size] for size in sizes if data[:size] in target.id_of_bytes), None)
+        return -1 if found is None or found in shared else target.id_of_bytes[found]
 
     return longest
 
@@ -433,8 +445,11 @@ def fused_passage(
             matches.append(match_end_bytes(ends, scored["end_bytes"], begins_alike))
             continue
         plain[-1]["cuts"] = _cuts(source, target, method, table)
-        plain[-1]["longest"] = longest_token(target) if method != "exact" else lambda first, more: -1
-        pairs = match_bytes(ends, scored["end_bytes"], scored["token_ids"], source.token_bytes, begins_alike)
+        plain[-1]["longest"] = (
+            longest_token(target, source.token_bytes) if method != "exact" else lambda first, more: -1
+        )
+        data = text.encode("utf8")
+        pairs = match_bytes(ends, scored["end_bytes"], scored["token_ids"], source.token_bytes, begins_alike, data)
         for row, (at, cut) in enumerate(pairs):
             if cut and continued_row(plain[-1], at, cut)[1] <= alignment.least_kept_share:
                 pairs[row] = (-1, 0)

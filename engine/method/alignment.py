@@ -163,14 +163,14 @@ class SourceAlignment:
         self._continuations = None
         if alignment.tokens == "bytes":
             cuts = load_or_build_cuts(source, target, alignment.vocabulary, alignment.cache_dir)
-            trie = trie_of(target) if alignment.vocabulary != "exact" else NO_TRIE
+            trie = trie_of(target, source.token_bytes) if alignment.vocabulary != "exact" else NO_TRIE
             self._continuations = continuations.build_continuations(source.token_bytes, self.mapping, cuts, trie)
 
     def align(self, texts: Sequence[str], target: TargetRows, scored: ScoredRows) -> SourceRows:
         """Align the source's rows with the target's; a row whose label is context is aligned with none.
 
         Args:
-            texts: the passages.
+            texts: the passages, of a conversation the contents of its answers, one after the other.
         """
         if self._continuations is not None:
             return self._conditioned(texts, target, scored, self._continuations)
@@ -183,10 +183,10 @@ class SourceAlignment:
     ) -> SourceRows:
         """Rows inside source tokens too, but those of which the kept entries say too little."""
         alike = self._matcher.begins_alike(texts, target, scored)
-        match, cut = match_bytes(target, scored, alike, tables)
+        match, cut = match_bytes(texts, target, scored, alike, tables)
         match = np.where(target.label_is_context, NO_ROW, match)
         continuations.drop_uncertain(
-            self._least_kept_share, target.offsets, scored.offsets, match, cut,
+            self._least_kept_share, target.offsets, scored.offsets, match, cut, scored.end_bytes,
             scored.token_ids, scored.token_logprobs, scored.topk_ids, scored.topk_logprobs.view(np.uint16),
             kernels.EXP_OF_FLOAT16_BITS, *tables,
         )  # fmt: skip
@@ -240,20 +240,33 @@ def match_end_bytes(
 
 
 def match_bytes(
-    target: TokenRows, source: TokenRows, begins_alike: np.ndarray, tables: continuations.Continuations
+    texts: Sequence[str],
+    target: TokenRows,
+    source: TokenRows,
+    begins_alike: np.ndarray,
+    tables: continuations.Continuations,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The source row from which each target row can be answered, and the bytes of its next token that are read already.
 
-    As ``match_end_bytes``, and for a target row inside a source token the source row before that token.
+    As ``match_end_bytes``, and for a target row inside a source token the source row before that token, if the token
+    has the text's own bytes.
+
+    Args:
+        texts: what the rows of ``target`` consume, from the first to the last.
 
     Returns:
         int32 [sum T]: the row, counted from the passage's first, or ``NO_ROW``; int32 [sum T]: 0 where both have
         consumed the same bytes.
     """
     match, cut = (np.empty(len(target.end_bytes), np.int32) for _ in range(2))
+    data = np.frombuffer("".join(texts).encode("utf8"), np.uint8)
+    ends = np.append(target.end_bytes, np.int32(0))[target.offsets[1:] - 1]
+    offsets = np.append(0, np.cumsum(np.where(np.diff(target.offsets) > 0, ends, 0), dtype=np.int64))
+    if offsets[-1] != len(data):
+        raise ValueError(f"the target's rows consume {offsets[-1]} bytes, but the texts have {len(data)}")
     continuations.match_bytes(
-        target.end_bytes, target.offsets, source.end_bytes, source.offsets, source.token_ids, begins_alike,
-        tables.data, tables.starts, match, cut,
+        data, offsets, target.end_bytes, target.offsets, source.end_bytes, source.offsets, source.token_ids,
+        begins_alike, tables.data, tables.starts, match, cut,
     )  # fmt: skip
     return match, cut
 

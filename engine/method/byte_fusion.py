@@ -130,7 +130,7 @@ def _continue_rows(
                 share = further_pieces(source_ends, logprobs, first + at, end, span)
                 goes_on = (np.int64(next_tokens[row]), share, _is_within(source_ends, first + at, end, span))
             size, total, _, _ = continue_row(
-                first + at, first, end, cut[row], goes_on, token_ids, logprobs, topk_ids, topk_bits, exp,
+                first + at, first, end, cut[row], goes_on, source_ends, token_ids, logprobs, topk_ids, topk_bits, exp,
                 data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens,
                 first_bytes, nodes, children, trie_tokens, bytes_after, found, masses, size,
             )  # fmt: skip

@@ -7,7 +7,8 @@ answers alone. To answer, a row is conditioned on the *residual*, the bytes betw
 those count that begin with the residual and go on, cut by it.
 
 The source may say in two tokens what the target says in one. Of the text's own next source token the row after it tells
-how the text goes on, so its mass is dealt out by two tokens: to the longest target token that begins both.
+how the text goes on, so its mass is dealt out by two tokens: to the longest target token that begins both, if the
+source lacks it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from engine.method.token_trie import NO_NODE, TokenTrie, find_nodes, has_byte, l
 
 #: Rows of a source that answer together: the one at the target's byte and the ones before it.
 MOST_COVERS = 2
+
+#: Probability that a source's token has at least on the way to a row, so that what it says there is not lost.
+LEAST_PATH = 1e-200
 
 
 class Continuations(NamedTuple):
@@ -39,7 +43,7 @@ class Continuations(NamedTuple):
             target token of what is left, or -1.
         first_bytes: uint8 [V], the first byte of each token, 0 of one without bytes.
         nodes: int32, with the places of ``cut_tokens`` the node of what is left in the target's ``TokenTrie``,
-            ``NO_NODE`` where no target token goes on with it.
+            ``NO_NODE`` where no target token that the source lacks goes on with it.
         children, trie_tokens, bytes_after: the target's ``TokenTrie``.
     """
 
@@ -172,11 +176,13 @@ def _first_from(byte, depth, low, high, data, starts, order):
 
 @njit
 def match_bytes(
-    target_ends, target_offsets, source_ends, source_offsets, source_tokens, begins_alike, data, starts, match, cut
-):
+    texts, text_offsets, target_ends, target_offsets, source_ends, source_offsets, source_tokens, begins_alike,
+    data, starts, match, cut,
+):  # fmt: skip
     """The source row for each target row, and how many bytes of its next token the target has read already.
 
     Args:
+        texts: uint8, the bytes of all passages. text_offsets: int64 [B+1], where each begins.
         target_ends, source_ends, target_offsets, source_offsets, begins_alike: as of ``kernels.match_end_bytes``.
         source_tokens: int32 [sum S]. data, starts: of ``Continuations``.
         match: int32 [sum T], filled: the last source row that has consumed no more bytes than the target row, counted
@@ -187,6 +193,7 @@ def match_bytes(
     those of the text, because a normalizer has changed them: then the number of bytes to cut off is unknown.
     """
     for passage in range(target_offsets.size - 1):
+        text = texts[text_offsets[passage] : text_offsets[passage + 1]]
         first, end = source_offsets[passage], source_offsets[passage + 1]
         target_end = target_offsets[passage + 1] - 1
         alike = begins_alike[passage] and rows_at_zero(
@@ -206,11 +213,35 @@ def match_bytes(
                 if stop > 0 or alike:
                     match[row] = source - first
             elif source + 1 < end:
-                token, begin = source_tokens[source + 1], source_ends[source]
-                length, span = starts[token + 1] - starts[token], source_ends[source + 1] - begin
-                beyond = length - span  # a dummy prefix, or a space that the text does not have
-                if beyond == 0 or (beyond > 0 and (begin == 0 or (beyond == 1 and data[starts[token]] == 32))):
-                    match[row], cut[row] = source - first, stop - begin + beyond
+                begin = source_ends[source]
+                before = _bytes_before(source_tokens[source + 1], (begin, source_ends[source + 1]), text, data, starts)
+                if before >= 0:
+                    match[row], cut[row] = source - first, stop - begin + before
+
+
+@njit
+def _bytes_before(token, span, text, data, starts):
+    """How many bytes of its own a source token has before those of the text in ``span``; -1 if it has not those.
+
+    At the text's beginning there may be some, a dummy prefix or a template's space; elsewhere one space that the text
+    does not have. At the text's end the token may go on into the template.
+    """
+    begin, stop = span
+    beyond = starts[token + 1] - starts[token] - (stop - begin)
+    if beyond < 0 or stop > text.size:
+        return -1
+    if (beyond == 0 or begin == 0 or (beyond == 1 and data[starts[token]] == 32)) and _are_same(
+        data, starts[token] + beyond, text, span
+    ):
+        return beyond
+    return 0 if stop == text.size and _are_same(data, starts[token], text, span) else -1
+
+
+@njit
+def _are_same(data, start, text, span):
+    """Whether the bytes of ``text`` in ``span`` are those of ``data`` from ``start`` on."""
+    begin, stop = span
+    return np.array_equal(data[start : start + stop - begin], text[begin:stop])
 
 
 @njit
@@ -251,7 +282,7 @@ def most_found(top_k):
 
 @njit
 def continue_row(
-    at, first, end, cut, goes_on, token_ids, logprobs, topk_ids, topk_bits, exp,
+    at, first, end, cut, goes_on, ends, token_ids, logprobs, topk_ids, topk_bits, exp,
     data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens,
     first_bytes, nodes, children, trie_tokens, bytes_after, found, masses, size,
 ):  # fmt: skip
@@ -267,7 +298,7 @@ def continue_row(
         goes_on: (label, share, within), how the text goes on: the next target token; the share that it gets of the
             mass of the source's next token, where the source splits it, 0 elsewhere; and whether it ends within the
             source's next two tokens. With a label of -1 nothing is dealt out by two tokens.
-        token_ids, logprobs, topk_ids, topk_bits, exp: the source's rows, as in ``kernels.fuse_rows``.
+        ends, token_ids, logprobs, topk_ids, topk_bits, exp: the source's rows, as in ``kernels.fuse_rows``.
         data to bytes_after: ``Continuations``, taken apart.
         found: int32, masses: float64, filled from ``size`` on: target tokens, possibly several times, and their masses.
 
@@ -277,11 +308,11 @@ def continue_row(
     """
     total, certain, unknown = 0.0, 0.0, 0.0
     label, share, _ = goes_on
-    deepest = _deepest_cover(at, first, token_ids, starts)
+    deepest = _deepest_cover(at, first, end, ends, token_ids, starts)
     for cover in range(deepest + 1):
         row, weight = at - cover, 1.0
         for earlier in range(at - deepest, row):
-            weight *= np.exp(logprobs[earlier])
+            weight *= max(np.exp(np.float64(logprobs[earlier])), LEAST_PATH)
         following = token_ids[at + 1] if cover == 0 and at + 1 < end else -1
         own = 0.0
         if cover == 0 and cut == 0:
@@ -291,7 +322,7 @@ def continue_row(
             )
             counted, rest = kept, max(1.0 - kept, 0.0)
             if share > 0.0 and of_following == 0.0:
-                found[size], masses[size] = label, weight * share * min(np.exp(logprobs[row]), rest)
+                found[size], masses[size] = label, weight * share * min(np.exp(np.float64(logprobs[row])), rest)
                 size += 1
             estimate = rest
         else:
@@ -306,7 +337,7 @@ def continue_row(
             )  # fmt: skip
             counted, rest = counted + of_following, max(1.0 - kept, 0.0)
             if following >= 0 and of_following == 0.0:
-                of_following = own = min(np.exp(logprobs[row]), rest)
+                of_following = own = min(np.exp(np.float64(logprobs[row])), rest)
             estimate = (rest - own) * counted / kept if kept > 0.0 else 0.0
         if of_following > 0.0:
             size = _deal_out(
@@ -329,7 +360,8 @@ def _deal_out(
 
     The label gets its share. If it ends within two source tokens, it gets what is left of the second one's mass too: on
     this path the target has written the label. Other tokens after the first one give their mass to the longest target
-    token that begins both. What is left stays with the first one's target token.
+    token that begins both, if the source lacks it: else it would not have said it so. What is left stays with the first
+    one's target token.
 
     Args:
         place: of what is left of the first token, in ``cut_tokens`` and ``nodes``. row: the source row after it.
@@ -370,12 +402,17 @@ def _deal_out(
 
 
 @njit
-def _deepest_cover(at, first, token_ids, starts):
-    """How many rows before ``at`` answer too: none before the passage or a token of no bytes."""
+def _deepest_cover(at, first, end, ends, token_ids, starts):
+    """How many rows before ``at`` answer too: none before the passage or a token of no bytes.
+
+    None either before a token that has gone on beyond the end of an answer, into the source's template: the target has
+    not read its bytes.
+    """
     deepest = 0
     while deepest + 1 < MOST_COVERS and at - deepest > first:
-        token = token_ids[at - deepest]
-        if starts[token + 1] == starts[token]:
+        token, before = token_ids[at - deepest], at - deepest - 1
+        length = starts[token + 1] - starts[token]
+        if length == 0 or (ends[before + 1] == ends[end - 1] and length > ends[before + 1] - ends[before]):
             break
         deepest += 1
     return deepest
@@ -449,7 +486,7 @@ def _after_residual(at, cover, cut, token_ids, data, starts, order, longer, begu
 
 @njit
 def drop_uncertain(
-    least, target_offsets, source_offsets, match, cut, token_ids, logprobs, topk_ids, topk_bits, exp,
+    least, target_offsets, source_offsets, match, cut, ends, token_ids, logprobs, topk_ids, topk_bits, exp,
     data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens,
     first_bytes, nodes, children, trie_tokens, bytes_after,
 ):  # fmt: skip
@@ -468,7 +505,7 @@ def drop_uncertain(
             if match[row] >= 0 and cut[row] > 0:
                 _, _, certain, unknown = continue_row(
                     first + match[row], first, source_offsets[passage + 1], cut[row], (-1, 0.0, False),
-                    token_ids, logprobs, topk_ids, topk_bits, exp,
+                    ends, token_ids, logprobs, topk_ids, topk_bits, exp,
                     data, starts, order, rank, longer, begun, whole, cut_starts, cut_tokens,
                     first_bytes, nodes, children, trie_tokens, bytes_after, found, masses, 0,
                 )  # fmt: skip

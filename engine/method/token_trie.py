@@ -1,11 +1,12 @@
 """The tokens of the target by their bytes, one byte after the other, for kernels.
 
-They ask which target token the text's next two source tokens begin with: it may be longer than the first of them.
+They ask which target token the text's next two source tokens begin with: it may be longer than the first of them. A
+source that has this token itself would have said it in one, so what it says by two says nothing about it.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,14 +18,17 @@ from engine.text.tokenization import PassageTokenizer
 #: No node: no token goes on so.
 NO_NODE = -1
 
+#: A node's token: none, or one that the source has too.
+NONE, SHARED = -1, -2
+
 
 class TokenTrie(NamedTuple):
-    """A trie of the bytes of a vocabulary. Node 0 is the root, before any byte.
+    """A trie of the bytes of the target's vocabulary, for one source. Node 0 is the root, before any byte.
 
     Attributes:
         children: int64 [., 2], a hash table of nodes with a byte, and the node of both.
-        tokens: int32 [nodes], the token whose bytes end at a node, or -1.
-        bytes_after: uint64 [nodes, 4], one bit for each byte with which tokens go on.
+        tokens: int32 [nodes], the token whose bytes end at a node, ``NONE``, or ``SHARED``.
+        bytes_after: uint64 [nodes, 4], one bit for each byte with which tokens go on that the source lacks.
     """
 
     children: np.ndarray
@@ -33,22 +37,26 @@ class TokenTrie(NamedTuple):
 
 
 #: Of no tokens.
-NO_TRIE = TokenTrie(empty_table(0), np.full(1, -1, np.int32), np.zeros((1, 4), np.uint64))
+NO_TRIE = TokenTrie(empty_table(0), np.full(1, NONE, np.int32), np.zeros((1, 4), np.uint64))
 
 
-@lru_cache(maxsize=1)
-def trie_of(tokenizer: PassageTokenizer) -> TokenTrie:
-    """The trie of a tokenizer; of tokens with the same bytes the one that it would use. Kept for all sources."""
-    pieces = tokenizer.id_of_bytes
-    return build_trie(list(pieces), np.fromiter(pieces.values(), np.int32, len(pieces)))
+def trie_of(target: PassageTokenizer, source_bytes: Sequence[bytes | None]) -> TokenTrie:
+    """The trie of a target; of tokens with the same bytes the one that it would use.
+
+    Args:
+        source_bytes: the bytes of each of the source's tokens, None for one that has none.
+    """
+    pieces, shared = target.id_of_bytes, set(source_bytes)
+    tokens = (SHARED if piece in shared else token for piece, token in pieces.items())
+    return build_trie(list(pieces), np.fromiter(tokens, np.int32, len(pieces)))
 
 
 def build_trie(pieces: list[bytes], tokens: np.ndarray) -> TokenTrie:
-    """The trie of some runs of bytes, none empty and all different, and their tokens, int32."""
+    """The trie of some runs of bytes, none empty and all different, and their tokens or ``SHARED``, int32."""
     data = np.frombuffer(b"".join(pieces), np.uint8)
     starts = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
     children = empty_table(len(data))
-    ends, bytes_after = np.full(len(data) + 1, -1, np.int32), np.zeros((len(data) + 1, 4), np.uint64)
+    ends, bytes_after = np.full(len(data) + 1, NONE, np.int32), np.zeros((len(data) + 1, 4), np.uint64)
     count = _grow(data, starts, tokens, children, ends, bytes_after)
     return TokenTrie(children, ends[:count].copy(), bytes_after[:count].copy())
 
@@ -64,8 +72,9 @@ def _grow(data, starts, tokens, children, ends, bytes_after):
             slot, key = slot_of(children, node, byte)
             if children[slot, 0] == -1:
                 children[slot, 0], children[slot, 1] = key, count
-                bytes_after[node, byte >> 6] |= np.uint64(1) << np.uint64(byte & 63)
                 count += 1
+            if tokens[piece] != SHARED:
+                bytes_after[node, byte >> 6] |= np.uint64(1) << np.uint64(byte & 63)
             node = children[slot, 1]
         ends[node] = tokens[piece]
     return count
@@ -75,7 +84,7 @@ def _grow(data, starts, tokens, children, ends, bytes_after):
 def find_nodes(data, starts, cut_starts, children, bytes_after, nodes):
     """Fill ``nodes``, int32 with the places of ``cut_starts``: the node of what is left of each source token.
 
-    ``NO_NODE`` where no target token goes on with it.
+    ``NO_NODE`` where no target token that the source lacks goes on with it.
     """
     for token in range(starts.size - 1):
         length = starts[token + 1] - starts[token]
@@ -98,19 +107,22 @@ def _node_with_more(data, begin, end, children, bytes_after):
 
 @njit
 def has_byte(bytes_after, node, byte):
-    """Whether a token goes on from ``node`` with ``byte``."""
+    """Whether a token that the source lacks goes on from ``node`` with ``byte``."""
     return (bytes_after[node, byte >> 6] >> np.uint64(byte & 63)) & np.uint64(1) != 0
 
 
 @njit
 def longest_token(node, data, begin, end, children, tokens):
-    """The longest token that goes on from ``node`` with some of the bytes ``data[begin:end]``, or -1."""
-    found = -1
+    """The longest token that goes on from ``node`` with some of the bytes ``data[begin:end]``.
+
+    ``NONE`` if there is none, ``SHARED`` if the source has it.
+    """
+    found = NONE
     for place in range(begin, end):
         slot, _ = slot_of(children, node, data[place])
         if children[slot, 0] == -1:
             break
         node = children[slot, 1]
-        if tokens[node] >= 0:
+        if tokens[node] != NONE:
             found = tokens[node]
     return found

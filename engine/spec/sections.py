@@ -196,8 +196,8 @@ class SourceModelSpec(Section):
     """Check of each new replica on a plain text: refuse a model that predicts it no better than chance, or several nats
     worse than with (or without) BOS; correct its BOS and refuse the rest; or skip the check (off)."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    """Flattens (above 1) or sharpens (below 1) the kept entries of this source's rows before fusion; its rest mass and
-    its cross-entropy do not change."""
+    """Flattens (above 1) or sharpens (below 1) the kept entries of this source's rows before fusion; its rest mass, the
+    probabilities of its tokens in the text and its cross-entropy do not change."""
     max_context_tokens: Annotated[int, Field(ge=8)] = 2048
     """Passages are cut to this many of the source's tokens, or to the model's own limit if that is lower."""
     batched_tokens: Annotated[int, Field(ge=0)] = 0
@@ -224,8 +224,8 @@ class AlignmentSpec(Section):
     """Probability of a target token that the source splits, under bytes and byte_offset. product: the text's next token
     gets the product of its pieces' probabilities, taken from its first piece. Under bytes (not with vocabulary exact)
     the mass of the source's own next token in the text goes to the longest target token that begins with it and with a
-    token after it. These gained 0.003 and 0.018 bits per byte. Other split tokens, and all under first_piece: none of
-    their own, the first piece keeps all."""
+    token after it, if the source has no such token. Other split tokens, and all under first_piece: none of their own,
+    the first piece keeps all."""
     least_kept_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.001
     """Under bytes, the share that the kept entries of a row inside a source token must exceed, if all of the source's
     rest mass belonged there too. Rows with less have no teacher from this source. Low, as an estimate of the rest is

@@ -346,7 +346,8 @@ class PassageTokenizer:
         if text and not tokens:
             raise TokenizerError(f"{self.name}: the text {text[:12]!r} has no token at all")
         try:
-            return character_offsets.end_bytes(text, np.array(offsets, np.int64).reshape(-1, 2))
+            ends = character_offsets.end_bytes(text, np.array(offsets, np.int64).reshape(-1, 2))
+            return self._within_characters(text.encode("utf8"), tokens, ends)
         except character_offsets.LostTextError as lost:
             context = text[max(0, lost.place - 6) : lost.place + 6]
             raise TokenizerError(
@@ -354,6 +355,19 @@ class PassageTokenizer:
                 f"{lost.place}, in {context!r}, is in no token, or out of order, beside the token "
                 f"{self._raw_pieces[tokens[lost.token]]!r}; this tokenizer loses text and cannot be aligned by bytes"
             ) from None
+
+    def _within_characters(self, data: bytes, tokens: Sequence[int], ends: np.ndarray) -> np.ndarray:
+        """Ends of tokens that are parts of one character, by their bytes, where these are the text's.
+
+        The library gives them all the end of the character.
+        """
+        firsts = np.flatnonzero(np.append(True, ends[1:] != ends[:-1]))
+        for first, last in zip(firsts, np.append(firsts[1:], len(ends)) - 1, strict=True):
+            parts = [self.token_bytes[token] or b"" for token in tokens[first : last + 1]]
+            begin = ends[first - 1] if first else 0
+            if len(parts) > 1 and all(parts) and data[begin : ends[last]].endswith(b"".join(parts)):
+                ends[first:last] = ends[last] - np.cumsum([len(part) for part in parts[:0:-1]])[::-1]
+        return ends
 
 
 @lru_cache(maxsize=16)

@@ -23,7 +23,7 @@ RATES = (1.2e-3, 2e-3, 3e-3, 5e-3, 8e-3, 1.2e-2, 2e-2)
 
 #: Weights of the causal LM loss. An arm with sources tries the middle one, at its best rate the next lower and higher
 #: ones, and further ones as with the rates; where the weight has changed, the rates beside the best one again.
-WEIGHTS = (0.05, 0.1, 0.2, 0.5, 0.8)
+WEIGHTS = (0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.95)
 
 #: The weight of an arm without sources.
 LM_LOSS_ALONE = 1.0

@@ -20,8 +20,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from engine.method.alignment import ByteMatcher, Matcher, matcher
-from engine.method.continuations import match_bytes, token_order
+from engine.method.alignment import ByteMatcher, Matcher, match_bytes, matcher
+from engine.method.continuations import token_order
 from engine.method.vocabulary import load_or_build
 from engine.text.tokenization import PassageTokenizer
 from tests.benchmarks.figures import say
@@ -133,11 +133,8 @@ def count_given_bytes(target: PassageTokenizer, source: PassageTokenizer, texts:
     """Rows that have a source row to be conditioned on; none of them is wrong."""
     rows, scored = target_rows(target, texts), scored_tokens(source, texts)
     data, starts, *_ = token_order(source.token_bytes)
-    match, cut = (np.empty(len(rows.end_bytes), np.int32) for _ in range(2))
-    match_bytes(
-        rows.end_bytes, rows.offsets, scored.end_bytes, scored.offsets, scored.token_ids,
-        ByteMatcher(source, target).begins_alike(texts, rows, scored), data, starts, match, cut,
-    )  # fmt: skip
+    alike = ByteMatcher(source, target).begins_alike(texts, rows, scored)
+    match, _ = match_bytes(texts, rows, scored, alike, SimpleNamespace(data=data, starts=starts))
     return Rows(labelled=len(match) - len(texts), used=int((match >= 0).sum()))
 
 

@@ -16,9 +16,11 @@ from actors.sources.source_model import SourceModel
 from actors.training.target_model import TargetModel
 from engine.blocks.packing import Packer
 from engine.errors import RecordError
+from engine.method.alignment import SourceAlignment
 from engine.method.answers import answer_offsets, target_answers
-from engine.method.fusion import whole_passages
-from engine.method.rows import FusedRows
+from engine.method.canonical import CanonicalPairs
+from engine.method.fusion import fuse, whole_passages
+from engine.method.rows import FusedRows, ScoredRows
 from engine.method.vocabulary import with_turn_end
 from engine.model_files.checkpoint import Checkpoint
 from engine.records import NO_TOKEN, PASSAGE, flat_values, rows_of, schema
@@ -124,6 +126,39 @@ def test_one_tokenizer_under_two_templates_is_aligned_throughout(checkpoints, tm
         # Entries that float16 makes alike are in order of their ids.
         assert np.sort(kept).tolist() == np.sort(rows).tolist(), "every row of the source, in order, none twice"
         assert rows_of(table["covered_rows"])[row].tolist() == [is_fused.sum()]
+
+
+@pytest.mark.parametrize("tokens", ["byte_offset", "bytes"])
+def test_what_a_template_writes_after_an_answer_is_not_taken_for_its_text(checkpoints, tmp_path, tokens):
+    """The source's template has a space before the turn's end. Without it the answer would go on half of the time."""
+    messages = [{"role": "user", "content": "The fox?"}, {"role": "assistant", "content": "the dog"}]
+    source, target = (
+        PassageTokenizer.load(Checkpoint(checkpoints["sentencepiece-like"], chat_template=style(kind)))
+        for kind in ("inst", "chatml")
+    )
+    rendering = ChatTemplate(source).encode(messages)
+    rows = target_answers([ChatTemplate(target).encode(messages)], [0], [True]).rows
+    places = rendering.rows()
+    said = np.append(rendering.token_ids[places][1:], source.turn_end_id)
+    going_on = next(token for data, token in source.id_of_bytes.items() if data.startswith(b" ") and len(data) > 1)
+    probs = np.full((len(places), 2), [0.99, 0.0])
+    probs[-2] = 0.5, 0.5
+    scored = ScoredRows(
+        offsets=np.array([0, len(places)]),
+        token_ids=rendering.token_ids[places],
+        end_bytes=rendering.end_bytes[places],
+        topk_ids=np.stack([said, np.full(len(said), going_on)], axis=1).astype(np.int32),
+        topk_logprobs=np.log(np.maximum(probs, 1e-7)).astype(np.float16),
+        token_logprobs=np.log(probs[:, 0]).astype(np.float32),
+    )
+    alignment = AlignmentSpec(tokens=tokens, cache_dir=str(tmp_path))
+    aligned_rows = SourceAlignment(source, target, alignment, [], True).align(["the dog"], rows, scored)
+    pairs = CanonicalPairs(target) if tokens == "bytes" else None
+    found = fuse(rows, [aligned_rows], FusionRuleSpec(rule="uniform", top_k=2), target.vocab_size, ["a"], True, pairs)
+    last = len(rows.token_ids) - 2
+    assert rows.token_ids[last + 1] == target.turn_end_id
+    taught = dict(zip(found.ids[last].tolist(), found.probs[last].tolist(), strict=True))
+    assert taught[target.turn_end_id] > 0.98
 
 
 def test_a_first_token_with_the_templates_space_is_aligned_only_with_its_like(checkpoints, tmp_path):

@@ -100,7 +100,9 @@ class Scene:
         mapping = [self.first_token(data) if data else -1 for data in source.token_bytes]
         mapping[source.eos], mapping[source.bos] = target.eos_id, target.bos_id
         mapping = np.array(mapping, np.int32)
-        self.tables = continuations.build_continuations(source.token_bytes, mapping, self.cuts, trie_of(target))
+        self.tables = continuations.build_continuations(
+            source.token_bytes, mapping, self.cuts, trie_of(target, source.token_bytes)
+        )
         self.token_ids = np.array([target.bos_id, *self.written], np.int32)
         self.end_bytes = np.array([0, *target.encode(self.text)[1].tolist(), len(self.text)], np.int32)
         self.source_ids = np.array([source.bos, *self.said[:-1]], np.int32)
@@ -117,7 +119,7 @@ class Scene:
         offsets, source_offsets = np.array([0, len(self.token_ids)]), np.array([0, len(self.source_ids)])
         target_rows = SimpleNamespace(end_bytes=self.end_bytes, offsets=offsets)
         source_rows = SimpleNamespace(token_ids=self.source_ids, end_bytes=self.source_ends, offsets=source_offsets)
-        match, cut = match_bytes(target_rows, source_rows, np.array([True]), self.tables)
+        match, cut = match_bytes([self.text], target_rows, source_rows, np.array([True]), self.tables)
         # Probabilities are exact here: each has an index of its own in the table of exponentials.
         exponentials = np.take_along_axis(self.probs, kept, axis=1)
         bits = np.arange(exponentials.size, dtype=np.uint16).reshape(exponentials.shape)
@@ -148,12 +150,13 @@ class Scene:
         starts, tokens = self.tables.cut_starts, self.tables.cut_tokens
         return {
             "token_ids": self.source_ids.tolist(),
+            "end_bytes": self.source_ends.tolist(),
             "token_bytes": self.source.token_bytes,
             "topk_ids": kept.tolist(),
             "topk_logprobs": logprobs.tolist(),
             "token_logprobs": self.logprobs.tolist(),
             "cuts": lambda token, cut: int(tokens[starts[token] + cut]),
-            "longest": oracles.longest_token(self.target),
+            "longest": oracles.longest_token(self.target, self.source.token_bytes),
         }
 
     def through_kept(self, kept: np.ndarray, match: int, cut: int) -> np.ndarray:
@@ -230,7 +233,7 @@ class Scene:
         ):
             return int(self.token_ids[row + 1])
         more = self.source.token_bytes[tokens[at + 1]] if tokens[at] != self.source.eos else None
-        longer = oracles.longest_token(self.target)(data, more) if more else -1
+        longer = oracles.longest_token(self.target, self.source.token_bytes)(data, more) if more else -1
         return longer if longer >= 0 else self.first_token(data)
 
     def end_bytes_of(self, row: int) -> int:
@@ -294,14 +297,15 @@ def test_the_kernel_equals_its_twin(seed, product):
     kept = np.argsort(-scene.probs, axis=1)[:, : random.integers(1, 5)].astype(np.int32)
     dense, match, cut = scene.fused(canonical.pairs, kept, product)
     pairs = oracles.match_bytes(
-        scene.end_bytes.tolist(), scene.source_ends.tolist(), scene.source_ids.tolist(), scene.source.token_bytes, True
-    )
+        scene.end_bytes.tolist(), scene.source_ends.tolist(), scene.source_ids.tolist(), scene.source.token_bytes, True,
+        scene.text.encode(),
+    )  # fmt: skip
     assert list(zip(match.tolist(), cut.tolist(), strict=True)) == pairs
     rows, _ = oracles.fused_rows(
         scene.token_ids.tolist(),
         scene.end_bytes.tolist(),
         len(scene.text),
-        [scene.plain(kept) | {"end_bytes": scene.source_ends.tolist()}],
+        [scene.plain(kept)],
         [match.tolist()],
         FusionRuleSpec(rule="uniform", top_k=64),
         product=product,
@@ -313,6 +317,51 @@ def test_the_kernel_equals_its_twin(seed, product):
         for token, prob in entries:
             expected[token] += prob
         np.testing.assert_allclose(dense[row], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "target_end", "expected"),
+    [
+        ("abcd", [("ab", 2), ("cd", 4)], 3, (1, 1)),
+        ("dog THE", [("dog", 3), (" the", 7)], 6, (-1, 0)),  # in lower case: other bytes, as many
+        ("a…b", [("a", 1), ("...", 4), ("b", 5)], 3, (-1, 0)),
+        ("dog", [(" dog", 3)], 1, (0, 2)),  # a dummy prefix
+        ("a dog", [("a", 1), ("  dog", 5)], 3, (1, 3)),  # a space that the text does not have
+        ("a dog", [("a", 1), ("x dog", 5)], 3, (-1, 0)),
+        ("a }", [("a", 1), (" }\n", 3)], 2, (1, 1)),  # a template's line break after an answer
+        ("a }b", [("a", 1), (" }\n", 3), ("b", 4)], 2, (-1, 0)),
+        ("Dog", [("dog", 3)], 1, (-1, 0)),
+    ],
+)
+def test_a_row_inside_a_source_token_has_its_row_only_if_the_token_has_the_texts_bytes(
+    text, source, target_end, expected
+):
+    pieces = [piece.encode() for piece, _ in source]
+    ends = [0, *(end for _, end in source)]
+    target_ends = [0, target_end, len(text.encode()), len(text.encode())]
+    plain = oracles.match_bytes(target_ends, ends, [0, *range(len(pieces))], pieces, True, text.encode())
+    data, starts, *_ = continuations.token_order(pieces)
+    rows, others = (
+        SimpleNamespace(end_bytes=np.array(found, np.int32), offsets=np.array([0, len(found)]))
+        for found in (target_ends, ends)
+    )
+    others.token_ids = np.array([0, *range(len(pieces))], np.int32)
+    tables = SimpleNamespace(data=data, starts=starts)
+    match, cut = match_bytes([text], rows, others, np.array([True]), tables)
+    assert plain[1] == (match[1], cut[1]) == expected
+
+
+@pytest.mark.parametrize("logprob", [-1.0, -104.5, -800.0, -np.inf])
+def test_what_follows_an_unlikely_token_is_taught(logprob):
+    random = np.random.default_rng(0)
+    scene = Scene(random, random_target(random), ToySource(random))
+    kept = np.argsort(-scene.probs, axis=1)[:, :4].astype(np.int32)
+    likely, match, _ = scene.fused(NO_PAIRS, kept)
+    scene.logprobs = np.full(len(scene.logprobs), logprob, np.float32)
+    found, _, _ = scene.fused(NO_PAIRS, kept)
+    taught = match >= 0
+    assert taught.any()
+    np.testing.assert_array_equal(found.sum(axis=1)[taught] > 0, likely.sum(axis=1)[taught] > 0)
 
 
 @settings(max_examples=50, deadline=None)

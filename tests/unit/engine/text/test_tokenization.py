@@ -140,6 +140,16 @@ def test_a_tokenizer_that_changes_its_input_still_has_ends_in_the_text():
     assert {3, 4} & set(ends.tolist()) == set(), "no token ends between the letter and its accent"
 
 
+def test_parts_of_a_character_end_where_their_bytes_do_though_another_character_is_changed():
+    plain = byte_level_without_bos().backend_tokenizer
+    plain.normalizer = normalizers.NFKC()
+    tokenizer = PassageTokenizer(PreTrainedTokenizerFast(tokenizer_object=plain), "nfkc")
+    ids, ends = tokenizer.encode("\uff21🙂½a")
+    assert b"".join(tokenizer.token_bytes[token] for token in ids) == "A🙂1\u20442a".encode()
+    assert ends.tolist()[:5] == [3, 4, 5, 6, 7], "of the emoji each byte is a token"
+    assert set(ends.tolist()[5:]) == {9, 10}, "what ½ has become is no part of the text"
+
+
 def test_a_tokenizer_that_loses_text_is_refused_where_it_does():
     plain = byte_level_without_bos().backend_tokenizer
     plain.normalizer = normalizers.Replace("q", "")
