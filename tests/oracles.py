@@ -66,8 +66,7 @@ def continued_row(
 
     Args:
         source: as for ``source_distribution``, with ``token_bytes``; ``cuts``: the target token of a source token
-            without its first bytes, or -1; and ``longest``: the longest target token that begins two runs of bytes and
-            reaches into the second one, or -1.
+            without its first bytes, or -1; and ``longest``: see ``longest_token``.
         row, cut: of ``match_bytes``.
         label, label_ends: given where the mass of the text's own next source token is dealt out by two tokens.
     """
@@ -135,7 +134,7 @@ def _by_two_tokens(
         more = token_bytes[token] if 0 <= token < len(token_bytes) else None
         if not more:
             continue
-        target, part = source["longest"](first, more) if first else -1, mass * math.exp(float(logprob))
+        target, part = source["longest"](first, more, length) if first else -1, mass * math.exp(float(logprob))
         if token == following:
             target, part = label if is_within else target, max(part - mass * share, 0.0)
         if target >= 0:
@@ -144,8 +143,11 @@ def _by_two_tokens(
     return [*parts, (source["cuts"](tokens[row + 1], length), left)]
 
 
-def longest_token(target, source_bytes: Sequence[bytes | None]) -> Callable[[bytes, bytes], int]:
-    """The longest target token that begins two runs of bytes and reaches into the second one; -1 if a source has it.
+def longest_token(target, source_bytes: Sequence[bytes | None]) -> Callable[[bytes, bytes, int], int]:
+    """The longest target token that begins two runs of bytes and reaches into the second one, or -1.
+
+    The third argument says how many bytes are cut off before them. If there are none, and the source has this token, it
+    is -1.
 
     Args:
         source_bytes: the bytes of the source's tokens.
@@ -153,11 +155,11 @@ def longest_token(target, source_bytes: Sequence[bytes | None]) -> Callable[[byt
 
     shared = set(source_bytes)
 
-    def longest(first: bytes, more: bytes) -> int:
+    def longest(first: bytes, more: bytes, length: int) -> int:
         data = first + more
         sizes = range(len(data), len(first), -1)
         found = next((data[:size] for size in sizes if data[:size] in target.id_of_bytes), None)
-        return -1 if found is None or found in shared else target.id_of_bytes[found]
+        return -1 if found is None or (found in shared and not length) else target.id_of_bytes[found]
 
     return longest
 
@@ -446,7 +448,7 @@ def fused_passage(
             continue
         plain[-1]["cuts"] = _cuts(source, target, method, table)
         plain[-1]["longest"] = (
-            longest_token(target, source.token_bytes) if method != "exact" else lambda first, more: -1
+            longest_token(target, source.token_bytes) if method != "exact" else lambda first, more, length: -1
         )
         data = text.encode("utf8")
         pairs = match_bytes(ends, scored["end_bytes"], scored["token_ids"], source.token_bytes, begins_alike, data)

@@ -7,8 +7,8 @@ answers alone. To answer, a row is conditioned on the *residual*, the bytes betw
 those count that begin with the residual and go on, cut by it.
 
 The source may say in two tokens what the target says in one. Of the text's own next source token the row after it tells
-how the text goes on, so its mass is dealt out by two tokens: to the longest target token that begins both, if the
-source lacks it.
+how the text goes on, so its mass is dealt out by two tokens: to the longest target token that begins both. It is not
+where this token begins as the source's does and the source has it too: the source would have said it in one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.method.compiled import njit
-from engine.method.token_trie import NO_NODE, TokenTrie, find_nodes, has_byte, longest_token
+from engine.method.token_trie import NO_NODE, SHARED, TokenTrie, find_nodes, has_byte, longest_token
 
 #: Rows of a source that answer together: the one at the target's byte and the ones before it.
 MOST_COVERS = 2
@@ -43,7 +43,7 @@ class Continuations(NamedTuple):
             target token of what is left, or -1.
         first_bytes: uint8 [V], the first byte of each token, 0 of one without bytes.
         nodes: int32, with the places of ``cut_tokens`` the node of what is left in the target's ``TokenTrie``,
-            ``NO_NODE`` where no target token that the source lacks goes on with it.
+            ``NO_NODE`` where no target token goes on with it, of a whole token none that the source lacks.
         children, trie_tokens, bytes_after: the target's ``TokenTrie``.
     """
 
@@ -81,11 +81,12 @@ def build_continuations(
     cut_tokens = cuts.copy()
     cut_tokens[cut_starts[:-1]] = mapping
     nodes = np.full(cut_starts[-1], NO_NODE, np.int32)
-    find_nodes(data, starts, cut_starts, trie.children, trie.bytes_after, nodes)
+    find_nodes(data, starts, cut_starts, trie.children, trie.bytes_after, trie.is_lacked, nodes)
     first_bytes = np.fromiter((piece[0] if piece else 0 for piece in token_bytes), np.uint8, len(token_bytes))
     return Continuations(
-        data, starts, order, rank, longer, begun, mapping, cut_starts, cut_tokens, first_bytes, nodes, *trie
-    )
+        data, starts, order, rank, longer, begun, mapping, cut_starts, cut_tokens, first_bytes, nodes,
+        trie.children, trie.tokens, trie.bytes_after,
+    )  # fmt: skip
 
 
 def token_order(token_bytes: Sequence[bytes | None]) -> tuple[np.ndarray, ...]:
@@ -241,7 +242,10 @@ def _bytes_before(token, span, text, data, starts):
 def _are_same(data, start, text, span):
     """Whether the bytes of ``text`` in ``span`` are those of ``data`` from ``start`` on."""
     begin, stop = span
-    return np.array_equal(data[start : start + stop - begin], text[begin:stop])
+    same = 0
+    for place in range(stop - begin):
+        same += data[start + place] == text[begin + place]
+    return same == stop - begin
 
 
 @njit
@@ -341,7 +345,7 @@ def continue_row(
             estimate = (rest - own) * counted / kept if kept > 0.0 else 0.0
         if of_following > 0.0:
             size = _deal_out(
-                weight * of_following, cut_starts[following] + length, at + 1, end, goes_on,
+                weight * of_following, cut_starts[following] + length, length > 0, at + 1, end, goes_on,
                 token_ids, topk_ids, topk_bits, exp, data, starts, cut_tokens,
                 first_bytes, nodes, children, trie_tokens, bytes_after, found, masses, size,
             )  # fmt: skip
@@ -353,18 +357,19 @@ def continue_row(
 
 @njit
 def _deal_out(
-    mass, place, row, end, goes_on, token_ids, topk_ids, topk_bits, exp,
+    mass, place, is_cut, row, end, goes_on, token_ids, topk_ids, topk_bits, exp,
     data, starts, cut_tokens, first_bytes, nodes, children, trie_tokens, bytes_after, found, masses, size,
 ):  # fmt: skip
     """Deal out the mass of the text's own next source token by what the source says after it.
 
     The label gets its share. If it ends within two source tokens, it gets what is left of the second one's mass too: on
     this path the target has written the label. Other tokens after the first one give their mass to the longest target
-    token that begins both, if the source lacks it: else it would not have said it so. What is left stays with the first
-    one's target token.
+    token that begins both, unless the source has it too and would have said it in one. What is left stays with the
+    first one's target token.
 
     Args:
-        place: of what is left of the first token, in ``cut_tokens`` and ``nodes``. row: the source row after it.
+        place: of what is left of the first token, in ``cut_tokens`` and ``nodes``. is_cut: whether that is not all of
+            it. row: the source row after it.
 
     Returns:
         Where the found ones end.
@@ -391,6 +396,8 @@ def _deal_out(
             target = label
         elif goes_on_so:
             target = longest_token(node, data, starts[token], starts[token + 1], children, trie_tokens)
+            if target <= SHARED and is_cut:
+                target = SHARED - target
         part = min(part, left)
         if target >= 0 and part > 0.0:
             found[size], masses[size] = target, part

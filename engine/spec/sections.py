@@ -224,8 +224,8 @@ class AlignmentSpec(Section):
     """Probability of a target token that the source splits, under bytes and byte_offset. product: the text's next token
     gets the product of its pieces' probabilities, taken from its first piece. Under bytes (not with vocabulary exact)
     the mass of the source's own next token in the text goes to the longest target token that begins with it and with a
-    token after it, if the source has no such token. Other split tokens, and all under first_piece: none of their own,
-    the first piece keeps all."""
+    token after it, unless the source has this token too. Other split tokens, and all under first_piece: none of their
+    own, the first piece keeps all."""
     least_kept_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.001
     """Under bytes, the share that the kept entries of a row inside a source token must exceed, if all of the source's
     rest mass belonged there too. Rows with less have no teacher from this source. Low, as an estimate of the rest is

@@ -362,10 +362,12 @@ class PassageTokenizer:
         The library gives them all the end of the character.
         """
         firsts = np.flatnonzero(np.append(True, ends[1:] != ends[:-1]))
-        for first, last in zip(firsts, np.append(firsts[1:], len(ends)) - 1, strict=True):
+        lasts = np.append(firsts[1:], len(ends)) - 1
+        begins = np.append(0, ends[lasts[:-1]])
+        for run in np.flatnonzero(lasts > firsts):
+            first, last = firsts[run], lasts[run]
             parts = [self.token_bytes[token] or b"" for token in tokens[first : last + 1]]
-            begin = ends[first - 1] if first else 0
-            if len(parts) > 1 and all(parts) and data[begin : ends[last]].endswith(b"".join(parts)):
+            if all(parts) and data[begins[run] : ends[last]].endswith(b"".join(parts)):
                 ends[first:last] = ends[last] - np.cumsum([len(part) for part in parts[:0:-1]])[::-1]
         return ends
 

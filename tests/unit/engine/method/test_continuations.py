@@ -16,7 +16,7 @@ from engine.method import continuations, kernels
 from engine.method.alignment import match_bytes
 from engine.method.byte_fusion import fuse_byte_rows
 from engine.method.canonical import NO_PAIRS, CanonicalPairs
-from engine.method.token_trie import NO_TRIE, trie_of
+from engine.method.token_trie import NO_NODE, NO_TRIE, trie_of
 from engine.method.vocabulary import build_cuts
 from engine.spec import FusionRuleSpec
 from engine.text.tokenization import PassageTokenizer
@@ -233,7 +233,8 @@ class Scene:
         ):
             return int(self.token_ids[row + 1])
         more = self.source.token_bytes[tokens[at + 1]] if tokens[at] != self.source.eos else None
-        longer = oracles.longest_token(self.target, self.source.token_bytes)(data, more) if more else -1
+        longest = oracles.longest_token(self.target, self.source.token_bytes)
+        longer = longest(data, more, len(self.source.pieces[tokens[at]]) - len(data)) if more else -1
         return longer if longer >= 0 else self.first_token(data)
 
     def end_bytes_of(self, row: int) -> int:
@@ -349,6 +350,20 @@ def test_a_row_inside_a_source_token_has_its_row_only_if_the_token_has_the_texts
     tables = SimpleNamespace(data=data, starts=starts)
     match, cut = match_bytes([text], rows, others, np.array([True]), tables)
     assert plain[1] == (match[1], cut[1]) == expected
+
+
+def test_a_source_says_nothing_by_two_tokens_about_a_token_that_it_has_itself():
+    target = random_target(np.random.default_rng(0))
+    none = np.full(sum(max(len(data or b""), 1) for data in target.token_bytes), -1, np.int32)
+    longer = [data for data in target.token_bytes if data and len(data) > 1]
+    assert longer
+    for lacking in (b"", longer[-1]):
+        token_bytes = [None if data == lacking else data for data in target.token_bytes]
+        trie = trie_of(target, token_bytes)
+        tables = continuations.build_continuations(token_bytes, np.zeros(len(token_bytes), np.int32), none, trie)
+        begins = [lacking.startswith(data) and data != lacking for data in token_bytes if data]
+        wholes = tables.nodes[tables.cut_starts[:-1]]
+        assert (wholes != NO_NODE).any() == any(begins)
 
 
 @pytest.mark.parametrize("logprob", [-1.0, -104.5, -800.0, -np.inf])
