@@ -2,7 +2,8 @@
 
 That is so where a tokenizer normalises the text, marks what it does not know, or drops spaces. Offsets are the
 library's, in characters of the original text. A token that ends inside a character ends with it here; it comes before
-the token that really ends there, and of tokens with one end only the last counts (``engine.method.alignment``).
+the token that really ends there, and of tokens with one end only the last counts (``engine.method.alignment``). Where
+the tokens' bytes are the character's, ``engine.text.tokenization`` tells their ends apart.
 """
 
 from __future__ import annotations

@@ -33,8 +33,6 @@ from tests.support.tiny_tokenizers import tokenizer_folders
 
 MESSAGES = schema(PASSAGE).field("messages").type
 
-pytestmark = pytest.mark.timeout(60)
-
 TEMPLATES = Path("pipelines/specs/chat_templates").absolute()
 TOP_K, LENGTH = 8, 128
 CONVERSATIONS = [
