@@ -6,8 +6,8 @@ mass where it is not kept, and V the size of the target's vocabulary:
 
     nats per byte = - sum log(0.99 q(label) + 0.01 / V) / bytes of the labels
 
-The target itself stands beside them, by the same measure. A lower cost is a guide and no judge, least of all between
-alignments: rows at shared byte offsets cost the labels less and train the worse student (LOG.md).
+The target itself stands beside them, by the same measure. A lower cost is a guide and no judge: what the rows say of
+other tokens than the labels teaches too, and what the target never writes is left out of some ways (LOG.md).
 """
 
 from __future__ import annotations
