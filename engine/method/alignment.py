@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from engine.method import continuations, kernels
+from engine.method import byte_matching, continuations, kernels
 from engine.method.edit_distance import align_by_edits
 from engine.method.rows import NEXT_TOKEN, NO_ROW, ScoredRows, SourceRows, TargetRows, TokenRows
 from engine.method.token_trie import NO_TRIE, trie_of
@@ -264,7 +264,7 @@ def match_bytes(
     offsets = np.append(0, np.cumsum(np.where(np.diff(target.offsets) > 0, ends, 0), dtype=np.int64))
     if offsets[-1] != len(data):
         raise ValueError(f"the target's rows consume {offsets[-1]} bytes, but the texts have {len(data)}")
-    continuations.match_bytes(
+    byte_matching.match_bytes(
         data, offsets, target.end_bytes, target.offsets, source.end_bytes, source.offsets, source.token_ids,
         begins_alike, tables.data, tables.starts, match, cut,
     )  # fmt: skip

@@ -31,7 +31,7 @@ def fuse_byte_rows(weights, target, token_ids, sources, cut, tables, pairs, meth
     Args:
         token_ids: int32 [sum T], the target's tokens.
         sources: ``Sources``, whose mapping is not used.
-        cut: int32 [sum T] of each source, see ``continuations.match_bytes``.
+        cut: int32 [sum T] of each source, see ``byte_matching.match_bytes``.
         tables: ``Continuations`` of N sources, in each field one array a source.
         pairs: ``canonical.Pairs``. Of the fused row, entries that cannot follow the target's token are left out, and
             what is left is scaled to one, the rest mass keeping its share. The label, which does follow, stays.

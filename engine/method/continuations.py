@@ -176,88 +176,6 @@ def _first_from(byte, depth, low, high, data, starts, order):
 
 
 @njit
-def match_bytes(
-    texts, text_offsets, target_ends, target_offsets, source_ends, source_offsets, source_tokens, begins_alike,
-    data, starts, match, cut,
-):  # fmt: skip
-    """The source row for each target row, and how many bytes of its next token the target has read already.
-
-    Args:
-        texts: uint8, the bytes of all passages. text_offsets: int64 [B+1], where each begins.
-        target_ends, source_ends, target_offsets, source_offsets, begins_alike: as of ``kernels.match_end_bytes``.
-        source_tokens: int32 [sum S]. data, starts: of ``Continuations``.
-        match: int32 [sum T], filled: the last source row that has consumed no more bytes than the target row, counted
-            within the passage, or -1.
-        cut: int32 [sum T], filled: the bytes of the source's next token that the target row has consumed.
-
-    Rows at the same byte match as they do there. A row inside a source token has none if the token's own bytes are not
-    those of the text, because a normalizer has changed them: then the number of bytes to cut off is unknown.
-    """
-    for passage in range(target_offsets.size - 1):
-        text = texts[text_offsets[passage] : text_offsets[passage + 1]]
-        first, end = source_offsets[passage], source_offsets[passage + 1]
-        target_end = target_offsets[passage + 1] - 1
-        alike = begins_alike[passage] and rows_at_zero(
-            target_ends, target_offsets[passage], target_end
-        ) == rows_at_zero(source_ends, first, end)
-        source = first
-        for row in range(target_offsets[passage], target_offsets[passage + 1]):
-            match[row], cut[row] = -1, 0
-            stop = target_ends[row]
-            if row >= target_end or (row + 1 < target_end and target_ends[row + 1] == stop):
-                continue
-            while source + 1 < end and source_ends[source + 1] <= stop:
-                source += 1
-            if source >= end or source_ends[source] > stop:
-                continue
-            if source_ends[source] == stop:
-                if stop > 0 or alike:
-                    match[row] = source - first
-            elif source + 1 < end:
-                begin = source_ends[source]
-                before = _bytes_before(source_tokens[source + 1], (begin, source_ends[source + 1]), text, data, starts)
-                if before >= 0:
-                    match[row], cut[row] = source - first, stop - begin + before
-
-
-@njit
-def _bytes_before(token, span, text, data, starts):
-    """How many bytes of its own a source token has before those of the text in ``span``; -1 if it has not those.
-
-    At the text's beginning there may be some, a dummy prefix or a template's space; elsewhere one space that the text
-    does not have. At the text's end the token may go on into the template.
-    """
-    begin, stop = span
-    beyond = starts[token + 1] - starts[token] - (stop - begin)
-    if beyond < 0 or stop > text.size:
-        return -1
-    if (beyond == 0 or begin == 0 or (beyond == 1 and data[starts[token]] == 32)) and _are_same(
-        data, starts[token] + beyond, text, span
-    ):
-        return beyond
-    return 0 if stop == text.size and _are_same(data, starts[token], text, span) else -1
-
-
-@njit
-def _are_same(data, start, text, span):
-    """Whether the bytes of ``text`` in ``span`` are those of ``data`` from ``start`` on."""
-    begin, stop = span
-    same = 0
-    for place in range(stop - begin):
-        same += data[start + place] == text[begin + place]
-    return same == stop - begin
-
-
-@njit
-def rows_at_zero(ends, start, end):
-    """How many rows of a passage, BOS and the like, have consumed no byte."""
-    count = 0
-    while start + count < end and ends[start + count] == 0:
-        count += 1
-    return count
-
-
-@njit
 def further_pieces(ends, logprobs, row, end, span):
     """Probability that the source goes on to the end of ``span`` as the text does, once its first piece is said.
 
@@ -297,8 +215,8 @@ def continue_row(
     large a share is taken to do so as of the kept ones; only of the text's own next token the probability is known.
 
     Args:
-        at: the source row that ``match_bytes`` found; first, end: the first row of its passage, and the row after the
-            last. cut: of ``match_bytes``.
+        at, cut: the source row, and what ``byte_matching.match_bytes`` found to cut. first, end: the first row of its
+            passage, and the row after the last.
         goes_on: (label, share, within), how the text goes on: the next target token; the share that it gets of the
             mass of the source's next token, where the source splits it, 0 elsewhere; and whether it ends within the
             source's next two tokens. With a label of -1 nothing is dealt out by two tokens.
@@ -502,7 +420,7 @@ def drop_uncertain(
     Args:
         least: the least share that kept entries have of the conditioned row, if all mass beyond them goes on with the
             residual too.
-        match, cut: of ``match_bytes``, changed: -1 and 0 where there is less.
+        match, cut: of ``byte_matching.match_bytes``, changed: -1 and 0 where there is less.
     """
     room = most_found(topk_ids.shape[1])
     found, masses = np.empty(room, np.int32), np.empty(room)

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engine.method.byte_matching import rows_at_zero
 from engine.method.compiled import njit
-from engine.method.continuations import further_pieces, rows_at_zero
+from engine.method.continuations import further_pieces
 from engine.method.top_entries import add, choosing_room, take_masses, write_top
 
 #: exp of every float16, indexed by its bits. numba has no float16 on CPUs, and a look-up is faster than exp.

@@ -13,13 +13,11 @@ import numpy as np
 
 from engine.method.compiled import njit
 from engine.method.pair_table import empty_table, slot_of
+from engine.records import NO_TOKEN
 from engine.text.tokenization import PassageTokenizer
 
 #: No node: no token goes on so.
 NO_NODE = -1
-
-#: No token ends at a node.
-NO_TOKEN = -1
 
 #: A token that the source has too is written as this number less the token.
 SHARED = -2
